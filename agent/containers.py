@@ -1,0 +1,131 @@
+"""What the agent does to one container: make it, start it, find it again, end it, and clear away what is left.
+
+Each verb is a few calls to the isolators and the launcher in the order that `isolators/base.py` promises. Nothing here
+knows tasks' states: the reconciler decides which verb is due.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from agent.launcher import record
+from agent.launcher.adopt import wait_exit
+from agent.launcher.client import Launch, Launcher
+from isolators.base import Container, Isolator, IsolatorError, merge
+from model.network import Address
+from model.task import TaskSpec, Usage
+from pki.files import PRIVATE, write_atomic
+
+OCI_VERSION = "1.2.0"
+
+
+@dataclass(frozen=True, slots=True)
+class Directories:
+    """Where the agent keeps things, all of it 0700 and its own."""
+
+    state: Path
+
+    @property
+    def tasks(self) -> Path:
+        return self.state / "tasks"
+
+    @property
+    def bundles(self) -> Path:
+        return self.state / "containers"
+
+    @property
+    def logs(self) -> Path:
+        return self.state / "logs"
+
+    def log(self, task_id: str, stream: str) -> Path:
+        return self.logs / task_id / stream
+
+    def make(self) -> None:
+        for directory in (self.state, self.tasks, self.bundles, self.logs):
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+class Containers:
+    def __init__(self, directories: Directories, isolators: Sequence[Isolator], launcher: Launcher) -> None:
+        self._directories = directories
+        self._isolators = isolators
+        self._launcher = launcher
+
+    def container(self, task: TaskSpec, id_base: int) -> Container:
+        return Container(task.id, task, self._directories.bundles / task.id, id_base)
+
+    async def recover(self, known: list[Container]) -> None:
+        """Once, before anything else: every isolator finds its own again, and lets go of what belongs to nobody."""
+        ids = {container.id for container in known}
+        orphans = [path.name for path in self._directories.bundles.iterdir() if path.name not in ids]
+        for isolator in self._isolators:
+            await isolator.recover(known, orphans)
+        for orphan in orphans:
+            shutil.rmtree(self._directories.bundles / orphan)
+
+    async def prepare(self, container: Container) -> None:
+        """Everything on the host's side, and the bundle on disk. Raises IsolatorError."""
+        container.directory.mkdir(mode=0o700)
+        parts = [{"ociVersion": OCI_VERSION}]
+        for isolator in self._isolators:
+            parts.append(await isolator.prepare(container))
+        write_atomic(container.directory / "config.json", json.dumps(merge(parts)).encode(), PRIVATE)
+
+    async def create(self, container: Container) -> tuple[Launch, tuple[Address, ...]]:
+        """The container's namespaces, limited and connected, with its first process waiting in them."""
+        logs = self._directories.logs / container.id
+        logs.mkdir(mode=0o700, exist_ok=True)
+        launch = await self._launcher.create(container.directory, logs / "stdout", logs / "stderr")
+        try:
+            addresses: tuple[Address, ...] = ()
+            for isolator in self._isolators:
+                addresses += await isolator.isolate(container, launch.pid)
+        except BaseException:
+            await launch.abort()
+            raise
+        return launch, addresses
+
+    def keeper(self, container: Container) -> record.Keeper | None:
+        """What the keeper of an earlier launch left; None when there was none in this boot."""
+        return record.read_keeper(str(container.directory))
+
+    async def exited(self, container: Container) -> record.Exit:
+        return await wait_exit(container.directory)
+
+    def signal(self, pid: int, number: signal.Signals) -> None:
+        """To the container's first process; with SIGKILL the kernel ends all others in its pid namespace too."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+    async def usage(self, container: Container) -> Usage:
+        usage = Usage()
+        for isolator in self._isolators:
+            usage = await isolator.usage(container, usage)
+        return usage
+
+    async def cleanup(self, container: Container) -> None:
+        """Undo all of it, the last isolator first. Collects what fails and goes on (ExceptionGroup at the end)."""
+        errors: list[Exception] = []
+        for isolator in reversed(self._isolators):
+            try:
+                await isolator.cleanup(container)
+            except (IsolatorError, OSError) as error:
+                errors.append(error)
+        if errors:
+            raise ExceptionGroup(f"clean up {container.id}", errors)
+        shutil.rmtree(container.directory, ignore_errors=False, onerror=_absent_is_fine)
+
+    def forget(self, task_id: str) -> None:
+        shutil.rmtree(self._directories.logs / task_id, onerror=_absent_is_fine)
+
+
+def _absent_is_fine(function: object, path: str, failure: tuple[type[BaseException], BaseException, object]) -> None:
+    if not isinstance(failure[1], FileNotFoundError):
+        raise failure[1]

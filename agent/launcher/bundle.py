@@ -1,0 +1,169 @@
+"""Reads `config.json` of an OCI bundle into what the launcher performs (OCI runtime-spec 1.2, config.md).
+
+Only what our isolators write is understood; anything else that changes how a container is confined is refused rather
+than ignored, so that a bundle never runs with less isolation than it asks for.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from agent.launcher import syscalls as sc
+from agent.launcher.mounts import Mount, parse_mount
+
+NAMESPACES = {
+    "mount": sc.CLONE_NEWNS,
+    "pid": sc.CLONE_NEWPID,
+    "network": sc.CLONE_NEWNET,
+    "ipc": sc.CLONE_NEWIPC,
+    "uts": sc.CLONE_NEWUTS,
+    "user": sc.CLONE_NEWUSER,
+    "cgroup": sc.CLONE_NEWCGROUP,
+}
+# Without these four a container is not one: there is no root to pivot in, or root inside is root outside.
+REQUIRED = ("mount", "pid", "user", "ipc")
+
+# capability.h, in order of number.
+# fmt: off
+CAPABILITIES = (
+    "CHOWN", "DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID", "SETPCAP",
+    "LINUX_IMMUTABLE", "NET_BIND_SERVICE", "NET_BROADCAST", "NET_ADMIN", "NET_RAW", "IPC_LOCK", "IPC_OWNER",
+    "SYS_MODULE", "SYS_RAWIO", "SYS_CHROOT", "SYS_PTRACE", "SYS_PACCT", "SYS_ADMIN", "SYS_BOOT", "SYS_NICE",
+    "SYS_RESOURCE", "SYS_TIME", "SYS_TTY_CONFIG", "MKNOD", "LEASE", "AUDIT_WRITE", "AUDIT_CONTROL", "SETFCAP",
+    "MAC_OVERRIDE", "MAC_ADMIN", "SYSLOG", "WAKE_ALARM", "BLOCK_SUSPEND", "AUDIT_READ", "PERFMON", "BPF",
+    "CHECKPOINT_RESTORE",
+)
+# fmt: on
+
+
+class BundleError(Exception):
+    """The bundle asks for something that the launcher does not do. The text names the key."""
+
+
+@dataclass(frozen=True, slots=True)
+class IdMap:
+    """Ids `inside` to `inside` + `count` - 1 are `outside` and up on the node."""
+
+    inside: int
+    outside: int
+    count: int
+
+    def __str__(self) -> str:
+        return f"{self.inside} {self.outside} {self.count}"
+
+
+@dataclass(frozen=True, slots=True)
+class Rlimit:
+    kind: str
+    soft: int
+    hard: int
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    argv: tuple[str, ...]
+    env: dict[str, str]
+    cwd: str
+    uid: int
+    gid: int
+    groups: tuple[int, ...]
+    bounding: int
+    effective: int
+    permitted: int
+    no_new_privileges: bool
+    oom_score_adj: int
+    rlimits: tuple[Rlimit, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    directory: str
+    rootfs: str
+    read_only: bool
+    hostname: str
+    namespaces: int
+    uid_maps: tuple[IdMap, ...]
+    gid_maps: tuple[IdMap, ...]
+    mounts: tuple[Mount, ...]
+    masked: tuple[str, ...]
+    read_only_paths: tuple[str, ...]
+    process: Process
+
+
+def read(directory: str) -> Bundle:
+    """Raises OSError when the file can't be read, BundleError when it is not a bundle for us."""
+    with open(os.path.join(directory, "config.json"), "rb") as file:
+        try:
+            return parse(directory, json.load(file))
+        except (KeyError, TypeError, ValueError) as error:
+            raise BundleError(f"config.json: {type(error).__name__} {error}") from error
+
+
+def parse(directory: str, config: dict[str, Any]) -> Bundle:
+    linux = config["linux"]
+    return Bundle(
+        directory=directory,
+        rootfs=os.path.join(directory, config["root"]["path"]),
+        read_only=config["root"].get("readonly", False),
+        hostname=config.get("hostname", ""),
+        namespaces=_namespaces(linux["namespaces"]),
+        uid_maps=tuple(_id_map(entry) for entry in linux["uidMappings"]),
+        gid_maps=tuple(_id_map(entry) for entry in linux["gidMappings"]),
+        mounts=tuple(parse_mount(mount) for mount in config.get("mounts", [])),
+        masked=tuple(linux.get("maskedPaths", [])),
+        read_only_paths=tuple(linux.get("readonlyPaths", [])),
+        process=_process(config["process"]),
+    )
+
+
+def outside(maps: tuple[IdMap, ...], inside: int) -> int:
+    """The node's id of an id in the container. Raises BundleError when there is none."""
+    for entry in maps:
+        if entry.inside <= inside < entry.inside + entry.count:
+            return entry.outside + inside - entry.inside
+    raise BundleError(f"id {inside} is not mapped in linux/uidMappings or linux/gidMappings")
+
+
+def _namespaces(entries: list[dict[str, str]]) -> int:
+    types = [entry["type"] for entry in entries]
+    for entry in entries:
+        if "path" in entry or entry["type"] not in NAMESPACES:
+            raise BundleError(f"linux/namespaces: can't join or make {entry}")
+    missing = [name for name in REQUIRED if name not in types]
+    if missing:
+        raise BundleError(f"linux/namespaces: {', '.join(missing)} missing")
+    return sum(NAMESPACES[name] for name in set(types))
+
+
+def _id_map(entry: dict[str, int]) -> IdMap:
+    return IdMap(entry["containerID"], entry["hostID"], entry["size"])
+
+
+def _process(process: dict[str, Any]) -> Process:
+    user = process["user"]
+    capabilities = process["capabilities"]
+    if capabilities.get("ambient") or capabilities.get("inheritable"):
+        raise BundleError("process/capabilities: ambient and inheritable must be empty")
+    if not process["args"] or process.get("terminal"):
+        raise BundleError("process: args must not be empty, terminal must be false")
+    return Process(
+        argv=tuple(process["args"]),
+        env=dict(entry.split("=", 1) for entry in process.get("env", [])),
+        cwd=process["cwd"],
+        uid=user["uid"],
+        gid=user["gid"],
+        groups=tuple(user.get("additionalGids", [])),
+        bounding=_mask(capabilities.get("bounding", [])),
+        effective=_mask(capabilities.get("effective", [])),
+        permitted=_mask(capabilities.get("permitted", [])),
+        no_new_privileges=process.get("noNewPrivileges", False),
+        oom_score_adj=process.get("oomScoreAdj", 0),
+        rlimits=tuple(Rlimit(limit["type"], limit["soft"], limit["hard"]) for limit in process.get("rlimits", [])),
+    )
+
+
+def _mask(names: list[str]) -> int:
+    return sum(1 << CAPABILITIES.index(name.removeprefix("CAP_")) for name in set(names))

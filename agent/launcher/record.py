@@ -1,0 +1,130 @@
+"""What a keeper leaves on disk, so that an agent that starts later knows which processes are whose and how they ended.
+
+`keeper.json` is written before the container's first process exists, and again at each phase:
+
+    creating   the keeper lives; there may be a container
+    created    its first process waits
+    starting   it was told to go; from here on it may run, and does not run a second time
+
+`exit.json` is written once, when the container has ended, and is on disk when the keeper ends. `keeper.json` is not
+waited for: the page cache outlives every process that can be killed, and after the next boot nothing it names lives.
+
+A process is known by its pid, the time it started and the
+boot it started in: pids come back, the three together do not.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from functools import cache
+from typing import Any
+
+KEEPER_FILE = "keeper.json"
+EXIT_FILE = "exit.json"
+
+CREATING = "creating"
+CREATED = "created"
+STARTING = "starting"
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """`start` is field 22 of /proc/PID/stat: clock ticks since the boot."""
+
+    pid: int
+    start: int
+
+
+@dataclass(frozen=True, slots=True)
+class Keeper:
+    keeper: Identity
+    boot_id: str
+    phase: str
+    container: Identity | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """How a container ended: with an exit `code`, by a `signal`, or, when it never ran, with an `error`. `lost` means
+    that nobody was there to see it: the keeper was killed, or the node went down. `at` is seconds since the epoch."""
+
+    code: int | None = None
+    signal: int | None = None
+    at: float = 0.0
+    error: str = ""
+    lost: bool = False
+
+
+def write_keeper(bundle: str, keeper: Keeper) -> None:
+    _write(bundle, KEEPER_FILE, asdict(keeper))
+
+
+def write_exit(bundle: str, ended: Exit) -> None:
+    _write(bundle, EXIT_FILE, asdict(ended))
+    _sync(os.path.join(bundle, EXIT_FILE))
+    _sync(bundle)
+
+
+def read_keeper(bundle: str) -> Keeper | None:
+    """None when there is none, or when it is from another boot: no process of it can live."""
+    fields = _read(bundle, KEEPER_FILE)
+    if fields is None or fields["boot_id"] != boot_id():
+        return None
+    container = fields["container"]
+    return Keeper(
+        keeper=Identity(**fields["keeper"]),
+        boot_id=fields["boot_id"],
+        phase=fields["phase"],
+        container=Identity(**container) if container else None,
+    )
+
+
+def read_exit(bundle: str) -> Exit | None:
+    fields = _read(bundle, EXIT_FILE)
+    return Exit(**fields) if fields is not None else None
+
+
+def identify(pid: int) -> Identity | None:
+    """The process that has `pid` now; None when there is none or only its zombie."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            state, *fields = file.read().rpartition(b")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return None if state in (b"Z", b"X") else Identity(pid, int(fields[18]))
+
+
+@cache
+def boot_id() -> str:
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        return file.read().strip()
+
+
+def _write(bundle: str, name: str, fields: dict[str, Any]) -> None:
+    """Whole or not at all, for any reader at any time."""
+    path = os.path.join(bundle, name)
+    temporary = path + ".new"
+    with open(temporary, "w", encoding="utf-8") as file:
+        json.dump(fields, file)
+    os.replace(temporary, path)
+
+
+def _sync(path: str) -> None:
+    """A directory's entries, or a file's bytes, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _read(bundle: str, name: str) -> dict[str, Any] | None:
+    """None also for what a power cut left of a file: it is from another boot, and tells of nothing that lives."""
+    try:
+        with open(os.path.join(bundle, name), encoding="utf-8") as file:
+            fields: dict[str, Any] = json.load(file)
+            return fields
+    except (FileNotFoundError, ValueError):
+        return None

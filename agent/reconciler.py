@@ -1,0 +1,307 @@
+"""Brings every task on this node from what it is to what the master wants, one operation at a time.
+
+Reads: the assignments (`assign`, `withdraw`), the checkpoint, the exit of containers. Writes: the checkpoint, before
+the kernel; containers; and every observation to `report`, which sees to it that the master hears of it.
+
+Each task has a loop of its own that calls `step` until the task is over. A step looks at the record, does the one
+operation that its state asks for, and returns the next record. What must be on disk when:
+
+    ACCEPTED   before anything is done, so that the task is not forgotten
+    STARTING   with its addresses, before exec; the keeper notes that exec is due, so that it never runs twice
+    kill       before the signal, so that it is not restarted or reported as a failure
+    the end    after everything was cleared away, before it is reported
+
+RUNNING itself needs no note of ours: it follows from STARTING and the keeper's note.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import signal
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import structlog
+
+from agent.checkpoint import Checkpoint, TaskRecord
+from agent.containers import Containers
+from agent.launcher.client import Launch, LaunchError
+from agent.launcher.record import STARTING, Exit
+from isolators.base import Container, IsolatorError, Unsupported
+from model.resources import Resources, describe
+from model.task import TASK_ID, TaskSpec, TaskState, TaskStatus
+from netns.driver import NetworkError
+
+log = structlog.get_logger()
+
+# User ids of containers: above what distributions give to users and their sub-ids, below 2**31.
+ID_RANGE_START = 1 << 20
+ID_RANGE_SIZE = 1 << 16
+ID_RANGES = (1 << 31) // ID_RANGE_SIZE - ID_RANGE_START // ID_RANGE_SIZE
+LAUNCHES_AT_ONCE = 8
+KILL_DEADLINE_S = 10.0  # after SIGKILL
+ABORT_DEADLINE_S = 5.0  # for a keeper that lost its agent before the start
+
+Report = Callable[[TaskStatus], None]
+
+
+class Reconciler:
+    """`ready` is awaited before a container is made: the node's networks must be there."""
+
+    def __init__(
+        self,
+        containers: Containers,
+        checkpoint: Checkpoint,
+        boot_id: str,
+        capacity: Resources,
+        report: Report,
+        ready: asyncio.Event,
+    ) -> None:
+        self._containers = containers
+        self._checkpoint = checkpoint
+        self._boot_id = boot_id
+        self._capacity = capacity
+        self._report = report
+        self._ready = ready
+        self._records: dict[str, TaskRecord] = {}
+        self._loops: dict[str, asyncio.Task[None]] = {}
+        self._kills: dict[str, asyncio.Event] = {}
+        self._withdrawn: set[str] = set()
+        self._launching = asyncio.Semaphore(LAUNCHES_AT_ONCE)
+
+    async def recover(self) -> None:
+        """Read the books, find the containers that run, clear away everything else, and go on with every task."""
+        self._records = self._checkpoint.load()
+        known = [self._container(record) for record in self._records.values() if not record.over]
+        await self._containers.recover(known)
+        for record in list(self._records.values()):
+            if not record.over:
+                await self._resume(record)
+
+    async def close(self) -> None:
+        """Stop looking after the tasks. Containers go on."""
+        for loop in self._loops.values():
+            loop.cancel()
+        await asyncio.gather(*self._loops.values(), return_exceptions=True)
+
+    def statuses(self) -> list[TaskStatus]:
+        return [record.status for record in self._records.values()]
+
+    def over(self, task_id: str) -> bool:
+        """Whether nothing more will come of the task: it has ended, or is not known."""
+        record = self._records.get(task_id)
+        return record is None or record.over
+
+    def assign(self, task: TaskSpec, kill: bool) -> None:
+        """The master wants this task, or its end. Returns when that is on disk."""
+        record = self._records.get(task.id)
+        if record is None:
+            self._accept(task, kill)
+        elif kill and not record.kill and not record.over:
+            self._save(dataclasses.replace(record, kill=True))
+            self._kills[task.id].set()
+
+    def withdraw(self, task_id: str) -> None:
+        """The master no longer knows this task: end it if it runs, and forget it."""
+        record = self._records.get(task_id)
+        if record is None:
+            return
+        if record.over:
+            self._forget(task_id)
+        else:
+            self._withdrawn.add(task_id)
+            self.assign(record.spec, kill=True)
+
+    def withdraw_others(self, wanted: set[str]) -> None:
+        for task_id in self._records.keys() - wanted:
+            self.withdraw(task_id)
+
+    def acknowledged(self, task_id: str, sequence: int) -> None:
+        record = self._records.get(task_id)
+        if record is not None and sequence > record.acknowledged:
+            self._records[task_id] = dataclasses.replace(record, acknowledged=sequence)
+
+    def unacknowledged(self, task_id: str) -> TaskStatus | None:
+        record = self._records.get(task_id)
+        return record.status if record is not None and record.status.sequence > record.acknowledged else None
+
+    def _accept(self, task: TaskSpec, kill: bool) -> None:
+        if not TASK_ID.fullmatch(task.id):
+            raise ValueError(f"task {task.id!r}: not a task id")
+        status = TaskStatus(task.id, TaskState.ACCEPTED, sequence=1, at=time.time())
+        self._save(TaskRecord(task, status, self._boot_id, self._free_id_base(), kill))
+        self._report(status)
+        self._look_after(task.id)
+
+    def _look_after(self, task_id: str) -> None:
+        kill = self._kills[task_id] = asyncio.Event()
+        if self._records[task_id].kill:
+            kill.set()
+        self._loops[task_id] = asyncio.create_task(self._run(task_id), name=task_id)
+
+    async def _run(self, task_id: str) -> None:
+        try:
+            while not (record := self._records[task_id]).over:
+                await self.step(record)
+        except Exception:
+            log.exception("task loop failed", task=task_id)
+            raise
+        self._loops.pop(task_id, None)
+        self._kills.pop(task_id, None)
+        if task_id in self._withdrawn:
+            self._forget(task_id)
+
+    async def step(self, record: TaskRecord) -> None:
+        """One operation, the one that is due; the record that results is in the books afterwards."""
+        match record.status.state:
+            case TaskState.ACCEPTED:
+                await self._begin(record)
+            case TaskState.PREPARING:
+                await self._launch(record)
+            case TaskState.RUNNING:
+                await self._await_end(record)
+            case TaskState.KILLING:
+                await self._kill(record)
+            case state:
+                raise AssertionError(f"task {record.spec.id}: nothing leads on from {state.name}")
+
+    async def _begin(self, record: TaskRecord) -> None:
+        await _either(self._ready.wait(), self._kills[record.spec.id].wait())
+        if self._records[record.spec.id].kill:
+            await self._end(record, TaskState.KILLED, "killed before it was started")
+        elif shortage := self._capacity.shortage(record.spec.resources):
+            lacking = ", ".join(describe(kind, amount) for kind, amount in shortage.items())
+            await self._end(record, TaskState.REJECTED, f"this node has {lacking} too little, even when empty")
+        else:
+            self._observe(record, TaskState.PREPARING)
+
+    async def _launch(self, record: TaskRecord) -> None:
+        container = self._container(record)
+        try:
+            async with self._launching:
+                await self._containers.prepare(container)
+                launch, addresses = await self._containers.create(container)
+                await self._start(record, launch, tuple(map(str, addresses)))
+        except Unsupported as error:
+            await self._end(record, TaskState.REJECTED, str(error))
+        except (IsolatorError, NetworkError, LaunchError, OSError) as error:
+            await self._end(record, TaskState.FAILED, str(error))
+
+    async def _start(self, record: TaskRecord, launch: Launch, addresses: tuple[str, ...]) -> None:
+        starting = self._observe(record, TaskState.STARTING, addresses=addresses, pid=launch.pid)
+        self._checkpoint.save(starting)
+        await launch.start()
+        usage = await self._containers.usage(self._container(record))
+        self._observe(starting, TaskState.RUNNING, usage=usage)
+
+    async def _await_end(self, record: TaskRecord) -> None:
+        exited = asyncio.ensure_future(self._containers.exited(self._container(record)))
+        await _either(exited, self._kills[record.spec.id].wait())
+        if exited.done() and not exited.cancelled():
+            await self._exited(record, exited.result())
+        else:
+            self._observe(record, TaskState.KILLING)
+
+    async def _kill(self, record: TaskRecord) -> None:
+        """SIGTERM, the task's grace, SIGKILL."""
+        assert record.status.pid is not None
+        exited = asyncio.ensure_future(self._containers.exited(self._container(record)))
+        try:
+            for number, patience in ((signal.SIGTERM, record.spec.kill_grace_s), (signal.SIGKILL, KILL_DEADLINE_S)):
+                self._containers.signal(record.status.pid, number)
+                await asyncio.wait({exited}, timeout=patience)
+                if exited.done():
+                    return await self._exited(record, exited.result())
+        finally:
+            exited.cancel()
+        log.error("container survives SIGKILL, trying again", task=record.spec.id, pid=record.status.pid)
+
+    async def _exited(self, record: TaskRecord, end: Exit) -> None:
+        if self._records[record.spec.id].kill:
+            await self._end(record, TaskState.KILLED, describe_exit(end), end.code)
+        elif end.lost:
+            await self._end(record, TaskState.FAILED, describe_exit(end))
+        elif end.code == 0:
+            await self._end(record, TaskState.FINISHED, describe_exit(end), 0)
+        else:
+            await self._end(record, TaskState.FAILED, describe_exit(end), end.code)
+
+    async def _end(self, record: TaskRecord, state: TaskState, reason: str, exit_code: int | None = None) -> None:
+        try:
+            await self._containers.cleanup(self._container(record))
+        except* (IsolatorError, NetworkError, OSError) as group:
+            # What could not be cleared away now is found as an orphan at the next start.
+            for error in group.exceptions:
+                log.error("clean-up incomplete", task=record.spec.id, error=str(error))
+        over = self._observe(record, state, reason=reason, exit_code=exit_code, report=False)
+        self._save(over)
+        self._report(over.status)
+
+    async def _resume(self, record: TaskRecord) -> None:
+        """After a restart of the agent, or of the node."""
+        container = self._container(record)
+        keeper = self._containers.keeper(container)
+        if record.boot_id != self._boot_id:
+            await self._end(record, TaskState.LOST, "the node was restarted")
+        elif keeper is not None and keeper.phase == STARTING:
+            # It runs, or has ended since: `step` will see.
+            usage = await self._containers.usage(container)
+            self._observe(record, TaskState.RUNNING, usage=usage)
+            self._look_after(record.spec.id)
+        else:
+            if keeper is not None:
+                await asyncio.wait_for(self._containers.exited(container), ABORT_DEADLINE_S)
+            await self._containers.cleanup(container)
+            self._records[record.spec.id] = dataclasses.replace(
+                record, status=TaskStatus(record.spec.id, TaskState.ACCEPTED, sequence=1, at=time.time())
+            )
+            self._look_after(record.spec.id)
+
+    def _observe(self, record: TaskRecord, state: TaskState, *, report: bool = True, **seen: Any) -> TaskRecord:
+        """The books, in memory, with what was just seen (fields of the status), and tell it."""
+        status = dataclasses.replace(
+            record.status, state=state, sequence=record.status.sequence + 1, at=time.time(), **seen
+        )
+        after = dataclasses.replace(self._records[record.spec.id], status=status)
+        self._records[record.spec.id] = after
+        if report:
+            self._report(status)
+        return after
+
+    def _save(self, record: TaskRecord) -> None:
+        self._checkpoint.save(record)
+        self._records[record.spec.id] = record
+
+    def _forget(self, task_id: str) -> None:
+        self._containers.forget(task_id)
+        self._checkpoint.forget(task_id)
+        self._records.pop(task_id, None)
+        self._withdrawn.discard(task_id)
+
+    def _container(self, record: TaskRecord) -> Container:
+        return self._containers.container(record.spec, record.id_base)
+
+    def _free_id_base(self) -> int:
+        taken = {record.id_base for record in self._records.values()}
+        bases = (ID_RANGE_START + index * ID_RANGE_SIZE for index in range(ID_RANGES))
+        return next(base for base in bases if base not in taken)
+
+
+def describe_exit(end: Exit) -> str:
+    if end.lost:
+        return "its exit code is lost: the keeper was killed"
+    if end.signal is not None:
+        return f"killed by {signal.Signals(end.signal).name}"
+    return f"exited with {end.code}"
+
+
+async def _either(*waits: Awaitable[object]) -> None:
+    """Until the first of them is done; the others are cancelled."""
+    futures = [asyncio.ensure_future(wait) for wait in waits]
+    try:
+        await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for future in futures:
+            future.cancel()

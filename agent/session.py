@@ -1,0 +1,201 @@
+"""The agent's end of the session with the master: dials, tells, applies, and dials again.
+
+Three loops share a session: one reads, puts tasks into the reconciler and network items into `NodeNetwork`; one
+applies to the kernel what has gathered there, in one go, and so keeps up however many changes come; one writes news.
+Containers, VIPs and routes stay as they are while there is no session. After a failure the next attempt comes after a
+random time up to a bound that doubles, so that a master which comes back is not met by all its nodes at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from typing import TypeAlias
+
+import grpc
+import structlog
+
+from agent.logs import LogFeed
+from agent.node_network import NodeNetwork
+from agent.reconciler import Reconciler
+from model.node import Node
+from model.task import TaskStatus
+from pki.credentials import CredentialError
+from wire import control_pb2 as pb
+from wire import control_pb2_grpc, convert
+
+log = structlog.get_logger()
+
+BACKOFF_FIRST_S = 0.2
+BACKOFF_MOST_S = 5.0
+RETRY_AFTER_S = 2.0  # what the kernel refused
+
+Dial = Callable[[], grpc.aio.Channel]
+Call: TypeAlias = "grpc.aio.StreamStreamCall[pb.AgentMessage, pb.MasterMessage]"
+
+
+class RevisionGap(Exception):
+    """A Change was lost: only a full one helps, and that is what a new session begins with."""
+
+
+class Session:
+    """`dial` makes a channel with the credentials as they are now. `ready` is set when the networks of the first
+    desired state are there."""
+
+    def __init__(self, node: Node, dial: Dial, network: NodeNetwork, ready: asyncio.Event) -> None:
+        self._node = node
+        self._dial = dial
+        self._network = network
+        self._ready = ready
+        self._news: set[str] = set()  # ids of tasks that the master must hear of
+        self._wake = asyncio.Event()
+
+    def report(self, status: TaskStatus) -> None:
+        """The master must hear of it, now or when it can be reached again."""
+        self._news.add(status.task_id)
+        self._wake.set()
+
+    async def run(self, reconciler: Reconciler, logs: LogFeed) -> None:
+        """Until cancelled."""
+        bound = BACKOFF_FIRST_S
+        said = ""
+        while True:
+            connected, reason = await self._attempt(reconciler, logs)
+            if connected:
+                bound, said = BACKOFF_FIRST_S, ""
+            if reason != said:
+                log.warning("no session with the master, trying again", node=self._node.id, reason=reason)
+                said = reason
+            await asyncio.sleep(random.uniform(0.1 * bound, bound))
+            bound = min(2 * bound, BACKOFF_MOST_S)
+
+    async def _attempt(self, reconciler: Reconciler, logs: LogFeed) -> tuple[bool, str]:
+        """One session, to its end. Whether it came about, and why it ended."""
+        try:
+            async with self._dial() as channel:
+                conversation = _Conversation(self, reconciler, logs, control_pb2_grpc.ControlStub(channel))
+                try:
+                    reason = await conversation.run()
+                except grpc.aio.AioRpcError as error:
+                    reason = f"{error.code().name}: {error.details()}"
+                return conversation.begun, reason
+        except CredentialError as error:
+            return False, str(error)
+
+
+class _Conversation:
+    """The state of one session: what was received, what of it was applied, and what the other side knows."""
+
+    def __init__(
+        self, session: Session, reconciler: Reconciler, logs: LogFeed, stub: control_pb2_grpc.ControlStub
+    ) -> None:
+        self.begun = False
+        self._session = session
+        self._reconciler = reconciler
+        self._logs = logs
+        self._network = session._network
+        self._stub = stub
+        self._received = 0
+        self._applied = 0
+        self._errors: list[str] = []
+        self._told = pb.Applied()
+        self._gathered = asyncio.Event()
+
+    async def run(self) -> str:
+        """Returns why it ended. Raises AioRpcError for what gRPC noticed."""
+        call = self._stub.Session(timeout=None)
+        works = [asyncio.create_task(work) for work in (self._read(call), self._apply(), self._write(call))]
+        try:
+            done, _ = await asyncio.wait(works, return_when=asyncio.FIRST_COMPLETED)
+            for work in done:
+                work.result()
+            return f"the master ended the session: {await call.details()}"
+        except (RevisionGap, ValueError) as error:
+            return str(error)
+        finally:
+            for work in works:
+                work.cancel()
+            call.cancel()
+            await asyncio.gather(*works, return_exceptions=True)
+
+    async def _read(self, call: Call) -> None:
+        while isinstance(message := await call.read(), pb.MasterMessage):
+            if not self.begun:
+                self.begun = True
+                log.info("session begins", node=self._session._node.id)
+            match message.WhichOneof("body"):
+                case "change":
+                    self._receive(message.change)
+                case "status_ack":
+                    self._reconciler.acknowledged(message.status_ack.task_id, message.status_ack.sequence)
+                case "open_log":
+                    self._logs.open(self._stub, message.open_log)
+
+    def _receive(self, change: pb.Change) -> None:
+        if not change.full and change.revision != self._received + 1:
+            raise RevisionGap(f"revision {change.revision} came after {self._received}")
+        wanted = {item.key for item in change.put}
+        if change.full:
+            self._network.keep_only(wanted)
+            self._reconciler.withdraw_others({key.removeprefix("task/") for key in wanted if key.startswith("task/")})
+        for key in change.remove:
+            self._remove(key)
+        for item in change.put:
+            self._put(item)
+        self._received = change.revision
+        self._gathered.set()
+
+    def _put(self, item: pb.Item) -> None:
+        match item.WhichOneof("body"):
+            case "task":
+                self._reconciler.assign(convert.task_from_wire(item.task.task), item.task.kill)
+            case "network":
+                self._network.put_network(*convert.network_from_wire(self._session._node.id, item.network))
+            case "peer":
+                self._network.put_peer(convert.peer_from_wire(item.peer))
+            case "vip":
+                self._network.put_vip(convert.vip_from_wire(item.vip))
+            case other:
+                raise ValueError(f"item {item.key}: unknown kind {other}")
+
+    def _remove(self, key: str) -> None:
+        if key.startswith("task/"):
+            self._reconciler.withdraw(key.removeprefix("task/"))
+        else:
+            self._network.remove(key)
+
+    async def _apply(self) -> None:
+        while True:
+            await self._wait_gathered()
+            self._gathered.clear()
+            revision = self._received
+            self._errors = await self._network.apply()
+            self._applied = revision
+            self._session._ready.set()
+            self._session._wake.set()
+
+    async def _wait_gathered(self) -> None:
+        """For the next change, or until it is time to try again what failed."""
+        try:
+            await asyncio.wait_for(self._gathered.wait(), RETRY_AFTER_S if self._errors else None)
+        except TimeoutError:
+            return
+
+    async def _write(self, call: Call) -> None:
+        session = self._session
+        hello = convert.hello_to_wire(session._node, self._reconciler.statuses())
+        await call.write(pb.AgentMessage(hello=hello))
+        # The master got all statuses with Hello; what was not acknowledged since is found again by this.
+        session._news |= {status.task_id for status in self._reconciler.statuses()}
+        while True:
+            session._wake.clear()
+            news, session._news = session._news, set()
+            for task_id in news:
+                if (status := self._reconciler.unacknowledged(task_id)) is not None:
+                    await call.write(pb.AgentMessage(status=convert.status_to_wire(status)))
+            applied = pb.Applied(revision=self._applied, errors=self._errors)
+            if applied != self._told:
+                await call.write(pb.AgentMessage(applied=applied))
+                self._told = applied
+            await session._wake.wait()

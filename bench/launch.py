@@ -1,0 +1,263 @@
+"""Launching a container: from the moment its assignment reaches the agent until its program runs.
+
+Ours is the agent without its session: the checkpoint, every isolator, the launcher and the overlay's address, in user
+namespaces of their own. The peer is `runc run` after the CNI plug-ins `bridge` and `host-local` have added the same
+container, with the same limits; it gets its network namespace for nothing, no user namespace, and a root directory
+instead of an overlay. Both take turns. The program is for both the same static binary, which prints the clock as soon
+as it runs. Everything happens in network, mount and cgroup trees of a child process and is removed after it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+from typing import Any
+
+import structlog
+from pyroute2 import AsyncIPRoute
+
+from agent.checkpoint import Checkpoint
+from agent.containers import Containers, Directories
+from agent.launcher.client import Launcher
+from agent.reconciler import Reconciler
+from bench.report import Report, Row, from_json, percentile
+from isolators.standard import standard_isolators
+from model.network import Block, Network, NetworkKind, Vtep, vtep_mac
+from model.resources import Resources
+from model.task import TaskSpec, TaskState, TaskStatus
+from netns.driver import NetworkSpec
+from netns.networks import Networks
+
+RUNS = 50
+WARM_UP = 3
+RUN_DEADLINE_S = 300
+LAUNCH_DEADLINE_S = 10.0
+LIMITS = Resources(cpus=100, mem=64)
+CNI = Path("/usr/lib/cni")
+CLOCK = """
+#include <stdio.h>
+#include <time.h>
+int main(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    printf("%lld\\n", now.tv_sec * 1000000000LL + now.tv_nsec);
+    return 0;
+}
+"""
+
+
+def run() -> Report:
+    # A child in namespaces of its own: the overlay's links and the mounts go with it.
+    argv = ["unshare", "--net", "--mount", "--propagation", "private", sys.executable, "-m", "bench.launch"]
+    root = str(Path(__file__).resolve().parents[1])
+    done = subprocess.run(argv, cwd=root, stdout=subprocess.PIPE, text=True, check=True, timeout=RUN_DEADLINE_S)
+    return from_json(json.loads(done.stdout))
+
+
+async def measure(directory: Path) -> Report:
+    rootfs = _rootfs(directory)
+    await _underlay()
+    peer = RuncWithCni(directory, rootfs)
+    ours: list[float] = []
+    theirs: list[float] = []
+    async with Ours(directory, rootfs) as agent:
+        for turn in range(WARM_UP + RUNS):
+            samples = await agent.launch(), await asyncio.to_thread(peer.launch, turn)
+            if turn >= WARM_UP:
+                ours.append(samples[0])
+                theirs.append(samples[1])
+    return Report(
+        "launch",
+        tuple(
+            Row(f"start_p{percent}", "ms", percentile(ours, percent), percentile(theirs, percent), "runc+cni")
+            for percent in (50, 99)
+        ),
+    )
+
+
+class Ours:
+    def __init__(self, directory: Path, rootfs: Path) -> None:
+        self._rootfs = rootfs
+        self._directories = Directories(directory / "agent")
+        self._launcher = Launcher()
+        self._ended: dict[str, asyncio.Future[TaskStatus]] = {}
+
+    async def __aenter__(self) -> Ours:
+        self._directories.make()
+        node, address, boot_id = "n1", ip_address("10.77.0.11"), str(uuid.uuid4())
+        self._networks = Networks(self._directories.state, node, boot_id, address)
+        await self._networks.__aenter__()
+        await self._networks.configure(_overlay(node))
+        await self._launcher.start()
+        isolators = standard_isolators(
+            self._directories.state, self._networks, self._launcher.userns_fd, f"tepui-bench-{os.getpid()}"
+        )
+        containers = Containers(self._directories, isolators, self._launcher)
+        checkpoint, ready = Checkpoint(self._directories.tasks), asyncio.Event()
+        ready.set()
+        capacity = Resources(cpus=2000, mem=2048)
+        self._reconciler = Reconciler(containers, checkpoint, boot_id, capacity, self._report, ready)
+        await self._reconciler.recover()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._reconciler.close()
+        await self._launcher.stop()
+        await self._networks.__aexit__(None, None, None)
+        _remove_cgroups(f"tepui-bench-{os.getpid()}")
+
+    async def launch(self) -> float:
+        """Milliseconds from the assignment to the program's first word."""
+        task = TaskSpec(
+            id=f"bench.{uuid.uuid4()}",
+            framework="bench",
+            owner="/bench",
+            argv=("/clock",),
+            resources=LIMITS,
+            network="overlay",
+            rootfs=str(self._rootfs),
+        )
+        ended = self._ended[task.id] = asyncio.get_running_loop().create_future()
+        begin = time.monotonic_ns()
+        self._reconciler.assign(task, kill=False)
+        status = await asyncio.wait_for(ended, LAUNCH_DEADLINE_S)
+        if status.state is not TaskState.FINISHED:
+            raise RuntimeError(f"{task.id}: {status.state.name}: {status.reason}")
+        printed = self._directories.log(task.id, "stdout").read_text()
+        self._reconciler.withdraw(task.id)
+        return (int(printed) - begin) / 1e6
+
+    def _report(self, status: TaskStatus) -> None:
+        if status.state.terminal:
+            self._ended.pop(status.task_id).set_result(status)
+
+
+class RuncWithCni:
+    def __init__(self, directory: Path, rootfs: Path) -> None:
+        self._bundle = directory / "runc"
+        self._state = directory / "runc-state"
+        self._rootfs = rootfs
+        self._bundle.mkdir()
+
+    def launch(self, turn: int) -> float:
+        """As ours. The network namespace exists already when the clock starts."""
+        name = f"tepui-bench-{turn}"
+        namespace = self._namespace()
+        try:
+            (self._bundle / "config.json").write_text(json.dumps(self._configuration(name, namespace)))
+            begin = time.monotonic_ns()
+            self._cni("ADD", name, namespace)
+            runc = ["runc", "--root", str(self._state), "run", "--bundle", str(self._bundle), name]
+            printed = subprocess.run(runc, capture_output=True, text=True, check=True).stdout
+            self._cni("DEL", name, namespace)
+            return (int(printed) - begin) / 1e6
+        finally:
+            subprocess.run(["umount", namespace], check=True)
+            Path(namespace).unlink()
+
+    def _namespace(self) -> str:
+        """A network namespace that a file keeps, as container runtimes hand them to CNI."""
+        path = self._bundle / "netns"
+        path.touch()
+        subprocess.run(["unshare", f"--net={path}", "true"], check=True)
+        return str(path)
+
+    def _cni(self, command: str, container: str, namespace: str) -> None:
+        network = {
+            "cniVersion": "1.0.0",
+            "name": "bench",
+            "type": "bridge",
+            "bridge": "benchbr0",
+            "isGateway": True,
+            "ipam": {
+                "type": "host-local",
+                "subnet": "198.18.0.0/24",
+                "routes": [{"dst": "0.0.0.0/0"}],
+                "dataDir": str(self._state / "ipam"),
+            },
+        }
+        environment = {
+            "CNI_COMMAND": command,
+            "CNI_CONTAINERID": container,
+            "CNI_NETNS": namespace,
+            "CNI_IFNAME": "eth0",
+            "CNI_PATH": str(CNI),
+            "PATH": os.environ["PATH"],
+        }
+        subprocess.run(
+            [CNI / "bridge"], input=json.dumps(network).encode(), env=environment, capture_output=True, check=True
+        )
+
+    def _configuration(self, name: str, namespace: str) -> dict[str, Any]:
+        made = self._bundle / "spec"
+        if not made.exists():
+            made.mkdir()
+            subprocess.run(["runc", "spec", "--bundle", str(made)], check=True)
+        configuration: dict[str, Any] = json.loads((made / "config.json").read_text())
+        configuration["process"] |= {"args": ["/clock"], "terminal": False}
+        configuration["root"] = {"path": str(self._rootfs), "readonly": True}
+        linux = configuration["linux"]
+        linux["cgroupsPath"] = f"/{name}"
+        linux["resources"] |= {
+            "cpu": {"shares": 102, "quota": 10000, "period": 100000},
+            "memory": {"limit": 64 * 2**20},
+            "pids": {"limit": 1024},
+        }
+        for entry in linux["namespaces"]:
+            if entry["type"] == "network":
+                entry["path"] = namespace
+        return configuration
+
+
+def _rootfs(directory: Path) -> Path:
+    rootfs = directory / "rootfs"
+    for name in ("dev", "etc", "proc", "run", "sys", "tmp"):
+        (rootfs / name).mkdir(parents=True)
+    source = directory / "clock.c"
+    source.write_text(CLOCK)
+    subprocess.run(["gcc", "-O2", "-static", "-o", str(rootfs / "clock"), str(source)], check=True)
+    return rootfs
+
+
+async def _underlay() -> None:
+    """A link with this node's address, as a network card would be."""
+    async with AsyncIPRoute() as route:
+        await route.link("add", ifname="under0", kind="veth", peer={"ifname": "under1"})
+        index = (await route.link_lookup(ifname="under0"))[0]
+        await route.addr("add", index=index, address="10.77.0.11", prefixlen=24)
+        for name in ("lo", "under0", "under1"):
+            await route.link("set", index=(await route.link_lookup(ifname=name))[0], state="up")
+
+
+def _overlay(node: str) -> NetworkSpec:
+    network = Network("overlay", NetworkKind.OVERLAY, (ip_network("100.64.0.0/11"),), 24, vni=1024)
+    peer = Vtep(Block("overlay", "n2", ip_network("100.64.1.0/24")), ip_address("10.77.0.12"), vtep_mac("n2", 1024))
+    return NetworkSpec(network, (Block("overlay", node, ip_network("100.64.0.0/24")),), (peer,))
+
+
+def _remove_cgroups(prefix: str) -> None:
+    for hierarchy in Path("/sys/fs/cgroup").glob(f"*/{prefix}"):
+        hierarchy.rmdir()
+
+
+def main() -> None:
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))  # stdout is for the report
+    directory = Path(tempfile.mkdtemp(prefix="tepui-bench-", dir="/var/tmp"))
+    try:
+        report = asyncio.run(measure(directory))
+    finally:
+        shutil.rmtree(directory)
+    print(json.dumps(report.to_json()))
+
+
+if __name__ == "__main__":
+    main()

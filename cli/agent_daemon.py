@@ -1,0 +1,129 @@
+"""An agent, put together from its parts."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from contextlib import AsyncExitStack
+from ipaddress import ip_address
+from pathlib import Path
+
+import grpc.aio
+import structlog
+
+from agent import preflight
+from agent.checkpoint import Checkpoint
+from agent.containers import Containers, Directories
+from agent.launcher.client import Launcher
+from agent.logs import LogFeed
+from agent.node_network import NodeNetwork
+from agent.reconciler import Reconciler
+from agent.session import Session
+from cli.problem import Problem
+from cli.settings import AgentSettings, SettingsError, load, machine_resources, source_address
+from isolators.standard import standard_isolators
+from model.node import Node
+from model.resources import Resources
+from netns.networks import Networks
+from netns.vip.iptables import IptablesVips
+from pki.credentials import CredentialError, load_credentials
+from pki.enrolment import EnrolmentError, enrol
+from pki.files import PRIVATE, write_atomic
+from pki.key import KeyFileError
+from pki.token import parse_token
+from wire.tls import channel
+
+log = structlog.get_logger()
+SETTINGS_FILE = "agent.toml"
+VERSION = "0.1.0"
+POLL_S = 1.0
+
+
+def join(state: Path, enrolment: str, control_port: int, token: str, name: str) -> str:
+    """Returns the node's new identity. Raises Problem."""
+    try:
+        identity = asyncio.run(enrol(enrolment, parse_token(token), name, pki_directory(state)))
+        master = f"{enrolment.rpartition(':')[0]}:{control_port}"
+        write_atomic(state / SETTINGS_FILE, f'master = "{master}"\n'.encode(), PRIVATE)
+    except (EnrolmentError, KeyFileError, ValueError, OSError) as error:
+        raise Problem(str(error)) from error
+    return identity.uri
+
+
+def refuse_unfit_machine() -> None:
+    try:
+        preflight.check()
+    except preflight.NotFit as error:
+        raise Problem(str(error)) from error
+
+
+def pki_directory(state: Path) -> Path:
+    return state / "pki"
+
+
+async def run(state: Path) -> None:
+    name = await _joined(state)
+    settings = _settings(state)
+    node = _node(name, settings, state)
+    directories = Directories(state)
+    directories.make()
+    async with AsyncExitStack() as stack:
+        networks = await stack.enter_async_context(Networks(state, name, node.boot_id, node.address))
+        vips = IptablesVips()
+        stack.push_async_callback(vips.close)
+        launcher = Launcher()
+        await launcher.start()
+        stack.push_async_callback(launcher.stop)
+        ready = asyncio.Event()
+        await networks.configure_vip_route(settings.vip_pools)
+        network = NodeNetwork(networks, vips, tuple(settings.vip_pools))
+        isolators = standard_isolators(state, networks, launcher.userns_fd, settings.cgroup)
+        containers = Containers(directories, isolators, launcher)
+        session = Session(node, lambda: _dial(state, settings.master), network, ready)
+        checkpoint = Checkpoint(directories.tasks)
+        reconciler = Reconciler(containers, checkpoint, node.boot_id, node.resources, session.report, ready)
+        logs = LogFeed(directories.log, reconciler.over)
+        stack.push_async_callback(logs.close)
+        stack.push_async_callback(reconciler.close)
+        await reconciler.recover()
+        await session.run(reconciler, logs)
+
+
+async def _joined(state: Path) -> str:
+    """The node's name, once it has one. Waits, and says why, for as long as there are no credentials."""
+    said = ""
+    while True:
+        try:
+            return load_credentials(pki_directory(state)).identity.name
+        except CredentialError as error:
+            if str(error) != said:
+                said = str(error)
+                log.error("waiting for credentials", reason=said)
+        await asyncio.sleep(POLL_S)
+
+
+def _settings(state: Path) -> AgentSettings:
+    try:
+        settings = load(AgentSettings, state / SETTINGS_FILE)
+    except SettingsError as error:
+        raise Problem(str(error)) from error
+    if not settings.master:
+        raise Problem(f"{state / SETTINGS_FILE}: master: is missing: run 'tepui agent join'")
+    return settings
+
+
+def _node(name: str, settings: AgentSettings, state: Path) -> Node:
+    try:
+        address = settings.address or ip_address(source_address(settings.master))
+    except OSError as error:
+        raise Problem(f"no route to the master {settings.master}: {error.strerror}: set address = ...") from error
+    cpus, mem, disk = machine_resources(state)
+    resources = Resources(settings.cpus or cpus, settings.mem or mem, disk if settings.disk is None else settings.disk)
+    boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    attributes = tuple(sorted(settings.attributes.items()))
+    return Node(name, os.uname().nodename, boot_id, address, resources, attributes, VERSION)
+
+
+def _dial(state: Path, master: str) -> grpc.aio.Channel:
+    """With the credentials as they are now: a node that joins again needs no restart."""
+    return channel(master, load_credentials(pki_directory(state)))

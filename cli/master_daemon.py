@@ -1,0 +1,214 @@
+"""A master, put together from its parts: a new cluster (`init`), and the coordinator itself (`run`).
+
+`run` opens all three ports before it serves any of them, so that a port in use changes nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
+
+import grpc.aio
+import structlog
+from fastapi import FastAPI
+
+from cli.client import ADMIN_FILE, Admin
+from cli.problem import Problem
+from cli.settings import MasterSettings, SettingsError, load
+from frameworks.services.app import FRAMEWORK
+from frameworks.services.framework import Services
+from frameworks.services.rest import PUBLIC, routers
+from master.allocator import Allocator
+from master.auth import token as admin_token
+from master.desired import Desired
+from master.discovery import Discovery
+from master.dispatcher import Dispatcher
+from master.logs import Logs
+from master.networks import Networks
+from master.nodes import Nodes
+from master.rest.app import create_app
+from master.rest.cluster import cluster_router
+from master.rest.server import ServerError, serving
+from master.store.base import Store, StoreError
+from master.store.sqlite import SqliteStore
+from master.tasks import Tasks
+from master.tokens import Tokens
+from pki.authority import Authority, AuthorityError
+from pki.credentials import CredentialError, Credentials, issue_to, load_credentials, renewal_due, server_context
+from pki.enrolment_server import enrolment_app
+from pki.files import PRIVATE, write_atomic
+from pki.identity import Identity, Role
+from pki.key import KeyFileError
+from wire.control_pb2_grpc import add_ControlServicer_to_server
+from wire.tls import SERVER_OPTIONS, server_credentials
+
+log = structlog.get_logger()
+
+NAME = "master"
+SETTINGS_FILE = "master.toml"
+TOKEN_FILE = "admin.digest"
+STORE_FILE = "store.db"
+STOP_DEADLINE_S = 2.0
+OLDEST_TLS = ssl.TLSVersion.TLSv1_2  # of clients of the API; our own speak 1.3
+Failures = (AuthorityError, CredentialError, KeyFileError, ServerError, StoreError, OSError)
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """What `init` made: the administrator's credentials, a join token, and where (host:port) nodes join with it."""
+
+    admin: Path
+    token: str
+    enrolment: str
+
+
+def init(state: Path, address: str, domain: str, ttl_s: float, uses: int) -> Cluster:
+    """Raises Problem; there is a cluster in `state` already, or it can not be written to."""
+    settings = _settings(state)
+    try:
+        authority = Authority.create(pki_directory(state), domain)
+        master = issue_to(pki_directory(state), authority, Identity(Role.MASTER, NAME, domain), (address,))
+        write_atomic(state / SETTINGS_FILE, f'names = ["{address}"]\n'.encode(), PRIVATE)
+        admin = _new_admin(state, f"https://{address}:{settings.api_port}", master)
+        token = asyncio.run(_first_token(state, authority, ttl_s, uses))
+    except Failures as error:
+        raise Problem(str(error)) from error
+    return Cluster(admin, token, f"{address}:{settings.enrol_port}")
+
+
+async def run(state: Path) -> None:
+    settings = _settings(state)
+    try:
+        authority = Authority.load(pki_directory(state))
+        credentials = _renewed(state, authority, settings)
+        digest = (state / TOKEN_FILE).read_text()
+        store = await SqliteStore.open(state / STORE_FILE)
+    except Failures as error:
+        raise Problem(str(error)) from error
+    try:
+        await _Master(settings, authority, credentials, digest, store).run(state)
+    except Failures as error:
+        raise Problem(str(error)) from error
+    finally:
+        await store.close()
+
+
+class _Master:
+    """The parts of a master and how they hang together."""
+
+    def __init__(
+        self, settings: MasterSettings, authority: Authority, credentials: Credentials, digest: str, store: Store
+    ) -> None:
+        self.settings = settings
+        self.authority = authority
+        self.credentials = credentials
+        self.digest = digest
+        self.store = store
+        self.tasks = Tasks(store)
+        self.nodes = Nodes(store)
+        self.networks = Networks(store)
+        self.tokens = Tokens(store, authority.fingerprint)
+        self.logs = Logs()
+        desired = Desired()
+        self.discovery = Discovery(store, self.tasks, self.nodes, desired, settings.vip_pool)
+        self.dispatcher = Dispatcher(self.tasks, self.nodes, self.networks, desired, self.logs)
+        self.allocator = Allocator(self.tasks, self.nodes, self.networks)
+        self.services = Services(store, self.allocator.subscribe(FRAMEWORK))
+
+    async def run(self, state: Path) -> None:
+        """Until cancelled."""
+        for part in (self.tasks, self.networks, self.nodes, self.discovery, self.dispatcher):
+            await part.load()
+        host = str(self.settings.listen)
+        pki = pki_directory(state)
+        enrolment = enrolment_app(self.authority, self.tokens.redeem)
+        try:
+            async with (
+                serving(self.api(), host, self.settings.api_port, server_context(pki, OLDEST_TLS)),
+                serving(enrolment, host, self.settings.enrol_port, server_context(pki)),
+                self.control(self.settings.listen),
+                asyncio.TaskGroup() as group,
+            ):
+                log.info("master runs", listen=host, api=self.settings.api_port, control=self.settings.control_port)
+                group.create_task(self.allocator.run())
+                group.create_task(self.services.run())
+        finally:
+            await self.dispatcher.close()
+            self.nodes.close()
+
+    def api(self) -> FastAPI:
+        cluster = cluster_router(
+            self.tasks,
+            self.nodes,
+            self.allocator,
+            self.discovery,
+            self.logs,
+            self.dispatcher.open_log,
+            self.tokens,
+        )
+        everything = [cluster, *routers(self.store, self.services)]
+        return create_app(lambda token: admin_token.matches(token, self.digest), everything, PUBLIC)
+
+    @asynccontextmanager
+    async def control(self, listen: IPv4Address | IPv6Address) -> AsyncIterator[None]:
+        """The port for agents."""
+        server = grpc.aio.server(options=SERVER_OPTIONS)
+        add_ControlServicer_to_server(self.dispatcher, server)
+        host = f"[{listen}]" if listen.version == 6 else str(listen)
+        target = f"{host}:{self.settings.control_port}"
+        try:
+            server.add_secure_port(target, server_credentials(self.credentials))
+        except RuntimeError as error:
+            raise ServerError(f"listen on {target}: address already in use") from error
+        await server.start()
+        try:
+            yield
+        finally:
+            await self.dispatcher.close()
+            await server.stop(STOP_DEADLINE_S)
+
+
+def pki_directory(state: Path) -> Path:
+    return state / "pki"
+
+
+def _settings(state: Path) -> MasterSettings:
+    try:
+        return load(MasterSettings, state / SETTINGS_FILE)
+    except SettingsError as error:
+        raise Problem(str(error)) from error
+
+
+def _renewed(state: Path, authority: Authority, settings: MasterSettings) -> Credentials:
+    """The master's credentials. The authority is at hand, so they never have to expire."""
+    directory = pki_directory(state)
+    try:
+        credentials = load_credentials(directory, Role.MASTER)
+        if not renewal_due(credentials, datetime.now(UTC)):
+            return credentials
+    except CredentialError as error:
+        log.warning("issuing a new certificate to this master", reason=str(error))
+    return issue_to(directory, authority, Identity(Role.MASTER, NAME, authority.domain), settings.names)
+
+
+def _new_admin(state: Path, url: str, master: Credentials) -> Path:
+    token, digest = admin_token.mint()
+    write_atomic(state / TOKEN_FILE, digest.encode(), PRIVATE)
+    admin = Admin(url, master.ca.decode(), master.identity.server_name, token)
+    write_atomic(state / ADMIN_FILE, json.dumps(asdict(admin), indent=2).encode(), PRIVATE)
+    return state / ADMIN_FILE
+
+
+async def _first_token(state: Path, authority: Authority, ttl_s: float, uses: int) -> str:
+    store = await SqliteStore.open(state / STORE_FILE)
+    try:
+        return str(await Tokens(store, authority.fingerprint).mint(ttl_s, uses))
+    finally:
+        await store.close()

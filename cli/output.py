@@ -1,0 +1,35 @@
+"""How commands answer: a table for people, or with `--json` what the API said."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+# Piped into a file or another program, a row stays one line.
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 240)
+
+
+def print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=2))
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Columns whose name begins with `#` are numbers."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column.lstrip("#"), justify="right" if column.startswith("#") else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*("-" if cell is None or cell == "" else str(cell) for cell in row))
+    console.print(table)
+
+
+def mebibytes(size: int | None) -> str:
+    return "-" if size is None else f"{size / 2**20:g} MiB"

@@ -1,0 +1,89 @@
+"""`tepui service`: what of a service's definition is true right now, and why the rest is not yet."""
+
+from __future__ import annotations
+
+import json as codec
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cli.client import connect
+from cli.output import Json, console, print_json, print_table
+from cli.problem import Problem
+from cli.task import print_tasks
+
+app = typer.Typer(no_args_is_help=True)
+
+Id = Annotated[str, typer.Argument(help="As in the definition: /web.")]
+
+
+@app.command()
+def run(file: Annotated[Path, typer.Argument(help="A Marathon app definition (JSON).")], json: Json = False) -> None:
+    """Run a service."""
+    created = connect().post("/v2/apps", _read(file))
+    if json:
+        print_json(created)
+    else:
+        typer.echo(f"{created['id']}: deployment {created['deployments'][0]['id']}")
+
+
+@app.command("list")
+def list_services(json: Json = False) -> None:
+    """Every service, and how many of its instances run."""
+    apps = connect().get("/v2/apps")["apps"]
+    if json:
+        print_json(apps)
+        return
+    rows = (
+        (app["id"], f"{app['tasksRunning']}/{app['instances']}", f"{app['cpus']:g}", f"{app['mem']:g}", _status(app))
+        for app in apps
+    )
+    print_table(("SERVICE", "#RUNNING", "#CPUS", "#MEM", "STATUS"), rows)
+
+
+@app.command()
+def show(service: Id, json: Json = False) -> None:
+    """One service with its tasks, and why it waits."""
+    answer = connect().get(f"/api/v1/services/{service.lstrip('/')}")
+    if json:
+        print_json(answer)
+        return
+    app = answer["app"]
+    console.print(f"[bold]{app['id']}[/]  {app['tasksRunning']} of {app['instances']} running  {_status(app)}")
+    for sentence in answer["waiting"]:
+        console.print(f"waiting: {sentence}")
+    print_tasks(answer["tasks"])
+
+
+@app.command()
+def scale(service: Id, instances: Annotated[int, typer.Argument(min=0)], json: Json = False) -> None:
+    """Change the number of instances."""
+    answer = connect().put(f"/v2/apps/{service.lstrip('/')}", {"instances": instances})
+    if json:
+        print_json(answer)
+    else:
+        typer.echo(f"{service}: deployment {answer['deploymentId']}")
+
+
+@app.command()
+def remove(service: Id, json: Json = False) -> None:
+    """Stop and remove a service."""
+    answer = connect().delete(f"/v2/apps/{service.lstrip('/')}")
+    if json:
+        print_json(answer)
+    else:
+        typer.echo(f"{service}: deployment {answer['deploymentId']}")
+
+
+def _status(app: dict[str, Any]) -> str:
+    return "deploying" if app["deployments"] else "running"
+
+
+def _read(file: Path) -> Any:
+    try:
+        return codec.loads(file.read_text())
+    except OSError as error:
+        raise Problem(f"{file}: {error.strerror}") from error
+    except ValueError as error:
+        raise Problem(f"{file}: not JSON: {error}") from error

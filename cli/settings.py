@@ -1,0 +1,98 @@
+"""What the daemons are told: a TOML file in the state directory, and environment variables that outrank it.
+
+`tepui master init` and `tepui agent join` write the files; a person may edit them. An unknown key is an error.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+
+MASTER_STATE = Path("/var/lib/tepui/master")
+AGENT_STATE = Path("/var/lib/tepui/agent")
+
+Port = Field(ge=1, le=65535)
+
+
+class SettingsError(Exception):
+    """A settings file can not be used. The text names the file and the key."""
+
+
+class _Settings(BaseSettings):
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+
+
+class MasterSettings(_Settings):
+    """`listen` is the address of all three ports. `names` are what clients may call the master besides localhost."""
+
+    model_config = SettingsConfigDict(env_prefix="TEPUI_MASTER_", extra="forbid")
+
+    listen: IPv4Address | IPv6Address = IPv4Address("0.0.0.0")
+    names: list[str] = []
+    api_port: int = Field(8443, ge=1, le=65535)
+    control_port: int = Field(8444, ge=1, le=65535)
+    enrol_port: int = Field(8445, ge=1, le=65535)
+    vip_pool: IPv4Network | IPv6Network = ip_network("100.127.0.0/16")
+
+
+class AgentSettings(_Settings):
+    """`cpus` (thousandths), `mem` and `disk` (MiB) are what may be handed out; None: what the machine has, less a
+    reserve for itself. `address` is the node's on the underlay; None: the one that leads to the master."""
+
+    model_config = SettingsConfigDict(env_prefix="TEPUI_AGENT_", extra="forbid")
+
+    master: str = ""  # host:port of the control port
+    address: IPv4Address | IPv6Address | None = None
+    cgroup: str = "tepui"
+    cpus: int | None = Field(None, gt=0)
+    mem: int | None = Field(None, gt=0)
+    disk: int | None = Field(None, ge=0)
+    attributes: dict[str, str] = {}
+    vip_pools: list[IPv4Network | IPv6Network] = [ip_network("100.127.0.0/16")]
+
+
+S = TypeVar("S", bound=_Settings)
+
+
+def load(kind: type[S], file: Path) -> S:
+    """`kind` from `file` (which may be absent) and the environment. Raises SettingsError."""
+    from_file = type(kind.__name__, (kind,), {"model_config": SettingsConfigDict(toml_file=file)})
+    try:
+        return from_file()  # type: ignore[no-any-return]
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise SettingsError(f"{file}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"{file}: {error}") from error
+
+
+def source_address(master: str) -> str:
+    """The address of this node that leads to `master` (host:port). Connecting a datagram socket sends nothing."""
+    host, _, port = master.rpartition(":")
+    family, kind, protocol, _, address = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_DGRAM)[0]
+    with socket.socket(family, kind, protocol) as probe:
+        probe.connect(address)
+        return str(probe.getsockname()[0])
+
+
+def machine_resources(state: Path) -> tuple[int, int, int]:
+    """Thousandths of a CPU, MiB of memory and of disk that tasks may have: the machine's, less what it needs itself."""
+    cpus = len(os.sched_getaffinity(0)) * 1000
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2**20
+    disk = os.statvfs(state)
+    return cpus, memory - min(1024, memory // 4), disk.f_bavail * disk.f_frsize // 2**20 * 3 // 4

@@ -1,0 +1,272 @@
+"""A service's definition: the part of Marathon's app JSON that this version honours (`marathon.raml: App`).
+
+What can't be honoured is refused by name, never ignored. A field that asks for nothing (null, false, 0, an empty list)
+is taken as absent, because clients send back whole definitions that they read elsewhere.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from math import ceil
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from model.network import NETWORK_NAME
+from model.resources import Resources
+from model.task import Port, Protocol
+from model.vip import is_vip_label, parse_label
+
+SEGMENT = r"([a-z0-9]([a-z0-9-]*[a-z0-9])?\.)*[a-z0-9]([a-z0-9-]*[a-z0-9])?"
+APP_ID = re.compile(rf"(/{SEGMENT})+")
+APP_ID_LENGTH = 160  # a task's id adds a UUID, and must stay a file name with room for a suffix
+RESERVED = {"restart", "tasks", "versions"}  # the REST API has these below an app's id
+PORT_NAME = re.compile(r"[a-zA-Z0-9]([a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?")
+USER = re.compile(r"[a-z_][a-z0-9_-]{0,31}|[0-9]{1,5}(:[0-9]{1,5})?")
+ENV_NAME = re.compile(r"[^=\x00]+")
+OWN_LABELS = "tepui/"  # prefix of the labels that this framework puts on tasks
+STRING_BYTES = 128 * 1024 - 1  # execve(2): MAX_ARG_STRLEN, with the NUL
+BODY_NETWORK = '"networks": [{"mode": "container", "name": "overlay"}]'
+PROTOCOLS = {
+    "tcp": (Protocol.TCP,),
+    "udp": (Protocol.UDP,),
+    "tcp,udp": (Protocol.TCP, Protocol.UDP),
+    "udp,tcp": (Protocol.UDP, Protocol.TCP),
+}
+
+
+def invalid(message: str) -> PydanticCustomError:
+    # The message is no template: braces of the user's must not be taken for one.
+    return PydanticCustomError("invalid", "{message}", {"message": message})
+
+
+def _refuse(value: object) -> None:
+    # False and 0 are equal, so `in` finds both; "" is what an empty form field sends.
+    if value not in (None, 0, "", [], {}):
+        raise invalid("is not supported by this version: remove it")
+
+
+def _matches(pattern: re.Pattern[str], rule: str) -> AfterValidator:
+    def check(value: str) -> str:
+        if not pattern.fullmatch(value):
+            raise invalid(f"{value!r} {rule}")
+        return value
+
+    return AfterValidator(check)
+
+
+def _executable(value: str) -> str:
+    if "\x00" in value:
+        raise invalid("must not contain a NUL character")
+    if len(value.encode()) > STRING_BYTES:
+        raise invalid(f"is longer than the {STRING_BYTES} bytes that the kernel takes")
+    return value
+
+
+def _app_id(value: str) -> str:
+    """Absolute: `web` is `/web`, as in Marathon."""
+    path = "/" + value.strip("/")
+    if len(path) > APP_ID_LENGTH:
+        raise invalid(f"is longer than {APP_ID_LENGTH} characters")
+    if not APP_ID.fullmatch(path):
+        raise invalid(
+            f"{value!r} must be path segments of lower-case letters, digits and hyphens that begin and end with a"
+            " letter or digit, like /group/web"
+        )
+    if path.rpartition("/")[2] in RESERVED:
+        raise invalid(f"{value!r} must not end in one of {', '.join(sorted(RESERVED))}")
+    return path
+
+
+def _vip_labels(labels: dict[str, str]) -> dict[str, str]:
+    for key, value in labels.items():
+        if is_vip_label(key):
+            try:
+                parse_label(value)
+            except ValueError as error:
+                raise invalid(f"label {key}: {error}") from None
+    return labels
+
+
+def _no_own_labels(labels: dict[str, str]) -> dict[str, str]:
+    for key in labels:
+        if key.startswith(OWN_LABELS):
+            raise invalid(f"label {key}: the prefix {OWN_LABELS} is reserved")
+    return labels
+
+
+Refused = Annotated[None, BeforeValidator(_refuse)]
+Text = Annotated[str, AfterValidator(_executable)]
+AppId = Annotated[str, AfterValidator(_app_id)]
+Amount = Annotated[float, Field(ge=0, le=2**40, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, le=2**40, allow_inf_nan=False)]
+Seconds = Annotated[float, Field(ge=0, le=7 * 86400, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=0, le=100_000)]
+EnvName = Annotated[str, _matches(ENV_NAME, "must not be empty or contain = or NUL")]
+Labels = Annotated[dict[str, str], AfterValidator(_no_own_labels)]
+PortLabels = Annotated[dict[str, str], AfterValidator(_vip_labels)]
+
+
+class Strict(BaseModel):
+    # Strict: "2" is no number. JSON has types, and a definition that is wrong should not run as if it were right.
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, ser_json_inf_nan="null")
+
+
+class NetworkRef(Strict):
+    mode: Literal["container", "container/bridge", "host"]
+    name: Annotated[str, _matches(NETWORK_NAME, "is no name of a network")] | None = None
+    labels: Refused = None
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> NetworkRef:
+        if self.mode == "host":
+            raise invalid(f"host networking is not supported by this version: use {BODY_NETWORK}")
+        if self.mode == "container" and not self.name:
+            raise invalid('mode container needs a name, like "name": "overlay"')
+        if self.mode == "container/bridge" and self.name:
+            raise invalid("mode container/bridge takes no name")
+        return self
+
+    @property
+    def network(self) -> str:
+        return self.name or "bridge"
+
+
+class PortMapping(Strict):
+    containerPort: Annotated[int, Field(ge=1, le=65535)]
+    protocol: Literal["tcp", "udp", "udp,tcp", "tcp,udp"] = "tcp"
+    name: Annotated[str, _matches(PORT_NAME, "must be letters, digits and hyphens, at most 63")] | None = None
+    labels: PortLabels = {}
+    hostPort: Refused = None
+    servicePort: Refused = None
+    networkNames: Refused = None
+
+    @property
+    def port(self) -> Port:
+        labels = tuple(sorted(self.labels.items()))
+        return Port(self.containerPort, self.name or "", PROTOCOLS[self.protocol], labels)
+
+
+class Container(Strict):
+    type: Literal["MESOS"] = "MESOS"
+    portMappings: list[PortMapping] = []
+    docker: Refused = None
+    linuxInfo: Refused = None
+    volumes: Refused = None
+
+    @model_validator(mode="after")
+    def _distinct_ports(self) -> Container:
+        names = [mapping.name for mapping in self.portMappings if mapping.name]
+        ports = [mapping.port for mapping in self.portMappings]
+        sockets = [f"{port.number}/{protocol}" for port in ports for protocol in port.protocols]
+        for values in names, sockets:
+            repeated = [value for value, count in Counter(values).items() if count > 1]
+            if repeated:
+                raise invalid(f"portMappings: {', '.join(repeated)} occurs more than once")
+        return self
+
+
+def _networks(networks: list[NetworkRef]) -> list[NetworkRef]:
+    if not networks:
+        raise invalid(f"none means host networking, which is not supported by this version: add {BODY_NETWORK}")
+    if len(networks) > 1:
+        raise invalid("more than one network is not supported by this version")
+    return networks
+
+
+class Definition(Strict):
+    """Defaults are Marathon's."""
+
+    id: AppId
+    cmd: Annotated[Text, Field(min_length=1)] | None = None
+    args: Annotated[list[Text], Field(min_length=1, max_length=10_000)] | None = None
+    user: Annotated[str, _matches(USER, "must be a name or decimal uid:gid")] | None = None
+    env: dict[EnvName, Text] = {}
+    cpus: Positive = 1.0
+    mem: Positive = 128.0
+    disk: Amount = 0.0
+    instances: Count = 1
+    labels: Labels = {}
+    networks: Annotated[list[NetworkRef], AfterValidator(_networks), Field(validate_default=True)] = []
+    container: Container = Container()
+    taskKillGracePeriodSeconds: Seconds = 3.0
+    backoffSeconds: Seconds = 1.0
+    backoffFactor: Annotated[float, Field(ge=1, le=1000, allow_inf_nan=False)] = 1.15
+    maxLaunchDelaySeconds: Seconds = 300.0
+
+    acceptedResourceRoles: Refused = None
+    check: Refused = None
+    constraints: Refused = None
+    dependencies: Refused = None
+    executor: Refused = None
+    executorResources: Refused = None
+    fetch: Refused = None
+    gpus: Refused = None
+    healthChecks: Refused = None
+    ipAddress: Refused = None
+    killSelection: Refused = None
+    portDefinitions: Refused = None
+    ports: Refused = None
+    readinessChecks: Refused = None
+    requirePorts: Refused = None
+    residency: Refused = None
+    resourceLimits: Refused = None
+    role: Refused = None
+    secrets: Refused = None
+    storeUrls: Refused = None
+    taskRateLimit: Refused = None
+    tty: Refused = None
+    unreachableStrategy: Refused = None
+    upgradeStrategy: Refused = None
+    uris: Refused = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_absent(cls, value: object) -> object:
+        return without_nulls(value)
+
+    @model_validator(mode="after")
+    def _one_command(self) -> Definition:
+        if (self.cmd is None) == (self.args is None):
+            raise invalid("exactly one of cmd and args must be given")
+        return self
+
+    @property
+    def argv(self) -> tuple[str, ...]:
+        return ("/bin/sh", "-c", self.cmd) if self.cmd is not None else tuple(self.args or ())
+
+    @property
+    def network(self) -> str:
+        return self.networks[0].network
+
+    @property
+    def task_ports(self) -> tuple[Port, ...]:
+        return tuple(mapping.port for mapping in self.container.portMappings)
+
+    @property
+    def resources(self) -> Resources:
+        """Rounded up to what we hand out; `round` takes off what binary fractions add, so that 0.57 is 570."""
+        return Resources(ceil(round(self.cpus * 1000, 6)), ceil(self.mem), ceil(self.disk))
+
+
+class Scale(Strict):
+    """The only update of an app that this version knows."""
+
+    id: AppId | None = None
+    instances: Count
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_absent(cls, value: object) -> object:
+        return without_nulls(value)
+
+
+def without_nulls(value: Any) -> Any:
+    """A null means "not set", at every depth of an object."""
+    if isinstance(value, dict):
+        return {key: without_nulls(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list):
+        return [without_nulls(item) for item in value]
+    return value

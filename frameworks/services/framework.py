@@ -1,0 +1,319 @@
+"""Keeps as many tasks of every app running as it asks for.
+
+Reads the apps from the store and the tasks from the offer contract; writes tasks, through offers. Three loops share
+one picture: apps change, events arrive, and `_keep` makes the one follow the other. A pass of it is always the same,
+whatever happened: kill what is too many, then place what is missing on what is on offer.
+
+A task counts from before it is handed to the master, so that nothing is started twice while that is under way. After
+a restart the picture is complete, apps and tasks, before the first pass.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+
+import structlog
+
+from frameworks.services.app import CODEC, PREFIX, STAGED_LABEL, App, label, new_task
+from frameworks.services.backoff import Backoff, Failure, failed
+from frameworks.services.place import Demand, Refusal, explain, place, reason
+from frameworks.services.wanted import Run, missing, surplus
+from master.offers import Offer, OfferGone, Offers, Rescinded, Subscription, TaskView, UnknownTask, Update
+from master.store.base import Change, Compacted, Store, StoreError
+from model.codec import Damaged
+from model.task import TaskSpec, TaskState, TaskStatus, newer
+
+GATHER_S = 0.05  # offers of several nodes arrive one by one; to spread, wait this long for the others
+RETRY_S = 1.0  # after the master could not write a launch or a kill down
+REFUSAL_VALID_S = 15.0  # a declined node is offered again after 5 s; not heard of since: it is gone
+LAUNCHES = 256  # in one pass, so that a large app does not hold up the kills
+
+NOT_ITS_FAULT = {TaskState.KILLED, TaskState.LOST, TaskState.GONE}  # no reason to start the app more slowly
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class TaskFailure:
+    view: TaskView
+    version: str
+    at: float
+
+
+class Services:
+    def __init__(self, store: Store, subscription: Subscription) -> None:
+        self._store = store
+        self._subscription = subscription
+        self._apps: dict[str, App] = {}
+        self._unreadable: set[str] = set()  # ids: their tasks are left alone
+        self._runs: dict[str, dict[str, Run]] = {}  # app -> task -> run
+        self._offers: dict[str, Offer] = {}
+        self._offers_since = 0.0
+        self._backoff: dict[str, Backoff] = {}
+        self._failures: dict[str, TaskFailure] = {}
+        self._refusals: dict[str, dict[str, tuple[float, Refusal]]] = {}  # app -> node
+        self._asked: Counter[str] = Counter()  # what the last pass wanted offers for
+        self._changed = asyncio.Event()
+
+    async def run(self) -> None:
+        """Never ends."""
+        revision = await self._load_apps()
+        for view in await self._subscription.reconcile():
+            self._note(Run(view))
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._follow_apps(revision))
+            group.create_task(self._follow_events())
+            group.create_task(self._keep())
+
+    def runs(self, app_id: str) -> list[Run]:
+        """The app's tasks that are not over, oldest first."""
+        return sorted(self._runs.get(app_id, {}).values(), key=lambda run: (label(run.view.spec, STAGED_LABEL), run.id))
+
+    def last_failure(self, app_id: str) -> TaskFailure | None:
+        return self._failures.get(app_id)
+
+    def waiting(self, app: App) -> list[str]:
+        """Why the app has fewer tasks than it asks for, in sentences. Empty when it has them."""
+        if not missing(app, self._runs.get(app.id, {}).values()):
+            return self._waiting_for_kills(app)
+        backoff = self._backoff.get(app.id, Backoff())
+        if remaining := backoff.remaining(time.monotonic()):
+            starts = "1 start failed" if backoff.failures == 1 else f"{backoff.failures} starts in a row failed"
+            return [f"{starts}: the next one in {remaining:.1f} s (last: {backoff.reason})"]
+        refusals = self._valid_refusals(app.id)
+        if not refusals:
+            return ["no node has offered resources yet"]
+        return explain(_demand(app, 1), refusals)
+
+    async def _load_apps(self) -> int:
+        revision = await self._store.revision()
+        entries = await self._store.range(PREFIX + "/")
+        self._apps, self._unreadable = {}, set()
+        for entry in entries:
+            self._app_changed(Change(entry.revision, entry.key, entry.value))
+        return revision
+
+    async def _follow_apps(self, revision: int) -> None:
+        while True:
+            try:
+                async for change in self._store.watch(PREFIX + "/", revision):
+                    self._app_changed(change)
+            except Compacted as error:
+                log.warning("read all services again", reason=str(error))
+                revision = await self._load_apps()
+
+    def _app_changed(self, change: Change) -> None:
+        app_id = change.key.removeprefix(PREFIX)
+        previous = self._apps.pop(app_id, None)
+        self._unreadable.discard(app_id)
+        if change.value is not None:
+            try:
+                self._apps[app_id] = CODEC.decode(change.value)
+            except Damaged as error:
+                self._unreadable.add(app_id)
+                log.error("read service from the store", app=app_id, error=str(error))
+        app = self._apps.get(app_id)
+        if app is None or previous is None or app.config_version != previous.config_version:
+            self._backoff.pop(app_id, None)
+            self._failures.pop(app_id, None)
+            self._refusals.pop(app_id, None)
+        self._changed.set()
+
+    async def _follow_events(self) -> None:
+        async for event in self._subscription.events():
+            match event:
+                case Offers(offers):
+                    if not self._offers:
+                        self._offers_since = time.monotonic()
+                    self._offers.update({offer.id: offer for offer in offers})
+                case Rescinded(offer_id):
+                    self._offers.pop(offer_id, None)
+                case Update(view):
+                    await self._observe(view)
+            self._changed.set()
+
+    async def _observe(self, view: TaskView) -> None:
+        if view.status.state.terminal:
+            self._ended(view)
+        else:
+            known = self._runs.get(view.spec.owner, {}).get(view.spec.id)
+            if known is None:
+                self._note(Run(view))
+            elif newer(known.view.status, view.status) or view.killing != known.view.killing:
+                self._note(replace(known, view=view))
+        try:
+            await self._subscription.acknowledge(view.spec.id, view.status.sequence)
+        except (StoreError, UnknownTask) as error:
+            # It comes again, and finds nothing left to do.
+            log.warning("acknowledge task", task=view.spec.id, error=str(error))
+
+    def _note(self, run: Run) -> None:
+        """Put the task into the picture, and remember when it was first seen running."""
+        if run.view.status.state.terminal:
+            return
+        if run.running and run.running_at is None:
+            run = replace(run, running_at=time.monotonic(), started=run.view.status.at)
+        self._runs.setdefault(run.view.spec.owner, {})[run.id] = run
+
+    def _ended(self, view: TaskView) -> None:
+        app_id = view.spec.owner
+        run = self._forget(view.spec)
+        app = self._apps.get(app_id)
+        self._asked.clear()  # what it used may be enough for somebody: ask again
+        if run is None or app is None or view.killing or run.view.killing:
+            return
+        state, now = view.status.state, time.monotonic()
+        if state not in (TaskState.FINISHED, TaskState.KILLED):
+            self._failures[app_id] = TaskFailure(view, app.version, view.status.at)
+        if state not in NOT_ITS_FAULT:
+            ran_s = now - run.running_at if run.running_at is not None else 0.0
+            failure = Failure(run.launched_at, ran_s, describe_end(view.status))
+            self._backoff[app_id] = failed(self._backoff.get(app_id, Backoff()), app.definition, failure, now)
+        log.info("service task ended", app=app_id, task=view.spec.id, reason=describe_end(view.status))
+
+    def _forget(self, spec: TaskSpec) -> Run | None:
+        runs = self._runs.get(spec.owner, {})
+        run = runs.pop(spec.id, None)
+        if not runs:
+            self._runs.pop(spec.owner, None)
+        return run
+
+    async def _keep(self) -> None:
+        while True:
+            self._changed.clear()
+            pause = await self._kill_surplus()
+            again = await self._start_missing()
+            try:
+                async with asyncio.timeout(min((s for s in (pause, again) if s is not None), default=None)):
+                    await self._changed.wait()
+            except TimeoutError:
+                continue
+
+    async def _kill_surplus(self) -> float | None:
+        """Returns when to come back, in seconds, if something could not be killed."""
+        for app_id, runs in list(self._runs.items()):
+            if app_id in self._unreadable:
+                continue
+            for run in surplus(self._apps.get(app_id), list(runs.values())):
+                try:
+                    await self._subscription.kill(run.id)
+                except UnknownTask:
+                    self._forget(run.view.spec)
+                    continue
+                except StoreError as error:
+                    log.error("kill service task", task=run.id, error=str(error))
+                    return RETRY_S
+                if (latest := runs.get(run.id)) is not None:
+                    self._note(replace(latest, view=replace(latest.view, killing=True)))
+        return None
+
+    async def _start_missing(self) -> float | None:
+        """Returns when to come back, in seconds, if nothing happens before."""
+        now = time.monotonic()
+        lacking = [app for app in self._apps.values() if self._missing(app)]
+        held_back = {app.id: self._backoff.get(app.id, Backoff()).remaining(now) for app in lacking}
+        demands = [_demand(app, min(self._missing(app), LAUNCHES)) for app in lacking if not held_back[app.id]]
+        self._ask_for_offers(demands)
+        if demands and self._offers and (rest := self._offers_since + GATHER_S - now) > 0:
+            return rest
+        failure = await self._answer(demands)
+        return min((s for s in (*held_back.values(), failure) if s), default=None)
+
+    def _missing(self, app: App) -> int:
+        return missing(app, self._runs.get(app.id, {}).values())
+
+    def _ask_for_offers(self, demands: Sequence[Demand]) -> None:
+        wanted = Counter({demand.app: demand.count for demand in demands})
+        if not wanted:
+            self._subscription.suppress()
+        elif wanted - self._asked:
+            self._subscription.revive()
+        self._asked = wanted
+
+    async def _answer(self, demands: Sequence[Demand]) -> float | None:
+        """Accept or decline every offer at hand. Returns when to come back if the master could not write that down."""
+        offers, self._offers = list(self._offers.values()), {}
+        running = Counter((app_id, run.view.node) for app_id, runs in self._runs.items() for run in runs.values())
+        plan = place(demands, offers, running)
+        self._remember(plan.refusals, demands, offers)
+        pause = None
+        for offer in offers:
+            chosen = [placement.app for placement in plan.placements if placement.offer is offer]
+            if not chosen:
+                refusals = [refusal for refusal in plan.refusals if refusal.node == offer.node.id]
+                self._subscription.decline(offer.id, reason(refusals) or "no service waits for resources")
+            elif not await self._launch(offer, chosen):
+                pause = RETRY_S
+        return pause
+
+    async def _launch(self, offer: Offer, app_ids: Sequence[str]) -> bool:
+        # The apps may have changed while earlier offers were being answered.
+        specs: list[TaskSpec] = []
+        for app_id in app_ids:
+            app = self._apps.get(app_id)
+            if app is not None and self._missing(app):
+                spec = new_task(app, datetime.now(UTC))
+                self._note(Run(_staging(spec, offer), launched_at=time.monotonic()))
+                specs.append(spec)
+        if not specs:
+            self._subscription.decline(offer.id, "no service waits for resources")
+            return True
+        try:
+            await self._subscription.accept(offer.id, specs)
+        except OfferGone:
+            self._unlaunched(specs)
+            self._changed.set()
+        except (StoreError, ValueError) as error:
+            log.error("launch service tasks", node=offer.node.id, count=len(specs), error=str(error))
+            self._unlaunched(specs)
+            self._subscription.decline(offer.id, str(error))
+            # Whether it was written before it failed, only the master can tell.
+            for view in await self._subscription.reconcile():
+                if view.spec in specs:
+                    self._note(Run(view, launched_at=time.monotonic()))
+            return False
+        return True
+
+    def _unlaunched(self, specs: Sequence[TaskSpec]) -> None:
+        for spec in specs:
+            self._forget(spec)
+        self._asked.clear()
+
+    def _remember(self, refusals: Sequence[Refusal], demands: Sequence[Demand], offers: Sequence[Offer]) -> None:
+        now = time.monotonic()
+        for demand in demands:
+            known = self._refusals.setdefault(demand.app, {})
+            for offer in offers:
+                known.pop(offer.node.id, None)
+        for refusal in refusals:
+            self._refusals[refusal.app][refusal.node] = (now, refusal)
+
+    def _valid_refusals(self, app_id: str) -> list[Refusal]:
+        oldest = time.monotonic() - REFUSAL_VALID_S
+        return [refusal for at, refusal in self._refusals.get(app_id, {}).values() if at >= oldest]
+
+    def _waiting_for_kills(self, app: App) -> list[str]:
+        ending = sum(run.view.killing for run in self._runs.get(app.id, {}).values())
+        if not ending:
+            return []
+        return ["waits for 1 task to end" if ending == 1 else f"waits for {ending} tasks to end"]
+
+
+def describe_end(status: TaskStatus) -> str:
+    """`failed: exit code 1`."""
+    detail = status.message or status.reason
+    if not detail and status.exit_code is not None:
+        detail = f"exit code {status.exit_code}"
+    return f"{status.state.name.lower()}: {detail}" if detail else status.state.name.lower()
+
+
+def _demand(app: App, count: int) -> Demand:
+    return Demand(app.id, app.definition.resources, app.definition.network, count)
+
+
+def _staging(spec: TaskSpec, offer: Offer) -> TaskView:
+    return TaskView(spec, offer.node.id, TaskStatus(spec.id, TaskState.STAGING, at=time.time()))

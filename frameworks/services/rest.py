@@ -1,0 +1,212 @@
+"""Marathon's REST API for services (`/v2/...`), and our own view of one (`/api/v1/services/...`).
+
+Default answers keep to the keys that Marathon's answers have: clients exist that fail on any other. What Marathon has
+no word for (addresses of nodes, process ids, why something waits) is in our own view.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from ipaddress import ip_address
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Response
+from starlette.responses import PlainTextResponse
+
+from frameworks.services import catalog
+from frameworks.services.app import FRAMEWORK, STAGED_LABEL, VERSION_LABEL, App, format_time, label
+from frameworks.services.catalog import AppExists, UnknownApp
+from frameworks.services.definition import Definition, Scale
+from frameworks.services.framework import Services, TaskFailure, describe_end
+from frameworks.services.wanted import Run, settled
+from master.rest import cluster
+from master.rest.errors import ApiError
+from master.store.base import Conflict, Store
+from model.task import MESOS_STATES, TaskState
+
+MARATHON_VERSION = "1.11.0"  # of the API: clients choose their calls by it
+# Where DC/OS has its Marathon, and where its proxies often put it.
+ALIASES = ("/service/marathon", "/marathon")
+PUBLIC = ("/ping", *(alias + "/ping" for alias in ALIASES))
+EMBEDDED_TASKS = {"app.tasks", "apps.tasks"}
+
+Json = dict[str, Any]
+Embed = Annotated[list[str], Query()]
+
+
+def routers(store: Store, services: Services) -> list[APIRouter]:
+    marathon = MarathonApi(store, services).router()
+    aliases = APIRouter(include_in_schema=False)
+    for alias in ALIASES:
+        aliases.include_router(marathon, prefix=alias)
+    return [marathon, aliases, _own_view(store, services)]
+
+
+class MarathonApi:
+    def __init__(self, store: Store, services: Services) -> None:
+        self._store = store
+        self._services = services
+
+    def router(self) -> APIRouter:
+        router = APIRouter(tags=["services"])
+        router.get("/ping", response_class=PlainTextResponse)(self.ping)
+        router.get("/v2/info")(self.info)
+        router.get("/v2/tasks")(self.all_tasks)
+        router.get("/v2/apps")(self.list_apps)
+        router.post("/v2/apps", status_code=201)(self.create)
+        # Before the apps themselves: an id may have slashes, but does not end in /tasks.
+        router.get("/v2/apps/{app_id:path}/tasks")(self.tasks)
+        router.get("/v2/apps/{app_id:path}")(self.show)
+        router.put("/v2/apps/{app_id:path}")(self.update)
+        router.delete("/v2/apps/{app_id:path}")(self.delete)
+        return router
+
+    async def ping(self) -> str:
+        return "pong"
+
+    async def info(self) -> Json:
+        return {
+            "name": "marathon",
+            "version": MARATHON_VERSION,
+            "buildref": "tepui",
+            "elected": True,
+            "frameworkId": FRAMEWORK,
+        }
+
+    async def create(self, definition: Definition, response: Response) -> Json:
+        try:
+            app = await catalog.add(self._store, definition)
+        except AppExists as error:
+            raise ApiError(409, f"An app with id [{definition.id}] already exists.") from error
+        response.headers["Location"] = f"/v2/apps{app.id}"
+        response.headers["Marathon-Deployment-Id"] = app.deployment
+        return app_json(app, self._services)
+
+    async def list_apps(self, embed: Embed = []) -> Json:  # noqa: B006 - FastAPI copies it
+        apps = await catalog.read_all(self._store)
+        embedded = bool(EMBEDDED_TASKS.intersection(embed))
+        return {"apps": [app_json(app, self._services, embedded) for app in apps]}
+
+    async def show(self, app_id: str) -> Json:
+        return {"app": app_json(await existing(self._store, app_id), self._services, with_tasks=True)}
+
+    async def update(self, app_id: str, scale: Scale, response: Response) -> Json:
+        path = "/" + app_id
+        if scale.id not in (None, path):
+            raise ApiError(422, "Object is not valid", {"/id": [f"must be {path}, as in the request's path"]})
+        try:
+            app = await catalog.resize(self._store, path, scale.instances)
+        except (UnknownApp, Conflict) as error:
+            raise _refusal(error, path) from error
+        return _deployed(app, response)
+
+    async def delete(self, app_id: str, response: Response) -> Json:
+        path = "/" + app_id
+        try:
+            app = await catalog.remove(self._store, path)
+        except (UnknownApp, Conflict) as error:
+            raise _refusal(error, path) from error
+        return _deployed(app, response)
+
+    async def tasks(self, app_id: str) -> Json:
+        app = await existing(self._store, app_id)
+        return {"tasks": [task_json(run) for run in self._services.runs(app.id)]}
+
+    async def all_tasks(self) -> Json:
+        apps = await catalog.read_all(self._store)
+        return {"tasks": [task_json(run) for app in apps for run in self._services.runs(app.id)]}
+
+
+def _own_view(store: Store, services: Services) -> APIRouter:
+    router = APIRouter(prefix="/api/v1", tags=["services"])
+
+    @router.get("/services/{app_id:path}")
+    async def service(app_id: str) -> Json:
+        app = await existing(store, app_id)
+        runs = services.runs(app.id)
+        return {
+            "app": app_json(app, services),
+            "tasks": [cluster.task_json(run.view) for run in runs],
+            "waiting": services.waiting(app),
+        }
+
+    return router
+
+
+async def existing(store: Store, app_id: str) -> App:
+    path = "/" + app_id
+    try:
+        return await catalog.read(store, path)
+    except UnknownApp as error:
+        raise _refusal(error, path) from error
+
+
+def app_json(app: App, services: Services, with_tasks: bool = False) -> Json:
+    runs = services.runs(app.id)
+    running = [run for run in runs if run.running]
+    answer: Json = app.definition.model_dump(exclude_none=True)
+    answer |= {
+        "version": app.version,
+        "versionInfo": {"lastScalingAt": app.scaled, "lastConfigChangeAt": app.config_version},
+        "tasksStaged": sum(run.view.status.state < TaskState.RUNNING for run in runs),
+        "tasksRunning": len(running),
+        "tasksHealthy": sum(run.view.status.healthy is True for run in running),
+        "tasksUnhealthy": sum(run.view.status.healthy is False for run in running),
+        "deployments": [] if settled(app, runs) else [{"id": app.deployment}],
+    }
+    if with_tasks:
+        answer["tasks"] = [task_json(run) for run in runs]
+    failure = services.last_failure(app.id)
+    if with_tasks and failure is not None:
+        answer["lastTaskFailure"] = failure_json(failure)
+    return answer
+
+
+def task_json(run: Run) -> Json:
+    spec, status = run.view.spec, run.view.status
+    task: Json = {
+        "id": spec.id,
+        "appId": spec.owner,
+        "host": run.view.node,
+        "slaveId": run.view.node,
+        "ipAddresses": [
+            {"ipAddress": address, "protocol": f"IPv{ip_address(address).version}"} for address in status.addresses
+        ],
+        "ports": [],
+        "servicePorts": [],
+        "stagedAt": label(spec, STAGED_LABEL),
+        "state": MESOS_STATES[status.state],
+        "version": label(spec, VERSION_LABEL),
+    }
+    if run.started is not None:
+        task["startedAt"] = _time(run.started)
+    return task
+
+
+def failure_json(failure: TaskFailure) -> Json:
+    spec, status = failure.view.spec, failure.view.status
+    return {
+        "appId": spec.owner,
+        "taskId": spec.id,
+        "host": failure.view.node,
+        "slaveId": failure.view.node,
+        "state": MESOS_STATES[status.state],
+        "message": describe_end(status),
+        "timestamp": _time(failure.at),
+        "version": failure.version,
+    }
+
+
+def _deployed(app: App, response: Response) -> Json:
+    response.headers["Marathon-Deployment-Id"] = app.deployment
+    return {"version": app.version, "deploymentId": app.deployment}
+
+
+def _refusal(error: UnknownApp | Conflict, path: str) -> ApiError:
+    if isinstance(error, UnknownApp):
+        return ApiError(404, f"App '{path}' does not exist")
+    return ApiError(409, f"App '{path}' was changed at the same moment: read it again")
+
+
+def _time(seconds: float) -> str:
+    return format_time(datetime.fromtimestamp(seconds, UTC))

@@ -1,0 +1,1 @@
+"""One kind of limit on a container a file. `base.py` is the contract. All of it works without a cluster."""

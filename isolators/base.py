@@ -1,0 +1,111 @@
+"""The isolator contract. What each verb may rely on, and what it promises.
+
+The agent calls, for one container at a time and from one event loop:
+
+    prepare   -> [the launcher makes the namespaces; the container's first process waits] -> isolate -> [exec]
+    update, usage, watch: any number of times while it runs
+    cleanup   <- always once `prepare` was called, also when that failed, in the reverse order of `prepare`
+
+After an agent restart `recover` is called once, before anything else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from model.network import Address
+from model.resources import Resources
+from model.task import TaskSpec, Usage
+
+# A part of an OCI runtime specification `config.json`, as the JSON it will be written as.
+BundlePart = dict[str, Any]
+
+
+class IsolatorError(Exception):
+    """An operation on the kernel failed. The text names the operation and the object; retrying might help."""
+
+
+class Unsupported(IsolatorError):
+    """This node can not do what the task asks for: refuse the task, do not retry."""
+
+
+@dataclass(frozen=True, slots=True)
+class Container:
+    """A container as isolators see it. `directory` is its OCI bundle: it exists, is ours alone (0700) and is removed
+    by the agent after the last cleanup. Ids 0 to `id_count` - 1 inside are `id_base` + id outside."""
+
+    id: str
+    task: TaskSpec
+    directory: Path
+    id_base: int
+    id_count: int = 65536
+
+    @property
+    def rootfs(self) -> Path:
+        """Where the container's root is mounted on the node."""
+        return self.directory / "rootfs"
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """A limit that was hit, for people: `memory limit 64 MiB exceeded`."""
+
+    reason: str
+
+
+class Isolator:
+    """Override what applies. None of the verbs forks, and none blocks for longer than a system call takes."""
+
+    name = "isolator"
+
+    async def recover(self, known: list[Container], orphans: list[str]) -> None:
+        """Learn again what `known` containers hold, and release everything that bears our prefix and belongs to
+        none of them. `orphans` are ids whose directories were found but can not be read."""
+
+    async def prepare(self, container: Container) -> BundlePart:
+        """Make what the host side needs before the container's namespaces exist. Never called twice for one id.
+        Raises IsolatorError or Unsupported; cleanup follows in either case."""
+        return {}
+
+    async def isolate(self, container: Container, pid: int) -> tuple[Address, ...]:
+        """The container's namespaces exist and `pid` (in the agent's pid namespace) waits in them, before exec.
+        Returns the addresses this isolator gave the container: none, but for the one of the network."""
+        return ()
+
+    async def watch(self, container: Container) -> Limit | None:
+        """Ends when the container hit a limit, with that limit. None at once: this isolator has nothing to watch."""
+        return None
+
+    async def update(self, container: Container, resources: Resources) -> None:
+        """Change limits of a running container in place."""
+
+    async def usage(self, container: Container, usage: Usage) -> Usage:
+        """`usage` with this isolator's figures filled in from the kernel."""
+        return usage
+
+    async def cleanup(self, container: Container) -> None:
+        """Undo everything. Accepts a container that was never prepared, and being called again."""
+
+
+def merge(parts: list[BundlePart]) -> BundlePart:
+    """One configuration out of parts: objects are merged, lists are joined, and two different values for one key are
+    a fault of the isolators (ValueError that names the key)."""
+    merged: BundlePart = {}
+    for part in parts:
+        _merge_into(merged, part, "")
+    return merged
+
+
+def _merge_into(target: BundlePart, part: BundlePart, path: str) -> None:
+    for key, value in part.items():
+        if key not in target:
+            target[key] = list(value) if isinstance(value, list) else {**value} if isinstance(value, dict) else value
+        elif isinstance(target[key], dict) and isinstance(value, dict):
+            target[key] = dict(target[key])
+            _merge_into(target[key], value, f"{path}/{key}")
+        elif isinstance(target[key], list) and isinstance(value, list):
+            target[key] = target[key] + value
+        elif target[key] != value:
+            raise ValueError(f"{path}/{key}: {target[key]!r} and {value!r}")

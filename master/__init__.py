@@ -1,0 +1,1 @@
+"""The coordinator: membership, offers, dispatch, discovery, the REST door. It never touches a kernel."""

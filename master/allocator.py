@@ -1,0 +1,253 @@
+"""Offers nodes' free resources to frameworks, and holds the master's end of the offer contract (`offers.py`).
+
+Free is what the node has, less what its tasks that are not over use, less what is on offer. A node's free resources are
+offered whole, to one framework at a time, in turn. Nothing here is on disk but the tasks themselves: after a restart
+of the master every framework subscribes again, and offers begin anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+
+from master.networks import Networks
+from master.nodes import Nodes, NodeView
+from master.offers import Event, Offer, OfferGone, Offers, Rescinded, TaskView, UnknownTask, Update
+from master.tasks import TaskRecord, Tasks, active
+from model.node import NodeState
+from model.resources import Resources, describe
+from model.task import TASK_ID, TaskSpec
+
+OFFER_DEADLINE_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a framework declined a node: `needs 4 CPU, has 1.5 CPU`."""
+
+    reason: str
+    until: float  # on the monotonic clock
+
+
+@dataclass(slots=True, eq=False)
+class _Inbox:
+    """What a subscriber has not fetched yet: bounded by the number of its tasks and of nodes."""
+
+    updates: dict[str, None] = field(default_factory=dict)  # task ids, in the order of their first change
+    offers: list[Offer] = field(default_factory=list)
+    rescinded: list[str] = field(default_factory=list)
+    wake: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class Allocator:
+    def __init__(self, tasks: Tasks, nodes: Nodes, networks: Networks) -> None:
+        self.tasks = tasks
+        self._nodes = nodes
+        self._networks = networks
+        self._subscribers: list[FrameworkSubscription] = []
+        self._numbers = itertools.count(1)
+        self._wake = asyncio.Event()
+        tasks.listen(self._task_changed)
+        nodes.listen(self._node_changed)
+
+    def subscribe(self, framework: str) -> FrameworkSubscription:
+        """A second subscription under one name takes the first one's place."""
+        for earlier in [s for s in self._subscribers if s.framework == framework]:
+            self._subscribers.remove(earlier)
+        subscription = FrameworkSubscription(self, framework)
+        self._subscribers.append(subscription)
+        self.wake()
+        return subscription
+
+    async def run(self) -> None:
+        """Offers whatever becomes free, until cancelled."""
+        while True:
+            self._wake.clear()
+            self._rescind_late()
+            self._offer()
+            try:
+                await asyncio.wait_for(self._wake.wait(), self._next_expiry())
+            except TimeoutError:
+                continue
+
+    def wake(self) -> None:
+        self._wake.set()
+
+    def view(self, record: TaskRecord) -> TaskView:
+        return TaskView(record.spec, record.node, record.status, record.killing)
+
+    def new_id(self) -> str:
+        return f"offer-{next(self._numbers)}"
+
+    def free(self, view: NodeView) -> Resources:
+        used = sum((r.spec.resources for r in active(self.tasks.on(view.node.id))), Resources())
+        held = sum(
+            (
+                offer.resources
+                for subscriber in self._subscribers
+                for offer in subscriber.outstanding.values()
+                if offer.node.id == view.node.id
+            ),
+            Resources(),
+        )
+        return view.node.resources - used - held
+
+    def _offer(self) -> None:
+        now = time.monotonic()
+        for view in self._nodes.all():
+            if view.state is not NodeState.ONLINE or not view.connected:
+                continue
+            takers = [s for s in self._subscribers if s.wants(view.node.id, now)]
+            free = self.free(view)
+            if not takers or free.cpus <= 0 or free.mem <= 0:
+                continue
+            taker = min(takers, key=lambda subscriber: subscriber.offered)
+            names = frozenset(network.name for network in self._networks.all())
+            taker.give(Offer(self.new_id(), view.node, free, names))
+
+    def _rescind_late(self) -> None:
+        now = time.monotonic()
+        for subscriber in self._subscribers:
+            for offer_id in [i for i, at in subscriber.offered_at.items() if at + OFFER_DEADLINE_S <= now]:
+                subscriber.rescind(offer_id)
+
+    def _next_expiry(self) -> float | None:
+        now = time.monotonic()
+        times = [refusal.until for s in self._subscribers for refusal in s.refusals.values() if refusal.until > now]
+        times += [at + OFFER_DEADLINE_S for s in self._subscribers for at in s.offered_at.values()]
+        return max(0.0, min(times) - now) if times else None
+
+    def _task_changed(self, before: TaskRecord | None, after: TaskRecord | None) -> None:
+        if after is not None:
+            for subscriber in self._subscribers:
+                if subscriber.framework == after.spec.framework:
+                    subscriber.note(after.spec.id)
+        if after is None or after.over:
+            self.wake()
+
+    def _node_changed(self, view: NodeView) -> None:
+        if view.state is not NodeState.ONLINE or not view.connected:
+            for subscriber in self._subscribers:
+                for offer in [o for o in subscriber.outstanding.values() if o.node.id == view.node.id]:
+                    subscriber.rescind(offer.id)
+        self.wake()
+
+
+class FrameworkSubscription:
+    """`offers.Subscription` for one framework."""
+
+    def __init__(self, allocator: Allocator, framework: str) -> None:
+        self.framework = framework
+        self.outstanding: dict[str, Offer] = {}
+        self.offered_at: dict[str, float] = {}
+        self.offered = 0
+        self.refusals: dict[str, Refusal] = {}  # by node
+        self._allocator = allocator
+        self._tasks = allocator.tasks
+        self._suppressed = False
+        self._inbox = _Inbox()
+
+    async def events(self) -> AsyncIterator[Event]:
+        for record in self._own():
+            self.note(record.spec.id)
+        while True:
+            self._inbox.wake.clear()
+            for event in self._fetch():
+                yield event
+            await self._inbox.wake.wait()
+
+    async def accept(self, offer_id: str, tasks: Sequence[TaskSpec]) -> None:
+        offer = self.outstanding.get(offer_id)
+        if offer is None:
+            raise OfferGone(offer_id)
+        demand = sum((task.resources for task in tasks), Resources())
+        shortage = offer.resources.shortage(demand)
+        if shortage:
+            lacking = ", ".join(describe(kind, amount) for kind, amount in shortage.items())
+            raise ValueError(f"{offer_id}: the tasks need {lacking} more than was offered")
+        for task in tasks:
+            if not TASK_ID.fullmatch(task.id) or task.framework != self.framework:
+                raise ValueError(f"task {task.id!r}: not an id for a task of {self.framework}")
+            if task.network not in offer.networks:
+                raise ValueError(f"task {task.id}: network {task.network!r} does not exist on {offer.node.id}")
+        # The offer stays outstanding, and so holds its resources, until its tasks do.
+        try:
+            await self._tasks.add(offer.node.id, tasks)
+        finally:
+            self._close(offer_id)
+            self._allocator.wake()
+
+    def decline(self, offer_id: str, reason: str, filter_s: float = 5.0) -> None:
+        offer = self.outstanding.get(offer_id)
+        if offer is None:
+            return
+        self._close(offer_id)
+        self.refusals[offer.node.id] = Refusal(reason, time.monotonic() + filter_s)
+        self._allocator.wake()
+
+    def revive(self) -> None:
+        self._suppressed = False
+        self.refusals.clear()
+        self._allocator.wake()
+
+    def suppress(self) -> None:
+        self._suppressed = True
+
+    async def kill(self, task_id: str) -> None:
+        record = self._tasks.get(task_id)
+        if record is None or record.spec.framework != self.framework:
+            raise UnknownTask(task_id)
+        await self._tasks.mark(task_id)
+
+    async def reconcile(self) -> tuple[TaskView, ...]:
+        return tuple(self._allocator.view(record) for record in self._own())
+
+    async def acknowledge(self, task_id: str, sequence: int) -> None:
+        await self._tasks.acknowledge(task_id, sequence)
+
+    def wants(self, node_id: str, now: float) -> bool:
+        refusal = self.refusals.get(node_id)
+        return not self._suppressed and (refusal is None or refusal.until <= now)
+
+    def give(self, offer: Offer) -> None:
+        self.outstanding[offer.id] = offer
+        self.offered_at[offer.id] = time.monotonic()
+        self.offered += 1
+        self._inbox.offers.append(offer)
+        self._inbox.wake.set()
+
+    def rescind(self, offer_id: str) -> None:
+        self._close(offer_id)
+        fetched = [offer for offer in self._inbox.offers if offer.id != offer_id]
+        if len(fetched) == len(self._inbox.offers):
+            self._inbox.rescinded.append(offer_id)
+        self._inbox.offers = fetched
+        self._inbox.wake.set()
+
+    def note(self, task_id: str) -> None:
+        self._inbox.updates[task_id] = None
+        self._inbox.wake.set()
+
+    def _close(self, offer_id: str) -> None:
+        self.outstanding.pop(offer_id, None)
+        self.offered_at.pop(offer_id, None)
+
+    def _fetch(self) -> list[Event]:
+        """Everything that waits, tasks before offers: who places must know what it has."""
+        inbox = self._inbox
+        changed, inbox.updates = inbox.updates, {}
+        rescinded, inbox.rescinded = inbox.rescinded, []
+        offers, inbox.offers = inbox.offers, []
+        events: list[Event] = [Rescinded(offer_id) for offer_id in rescinded]
+        for task_id in changed:
+            if (record := self._tasks.get(task_id)) is not None:
+                events.append(Update(self._allocator.view(record)))
+        if offers:
+            events.append(Offers(tuple(offers)))
+        return events
+
+    def _own(self) -> list[TaskRecord]:
+        return [record for record in self._tasks.all() if record.spec.framework == self.framework]

@@ -1,0 +1,138 @@
+"""What every node should have, as keyed items, and what each session still has to be told.
+
+An item is for one node or for all (but perhaps one: a node is no peer of itself). Changing an item only marks its key
+in the sessions concerned; the session's writer turns the marks into one Change when it gets to it. So a slow node costs
+one set of keys, however often its items change, and it always gets the newest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+
+from wire import control_pb2 as pb
+
+
+@dataclass(frozen=True, slots=True)
+class _Shared:
+    item: pb.Item
+    skip: str | None  # a node that does not get it
+
+
+@dataclass(slots=True, eq=False)
+class Feed:
+    """One session's view. `applied` is what the node says it has; `closed` that the session is over."""
+
+    node: str
+    revision: int = 0
+    applied: int = 0
+    closed: bool = False
+    dirty: set[str] = field(default_factory=set)
+    wake: asyncio.Event = field(default_factory=asyncio.Event)
+    progress: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def mark(self, key: str) -> None:
+        self.dirty.add(key)
+        self.wake.set()
+
+    def acknowledge(self, revision: int) -> None:
+        self.applied = max(self.applied, revision)
+        self.progress.set()
+
+    def close(self) -> None:
+        self.closed = True
+        self.progress.set()
+        self.wake.set()
+
+    async def reach(self, revision: int) -> None:
+        """Returns when the node has applied `revision`, or is gone."""
+        while not self.closed and self.applied < revision:
+            self.progress.clear()
+            await self.progress.wait()
+
+
+class Desired:
+    def __init__(self) -> None:
+        self._shared: dict[str, _Shared] = {}
+        self._own: dict[str, dict[str, pb.Item]] = {}
+        self._feeds: dict[str, Feed] = {}
+
+    def open(self, node: str) -> Feed:
+        """A new session's feed; its first Change will be full. The node's earlier feed no longer gets anything."""
+        if (earlier := self._feeds.get(node)) is not None:
+            earlier.close()
+        feed = self._feeds[node] = Feed(node)
+        feed.wake.set()
+        return feed
+
+    def close(self, feed: Feed) -> None:
+        feed.close()
+        if self._feeds.get(feed.node) is feed:
+            del self._feeds[feed.node]
+
+    def put(self, node: str, item: pb.Item) -> None:
+        self._own.setdefault(node, {})[item.key] = item
+        self._mark(node, item.key)
+
+    def remove(self, node: str, key: str) -> None:
+        if self._own.get(node, {}).pop(key, None) is not None:
+            self._mark(node, key)
+
+    def share(self, item: pb.Item, skip: str | None = None) -> None:
+        self._shared[item.key] = _Shared(item, skip)
+        self._mark_all(item.key, skip)
+
+    def unshare(self, key: str) -> None:
+        if (shared := self._shared.pop(key, None)) is not None:
+            self._mark_all(key, shared.skip)
+
+    def next_change(self, feed: Feed) -> pb.Change | None:
+        """What the node must be told now; None when it was told everything."""
+        feed.wake.clear()
+        if feed.revision == 0:
+            feed.dirty.clear()
+            feed.revision = 1
+            return pb.Change(revision=1, full=True, put=self._items(feed.node))
+        if not feed.dirty:
+            return None
+        keys, feed.dirty = feed.dirty, set()
+        feed.revision += 1
+        change = pb.Change(revision=feed.revision)
+        for key in sorted(keys):
+            item = self._item(feed.node, key)
+            if item is None:
+                change.remove.append(key)
+            else:
+                change.put.append(item)
+        return change
+
+    async def barrier(self, deadline_s: float) -> list[str]:
+        """Waits until every connected node has applied all that was desired up to now. Returns the nodes that had not
+        when the deadline passed."""
+        targets = [(feed, feed.revision + bool(feed.dirty or feed.revision == 0)) for feed in self._feeds.values()]
+        waits = [asyncio.create_task(feed.reach(target)) for feed, target in targets]
+        if not waits:
+            return []
+        _, late = await asyncio.wait(waits, timeout=deadline_s)
+        for wait in late:
+            wait.cancel()
+        return [feed.node for (feed, _), wait in zip(targets, waits, strict=True) if wait in late]
+
+    def _items(self, node: str) -> list[pb.Item]:
+        shared = [entry.item for entry in self._shared.values() if entry.skip != node]
+        return shared + list(self._own.get(node, {}).values())
+
+    def _item(self, node: str, key: str) -> pb.Item | None:
+        shared = self._shared.get(key)
+        if shared is not None and shared.skip != node:
+            return shared.item
+        return self._own.get(node, {}).get(key)
+
+    def _mark(self, node: str, key: str) -> None:
+        if (feed := self._feeds.get(node)) is not None:
+            feed.mark(key)
+
+    def _mark_all(self, key: str, skip: str | None) -> None:
+        for feed in self._feeds.values():
+            if feed.node != skip:
+                feed.mark(key)

@@ -1,0 +1,246 @@
+"""The master's end of the agents' sessions, and what each node should run.
+
+Reads Hello, Applied and Status from the agents, and the changes of tasks that the rest of the master announces. Writes
+the nodes' desired state (`desired.py`) and, through it, the Changes on the wire.
+
+Law 6, take out, wait, then stop: a task that shall end is first marked `killing`, on which discovery takes it out of
+the VIPs at once; when every connected node has applied that, or the deadline passed, it is marked `drained`, and only
+then does its node hear that it is to be killed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Coroutine
+from typing import TypeAlias
+
+import grpc
+import structlog
+
+from master.desired import Desired, Feed
+from master.logs import Logs
+from master.networks import NetworkFull, Networks
+from master.nodes import LOST_AFTER_S, Nodes, NodeView
+from master.store.base import StoreError
+from master.tasks import TaskRecord, Tasks, active
+from model.node import Node, NodeState
+from model.task import TaskState, TaskStatus
+from pki.identity import Role
+from wire import control_pb2 as pb
+from wire import control_pb2_grpc, convert
+from wire.tls import PeerError, peer_identity
+
+log = structlog.get_logger()
+
+DRAIN_DEADLINE_S = 5.0
+HELLO_DEADLINE_S = 10.0
+
+SessionContext: TypeAlias = "grpc.aio.ServicerContext[AsyncIterator[pb.AgentMessage], AsyncIterator[pb.MasterMessage]]"
+LogContext: TypeAlias = "grpc.aio.ServicerContext[AsyncIterator[pb.LogChunk], Awaitable[pb.LogEnd]]"
+
+
+class Dispatcher(control_pb2_grpc.ControlServicer):
+    def __init__(self, tasks: Tasks, nodes: Nodes, networks: Networks, desired: Desired, logs: Logs) -> None:
+        self._tasks = tasks
+        self._nodes = nodes
+        self._networks = networks
+        self._desired = desired
+        self._logs = logs
+        self._sessions: dict[str, _Session] = {}
+        self._works: dict[str, asyncio.Task[object]] = {}
+        tasks.listen(self._task_changed)
+        nodes.listen(self._node_changed)
+
+    async def load(self) -> None:
+        """After a restart of the master: everything desired before is desired again, and interrupted drains go on."""
+        for view in self._nodes.all():
+            await self._admit(view.node)
+        for record in self._tasks.all():
+            self._task_changed(None, record)
+
+    async def close(self) -> None:
+        for session in self._sessions.values():
+            session.feed.close()
+        works = list(self._works.values())
+        for work in works:
+            work.cancel()
+        await asyncio.gather(*works, return_exceptions=True)
+
+    async def Session(
+        self, request_iterator: AsyncIterator[pb.AgentMessage], context: SessionContext
+    ) -> AsyncIterator[pb.MasterMessage]:
+        node_id = await _agent(context)
+        node, statuses = await self._hello(node_id, request_iterator, context)
+        await self._reconcile(node, statuses)
+        session = _Session(self._desired.open(node_id))
+        self._sessions[node_id] = session
+        await self._nodes.connected(node)
+        receiving = asyncio.create_task(self._receive(session, request_iterator))
+        try:
+            for status in statuses:
+                session.acknowledge(status)
+            async for message in session.messages(self._desired):
+                yield message
+        finally:
+            receiving.cancel()
+            self._desired.close(session.feed)
+            if self._sessions.get(node_id) is session:
+                del self._sessions[node_id]
+                self._nodes.disconnected(node_id)
+
+    async def SendLog(self, request_iterator: AsyncIterator[pb.LogChunk], context: LogContext) -> pb.LogEnd:
+        await _agent(context)
+        metadata = dict(context.invocation_metadata() or ())
+        await self._logs.receive(str(metadata.get("request", "")), request_iterator)
+        return pb.LogEnd()
+
+    def open_log(self, node: str, request: pb.OpenLog) -> bool:
+        """Ask the node for a task's output. False when it is not connected."""
+        session = self._sessions.get(node)
+        return session is not None and session.open_log(request)
+
+    async def _hello(
+        self, node_id: str, messages: AsyncIterator[pb.AgentMessage], context: SessionContext
+    ) -> tuple[Node, list[TaskStatus]]:
+        try:
+            async with asyncio.timeout(HELLO_DEADLINE_S):
+                first = await anext(messages)
+            if not first.HasField("hello"):
+                raise ValueError("the first message must be Hello")
+            node, statuses = convert.hello_from_wire(node_id, first.hello)
+            await self._admit(node)
+            return node, statuses
+        except (ValueError, NetworkFull, TimeoutError, StopAsyncIteration) as error:
+            log.error("session refused", node=node_id, reason=str(error))
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error) or "no Hello")
+
+    async def _admit(self, node: Node) -> None:
+        for network, blocks in await self._networks.admit(node):
+            item = pb.Item(key=f"network/{network.name}", network=convert.network_to_wire(network, blocks))
+            self._desired.put(node.id, item)
+        for vtep in self._networks.vteps(node):
+            item = pb.Item(key=f"peer/{vtep.block.network}/{node.id}", peer=convert.peer_to_wire(vtep))
+            self._desired.share(item, skip=node.id)
+
+    async def _reconcile(self, node: Node, statuses: list[TaskStatus]) -> None:
+        """What the agent remembers against what we do: a task that a rebooted or re-installed node has forgotten after
+        it had started is lost. One that it was never told of, or did not yet write down, is told again."""
+        for status in statuses:
+            await self._tasks.observe(node.id, status)
+        remembered = {status.task_id for status in statuses}
+        for record in self._tasks.on(node.id):
+            if record.spec.id not in remembered and record.status.state > TaskState.ASSIGNED:
+                await self._tasks.end(record.spec.id, TaskState.LOST, f"node {node.id} no longer knows the task")
+
+    async def _receive(self, session: _Session, messages: AsyncIterator[pb.AgentMessage]) -> None:
+        """Until the agent is gone or says what it should not; that ends the session."""
+        try:
+            async for message in messages:
+                await self._heed(session, message)
+        except (ValueError, StoreError) as error:
+            log.error("session ended", node=session.feed.node, reason=str(error))
+        finally:
+            session.feed.close()
+
+    async def _heed(self, session: _Session, message: pb.AgentMessage) -> None:
+        node_id = session.feed.node
+        match message.WhichOneof("body"):
+            case "status":
+                status = convert.status_from_wire(message.status)
+                await self._tasks.observe(node_id, status)
+                session.acknowledge(status)
+            case "applied":
+                session.feed.acknowledge(message.applied.revision)
+                self._nodes.report(node_id, tuple(message.applied.errors))
+            case other:
+                raise ValueError(f"unexpected message {other}")
+
+    def _task_changed(self, before: TaskRecord | None, after: TaskRecord | None) -> None:
+        if after is None:
+            assert before is not None
+            self._desired.remove(before.node, f"task/{before.spec.id}")
+            return
+        # LOST while its node was away: should the node come back, it must hear that the task has no place any more.
+        if after.status.state >= TaskState.LOST:
+            self._desired.remove(after.node, f"task/{after.spec.id}")
+            return
+        if before is None or before.drained != after.drained:
+            assignment = pb.Assignment(task=convert.task_to_wire(after.spec), kill=after.drained)
+            self._desired.put(after.node, pb.Item(key=f"task/{after.spec.id}", task=assignment))
+        if after.killing and not after.drained and not after.over:
+            self._work(f"drain {after.spec.id}", self._drain(after.spec.id))
+
+    def _node_changed(self, view: NodeView) -> None:
+        """A node that stays away is given up, so that frameworks start its tasks elsewhere."""
+        if view.state is NodeState.LOST:
+            reason = f"node {view.node.id} has been away for {LOST_AFTER_S:g} s"
+            for record in active(self._tasks.on(view.node.id)):
+                self._work(f"end {record.spec.id}", self._tasks.end(record.spec.id, TaskState.LOST, reason))
+
+    async def _drain(self, task_id: str) -> None:
+        late = await self._desired.barrier(DRAIN_DEADLINE_S)
+        if late:
+            log.warning("stopping although VIPs may still point at it", task=task_id, nodes=late)
+        await self._tasks.mark(task_id, drained=True)
+
+    def _work(self, name: str, work: Coroutine[object, object, object]) -> None:
+        """In the background, once at a time for each name."""
+        if name in self._works:
+            work.close()
+            return
+        task = self._works[name] = asyncio.create_task(work, name=name)
+        task.add_done_callback(self._worked)
+
+    def _worked(self, task: asyncio.Task[object]) -> None:
+        del self._works[task.get_name()]
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("failed", work=task.get_name(), error=str(error))
+
+
+class _Session:
+    """What waits to be written on one stream. All of it is bounded: keys, one number a task, and a few log requests."""
+
+    MAX_LOG_REQUESTS = 64
+
+    def __init__(self, feed: Feed) -> None:
+        self.feed = feed
+        self._acks: dict[str, int] = {}
+        self._log_requests: list[pb.OpenLog] = []
+
+    def acknowledge(self, status: TaskStatus) -> None:
+        self._acks[status.task_id] = status.sequence
+        self.feed.wake.set()
+
+    def open_log(self, request: pb.OpenLog) -> bool:
+        if len(self._log_requests) >= self.MAX_LOG_REQUESTS:
+            return False
+        self._log_requests.append(request)
+        self.feed.wake.set()
+        return True
+
+    async def messages(self, desired: Desired) -> AsyncIterator[pb.MasterMessage]:
+        """What the agent has to be told, as it comes, until the feed is closed."""
+        while not self.feed.closed:
+            change = desired.next_change(self.feed)
+            acks, self._acks = self._acks, {}
+            requests, self._log_requests = self._log_requests, []
+            if change is not None:
+                yield pb.MasterMessage(change=change)
+            for task_id, sequence in acks.items():
+                yield pb.MasterMessage(status_ack=pb.StatusAck(task_id=task_id, sequence=sequence))
+            for request in requests:
+                yield pb.MasterMessage(open_log=request)
+            await self.feed.wake.wait()
+
+
+async def _agent(context: SessionContext | LogContext) -> str:
+    """The name of the node that calls. Anybody else is turned away."""
+    try:
+        identity = peer_identity(context)
+        if identity.role is Role.AGENT:
+            return identity.name
+        reason = f"{identity.uri} is no agent"
+    except PeerError as error:
+        reason = str(error)
+    log.warning("call refused", reason=reason)
+    await context.abort(grpc.StatusCode.PERMISSION_DENIED, reason)

@@ -1,0 +1,107 @@
+"""Which nodes there are, whether they answer, and what their silence means.
+
+A node that is away keeps its tasks: containers outlive the connection. After UNREACHABLE_AFTER_S nothing new is placed
+there and no VIP points there; after LOST_AFTER_S its tasks are LOST, so that frameworks start others elsewhere. After a
+restart of the master every known node gets the same time to come back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import structlog
+
+from master.store.base import Put, Store
+from model.codec import Codec
+from model.node import Node, NodeState
+
+log = structlog.get_logger()
+
+PREFIX = "nodes/"
+UNREACHABLE_AFTER_S = 10.0
+LOST_AFTER_S = 75.0
+
+
+@dataclass(frozen=True, slots=True)
+class NodeView:
+    """`connected`: there is a session now. `errors`: what the agent could not do of the last change it was sent."""
+
+    node: Node
+    state: NodeState
+    connected: bool = False
+    errors: tuple[str, ...] = ()
+
+
+CODEC = Codec(Node)
+Listener = Callable[[NodeView], None]
+
+
+class Nodes:
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._views: dict[str, NodeView] = {}
+        self._timers: dict[str, list[asyncio.TimerHandle]] = {}
+        self._listeners: list[Listener] = []
+
+    async def load(self) -> None:
+        for entry in await self._store.range(PREFIX):
+            node = CODEC.decode(entry.value)
+            self._views[node.id] = NodeView(node, NodeState.ONLINE)
+            self._start_timers(node.id)
+
+    def close(self) -> None:
+        for node_id in list(self._timers):
+            self._stop_timers(node_id)
+
+    def listen(self, listener: Listener) -> None:
+        self._listeners.append(listener)
+
+    def get(self, node_id: str) -> NodeView | None:
+        return self._views.get(node_id)
+
+    def all(self) -> list[NodeView]:
+        return sorted(self._views.values(), key=lambda view: view.node.id)
+
+    async def connected(self, node: Node) -> None:
+        known = self._views.get(node.id)
+        if known is None or known.node != node:
+            await self._store.transaction(Put(PREFIX + node.id, CODEC.encode(node)))
+        self._stop_timers(node.id)
+        log.info("node connected", node=node.id, address=str(node.address), boot_id=node.boot_id)
+        self._publish(NodeView(node, NodeState.ONLINE, connected=True))
+
+    def disconnected(self, node_id: str) -> None:
+        log.warning("node disconnected", node=node_id)
+        self._publish(dataclasses.replace(self._views[node_id], connected=False))
+        self._start_timers(node_id)
+
+    def report(self, node_id: str, errors: tuple[str, ...]) -> None:
+        view = self._views[node_id]
+        if view.errors != errors:
+            for error in errors:
+                log.error("node could not apply", node=node_id, error=error)
+            self._publish(dataclasses.replace(view, errors=errors))
+
+    def _away(self, node_id: str, state: NodeState, after_s: float) -> None:
+        log.warning("node is away", node=node_id, state=state.value, after_s=after_s)
+        self._publish(dataclasses.replace(self._views[node_id], state=state))
+
+    def _publish(self, view: NodeView) -> None:
+        self._views[view.node.id] = view
+        for listener in self._listeners:
+            listener(view)
+
+    def _start_timers(self, node_id: str) -> None:
+        self._stop_timers(node_id)
+        loop = asyncio.get_running_loop()
+        self._timers[node_id] = [
+            loop.call_later(after_s, self._away, node_id, state, after_s)
+            for state, after_s in ((NodeState.UNREACHABLE, UNREACHABLE_AFTER_S), (NodeState.LOST, LOST_AFTER_S))
+        ]
+
+    def _stop_timers(self, node_id: str) -> None:
+        for timer in self._timers.pop(node_id, []):
+            timer.cancel()

@@ -1,0 +1,93 @@
+"""The offer contract: the only door through which a framework, ours or foreign, sees the cluster.
+
+A framework subscribes, gets offers (what one node has free), answers each with tasks or with a reason why not, and
+hears about its tasks. Updates come at least once and are repeated until acknowledged; a framework that subscribes
+again gets the latest update of every task it has not acknowledged the end of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from model.node import Node
+from model.resources import Resources
+from model.task import TaskSpec, TaskStatus
+
+
+class OfferGone(Exception):
+    """The offer was rescinded, used or declined before: wait for the next one."""
+
+
+class UnknownTask(Exception):
+    """No such task, or another framework's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """`resources` is what `node` has free now, all of it held for this framework until it answers or the offer is
+    rescinded. `networks` are the container networks that exist there."""
+
+    id: str
+    node: Node
+    resources: Resources
+    networks: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Offers:
+    offers: tuple[Offer, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Rescinded:
+    offer_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class TaskView:
+    """One of the framework's tasks, as the master knows it. `killing`: somebody asked for its end."""
+
+    spec: TaskSpec
+    node: str
+    status: TaskStatus
+    killing: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    task: TaskView
+
+
+Event = Offers | Rescinded | Update
+
+
+class Subscription(Protocol):
+    """A framework's end of the contract."""
+
+    def events(self) -> AsyncIterator[Event]:
+        """Never ends. First one Update for each task that is not over and acknowledged, then what happens."""
+
+    async def accept(self, offer_id: str, tasks: Sequence[TaskSpec]) -> None:
+        """Run `tasks` on the offer's node; on the store's disk when it returns. What they leave of the offer is free
+        again. Raises OfferGone, or ValueError when they need more than was offered or an id was used before."""
+
+    def decline(self, offer_id: str, reason: str, filter_s: float = 5.0) -> None:
+        """`reason` is for people. The same node is not offered again for `filter_s`, unless revived."""
+
+    def revive(self) -> None:
+        """Forget filters; offers flow."""
+
+    def suppress(self) -> None:
+        """No offers until revived."""
+
+    async def kill(self, task_id: str) -> None:
+        """End the task: its backends leave the VIPs, then it is stopped. At once for a task that is over. Raises
+        UnknownTask."""
+
+    async def reconcile(self) -> tuple[TaskView, ...]:
+        """Every task of the framework that is not over and acknowledged, as known now."""
+
+    async def acknowledge(self, task_id: str, sequence: int) -> None:
+        """The update was dealt with. A task that is over is forgotten with this."""

@@ -1,0 +1,148 @@
+"""Our own part of the API: nodes, tasks and their output, VIPs, join tokens. Everything below `/api/v1`.
+
+Answers are the model's objects as JSON. What a person asks first of each ("where? since when? why?") is in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from typing import Annotated, Any
+
+from fastapi import APIRouter, HTTPException, Query
+from fastapi.responses import StreamingResponse
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+from master.allocator import Allocator
+from master.discovery import Discovery
+from master.logs import LogError, Logs
+from master.nodes import Nodes, NodeView
+from master.offers import TaskView
+from master.tasks import TaskRecord, Tasks, active
+from master.tokens import Tokens
+from model.resources import Resources
+from model.task import TaskState
+from model.vip import Vip
+from wire import control_pb2 as pb
+
+OpenLog = Callable[[str, pb.OpenLog], bool]
+Stream = Annotated[str, Query(pattern="^(stdout|stderr)$")]
+
+VIPS: TypeAdapter[list[Vip]] = TypeAdapter(list[Vip])
+
+
+class NewToken(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    ttl_s: float = Field(24 * 3600.0, gt=0)
+    uses: int | None = Field(1, ge=1)
+
+
+def cluster_router(
+    tasks: Tasks,
+    nodes: Nodes,
+    allocator: Allocator,
+    discovery: Discovery,
+    logs: Logs,
+    open_log: OpenLog,
+    tokens: Tokens,
+) -> APIRouter:
+    router = APIRouter(prefix="/api/v1", tags=["cluster"])
+
+    @router.get("/nodes")
+    async def list_nodes() -> dict[str, Any]:
+        return {"nodes": [_node(view, tasks, allocator) for view in nodes.all()]}
+
+    @router.get("/tasks")
+    async def list_tasks() -> dict[str, Any]:
+        return {"tasks": [task_json(record) for record in sorted(tasks.all(), key=lambda record: record.spec.id)]}
+
+    @router.get("/tasks/{task_id}")
+    async def show_task(task_id: str) -> dict[str, Any]:
+        return {"task": task_json(_known(tasks, task_id))}
+
+    @router.get("/tasks/{task_id}/log")
+    async def read_log(
+        task_id: str, stream: Stream = "stdout", tail: int = -1, follow: bool = False
+    ) -> StreamingResponse:
+        node = _known(tasks, task_id).node
+        chunks = logs.read(task_id, lambda request: open_log(node, request), stream=stream, tail=tail, follow=follow)
+        return StreamingResponse(await _opened(chunks), media_type="application/octet-stream")
+
+    @router.get("/vips")
+    async def list_vips() -> dict[str, Any]:
+        return {"vips": VIPS.dump_python(discovery.table(), mode="json")}
+
+    @router.post("/tokens", status_code=201)
+    async def mint_token(wanted: NewToken) -> dict[str, Any]:
+        return {"token": str(await tokens.mint(wanted.ttl_s, wanted.uses))}
+
+    return router
+
+
+async def _opened(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The stream, once its first chunk is there: until then, an error can still be an HTTP status."""
+    try:
+        first = await anext(chunks)
+    except StopAsyncIteration:
+        first = b""
+    except LogError as error:
+        raise HTTPException(502, str(error)) from error
+
+    async def all_of_it() -> AsyncIterator[bytes]:
+        yield first
+        async for chunk in chunks:
+            yield chunk
+
+    return all_of_it()
+
+
+def _known(tasks: Tasks, task_id: str) -> TaskRecord:
+    record = tasks.get(task_id)
+    if record is None:
+        raise HTTPException(404, f"Task '{task_id}' does not exist")
+    return record
+
+
+def _node(view: NodeView, tasks: Tasks, allocator: Allocator) -> dict[str, Any]:
+    node = view.node
+    used = sum((record.spec.resources for record in active(tasks.on(node.id))), Resources())
+    return {
+        "id": node.id,
+        "hostname": node.hostname,
+        "address": str(node.address),
+        "state": view.state.value,
+        "connected": view.connected,
+        "boot_id": node.boot_id,
+        "version": node.version,
+        "attributes": dict(node.attributes),
+        "resources": resources_json(node.resources),
+        "used": resources_json(used),
+        "tasks": sum(record.status.state is TaskState.RUNNING for record in tasks.on(node.id)),
+        "errors": list(view.errors),
+    }
+
+
+def task_json(task: TaskRecord | TaskView) -> dict[str, Any]:
+    """What a person wants to know first. `limits` are read back from the kernel; null is "none set"."""
+    spec, status, usage = task.spec, task.status, task.status.usage
+    return {
+        "id": spec.id,
+        "owner": spec.owner,
+        "framework": spec.framework,
+        "node": task.node,
+        "state": status.state.name,
+        "killing": task.killing,
+        "since": status.at,
+        "reason": status.reason,
+        "addresses": list(status.addresses),
+        "pid": status.pid,
+        "exit_code": status.exit_code,
+        "healthy": status.healthy,
+        "network": spec.network,
+        "resources": resources_json(spec.resources),
+        "limits": {"cpus": usage.cpu_limit, "mem_bytes": usage.mem_limit_bytes, "pids": usage.pids_limit},
+    }
+
+
+def resources_json(resources: Resources) -> dict[str, float]:
+    return {"cpus": resources.cpus / 1000, "mem": resources.mem, "disk": resources.disk, "gpus": resources.gpus}

@@ -1,0 +1,84 @@
+"""Serves the web application over TLS from within the master's event loop.
+
+The socket is ours: a port that is taken is one clear error before anything starts. Signals are not touched, they
+belong to the master.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+
+import uvicorn
+from starlette.types import ASGIApp
+
+START_DEADLINE_S = 10.0
+STOP_DEADLINE_S = 3  # for requests under way when the master stops
+CONNECTIONS = 512
+BACKLOG = 256
+
+
+class ServerError(Exception):
+    """The server can't be started: the text says why."""
+
+
+@asynccontextmanager
+async def serving(app: ASGIApp, host: str, port: int, context: ssl.SSLContext) -> AsyncIterator[int]:
+    """Serve while the block runs. Gives the port (for 0: the one that was free). Raises ServerError."""
+    listener = listen(host, port)
+    server = _Server(_configuration(app, context))
+    # No TaskGroup: it would cancel uvicorn before that has closed its connections, and wrap what the block raises.
+    task = asyncio.create_task(server.serve(sockets=[listener]))
+    try:
+        await _started(server, task)
+        yield listener.getsockname()[1]
+    finally:
+        server.should_exit = True
+        await task
+
+
+def listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise ServerError(f"listen on {host} port {port}: {error.strerror}") from error
+    listener.setblocking(False)
+    return listener
+
+
+def _configuration(app: ASGIApp, context: ssl.SSLContext) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        ssl_context_factory=lambda *_: context,
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        ws="none",
+        server_header=False,
+        backlog=BACKLOG,
+        limit_concurrency=CONNECTIONS,
+        timeout_graceful_shutdown=STOP_DEADLINE_S,
+    )
+
+
+async def _started(server: uvicorn.Server, task: asyncio.Task[None]) -> None:
+    async with asyncio.timeout(START_DEADLINE_S):
+        while not server.started and not task.done():  # noqa: ASYNC110 - uvicorn has no event for it
+            await asyncio.sleep(0.005)
+    if task.done():
+        task.result()
+        raise ServerError("the web server ended at once: see its log")
+
+
+class _Server(uvicorn.Server):
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield

@@ -1,0 +1,159 @@
+"""Every task the master knows, in memory and in the store (`tasks/<id>`), the store first.
+
+Others follow a task's life through listeners, which are called after the change is on disk, in the order in which the
+changes happened: the dispatcher (what the node should run), discovery (what the VIPs point at) and the offers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import structlog
+
+from master.store.base import Conflict, Delete, Put, Store
+from model.codec import Codec
+from model.task import TaskSpec, TaskState, TaskStatus, newer
+
+log = structlog.get_logger()
+
+PREFIX = "tasks/"
+
+
+@dataclass(frozen=True, slots=True)
+class TaskRecord:
+    """`killing`: the end was asked for. `drained`: and no VIP points at it any more, so it may be signalled.
+    `acknowledged` is the last sequence that the framework dealt with."""
+
+    spec: TaskSpec
+    node: str
+    status: TaskStatus
+    killing: bool = False
+    drained: bool = False
+    acknowledged: int = -1
+
+    @property
+    def over(self) -> bool:
+        return self.status.state.terminal
+
+
+CODEC = Codec(TaskRecord)
+# Before and after; None is "did not exist" and "is forgotten".
+Listener = Callable[[TaskRecord | None, TaskRecord | None], None]
+
+
+class Tasks:
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._records: dict[str, TaskRecord] = {}
+        self._listeners: list[Listener] = []
+        self._locks: dict[str, asyncio.Lock] = {}
+
+    async def load(self) -> None:
+        self._records = {
+            record.spec.id: record for record in [CODEC.decode(e.value) for e in await self._store.range(PREFIX)]
+        }
+
+    def listen(self, listener: Listener) -> None:
+        self._listeners.append(listener)
+
+    def get(self, task_id: str) -> TaskRecord | None:
+        return self._records.get(task_id)
+
+    def all(self) -> list[TaskRecord]:
+        return list(self._records.values())
+
+    def on(self, node: str) -> list[TaskRecord]:
+        return [record for record in self._records.values() if record.node == node]
+
+    async def add(self, node: str, specs: Sequence[TaskSpec]) -> None:
+        """All of them or, when an id was used before (ValueError), none."""
+        now = time.time()
+        records = [
+            TaskRecord(spec, node, TaskStatus(spec.id, TaskState.ASSIGNED, sequence=0, at=now)) for spec in specs
+        ]
+        try:
+            await self._store.transaction(*(Put(PREFIX + r.spec.id, CODEC.encode(r), expected=0) for r in records))
+        except Conflict as conflict:
+            raise ValueError(f"task {conflict.key.removeprefix(PREFIX)}: this id was used before") from conflict
+        for record in records:
+            self._publish(None, record)
+
+    async def observe(self, node: str, status: TaskStatus) -> None:
+        """What the agent of `node` saw. Old news, and news of tasks that are not this node's, change nothing."""
+        async with self._lock(status.task_id):
+            record = self._records.get(status.task_id)
+            if record is None or record.node != node or not newer(record.status, status):
+                return
+            await self._replace(record, dataclasses.replace(record, status=status))
+
+    async def end(self, task_id: str, state: TaskState, reason: str) -> None:
+        """The master's own verdict on a task that nobody will tell it about any more."""
+        async with self._lock(task_id):
+            record = self._records.get(task_id)
+            if record is None or record.over:
+                return
+            status = dataclasses.replace(
+                record.status, state=state, sequence=record.status.sequence + 1, at=time.time(), reason=reason
+            )
+            await self._replace(record, dataclasses.replace(record, status=status))
+
+    async def mark(self, task_id: str, *, drained: bool = False) -> TaskRecord | None:
+        """The task shall end; with `drained` the signal may go out. None when there is no such task or it is over."""
+        async with self._lock(task_id):
+            record = self._records.get(task_id)
+            if record is None or record.over:
+                return None
+            return await self._replace(
+                record, dataclasses.replace(record, killing=True, drained=record.drained or drained)
+            )
+
+    async def acknowledge(self, task_id: str, sequence: int) -> None:
+        """The framework dealt with this update. A task that is over is forgotten with its last one."""
+        async with self._lock(task_id):
+            record = self._records.get(task_id)
+            if record is None or sequence <= record.acknowledged:
+                return
+            if record.over and sequence >= record.status.sequence:
+                await self._store.transaction(Delete(PREFIX + task_id))
+                self._publish(record, None)
+            else:
+                # Only a restart of the master needs to know, and then a repeated update does no harm: not on disk.
+                self._records[task_id] = dataclasses.replace(record, acknowledged=sequence)
+        if task_id not in self._records:
+            self._locks.pop(task_id, None)
+
+    async def _replace(self, before: TaskRecord, after: TaskRecord) -> TaskRecord:
+        if after != before:
+            await self._store.transaction(Put(PREFIX + after.spec.id, CODEC.encode(after)))
+            self._publish(before, after)
+        return after
+
+    def _publish(self, before: TaskRecord | None, after: TaskRecord | None) -> None:
+        record = after or before
+        assert record is not None
+        if after is None:
+            del self._records[record.spec.id]
+        else:
+            self._records[record.spec.id] = after
+        if before is None or after is None or before.status.state != after.status.state:
+            log.info(
+                "task",
+                task=record.spec.id,
+                node=record.node,
+                state=record.status.state.name if after else "forgotten",
+                reason=record.status.reason,
+            )
+        for listener in self._listeners:
+            listener(before, after)
+
+    def _lock(self, task_id: str) -> asyncio.Lock:
+        return self._locks.setdefault(task_id, asyncio.Lock())
+
+
+def active(records: Iterable[TaskRecord]) -> list[TaskRecord]:
+    """Those that hold resources: every one that is not over."""
+    return [record for record in records if not record.over]

@@ -1,0 +1,1 @@
+"""The nouns of Tepui: frozen dataclasses and pure functions, no I/O. Every other package may import this one."""

@@ -1,0 +1,28 @@
+"""A node as its agent describes it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from model.network import Address
+from model.resources import Resources
+
+
+class NodeState(StrEnum):
+    ONLINE = "online"
+    UNREACHABLE = "unreachable"  # away for long enough that nothing new goes there
+    LOST = "lost"  # away for so long that its tasks were given up
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """`id` is what the node's certificate says. `address` is where other nodes reach it (the underlay)."""
+
+    id: str
+    hostname: str
+    boot_id: str
+    address: Address
+    resources: Resources
+    attributes: tuple[tuple[str, str], ...] = ()
+    version: str = ""

@@ -1,0 +1,143 @@
+"""Tasks: what to run (`TaskSpec`), how far a run has come (`TaskState`), and what the agent saw of it (`TaskStatus`).
+
+A task runs at most once and its state only grows, so of two observations the greater is right, whatever the order in
+which they arrive. The idea of a single growing number is swarmkit's; the names of the terminal states are Mesos's.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from enum import IntEnum, StrEnum
+
+from model.resources import Resources
+
+
+class TaskState(IntEnum):
+    """Gaps leave room for later states. Everything from FINISHED up is terminal."""
+
+    STAGING = 0  # the framework accepted an offer with it
+    ASSIGNED = 64  # in the node's desired state
+    ACCEPTED = 128  # on the agent's disk
+    PREPARING = 192  # isolators make what the container needs
+    STARTING = 256  # the launcher makes the container
+    RUNNING = 320
+    KILLING = 384
+    FINISHED = 448
+    FAILED = 512
+    KILLED = 576
+    REJECTED = 640  # the agent can not run it, and says why
+    LOST = 704  # the node has been away for too long
+    GONE = 768  # the node will not come back
+
+    @property
+    def terminal(self) -> bool:
+        return self >= TaskState.FINISHED
+
+
+MESOS_STATES = {
+    TaskState.STAGING: "TASK_STAGING",
+    TaskState.ASSIGNED: "TASK_STAGING",
+    TaskState.ACCEPTED: "TASK_STAGING",
+    TaskState.PREPARING: "TASK_STARTING",
+    TaskState.STARTING: "TASK_STARTING",
+    TaskState.RUNNING: "TASK_RUNNING",
+    TaskState.KILLING: "TASK_KILLING",
+    TaskState.FINISHED: "TASK_FINISHED",
+    TaskState.FAILED: "TASK_FAILED",
+    TaskState.KILLED: "TASK_KILLED",
+    TaskState.REJECTED: "TASK_ERROR",
+    TaskState.LOST: "TASK_LOST",
+    TaskState.GONE: "TASK_GONE",
+}
+
+# A task id names directories, cgroups and chains: no slash, no leading dot, short enough for a file name with a suffix.
+TASK_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
+
+
+class Protocol(StrEnum):
+    TCP = "tcp"
+    UDP = "udp"
+
+
+@dataclass(frozen=True, slots=True)
+class Port:
+    """A port the task listens on at its own address. Labels may ask for VIPs (`model.vip.parse_label`)."""
+
+    number: int
+    name: str = ""
+    protocols: tuple[Protocol, ...] = (Protocol.TCP,)
+    labels: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Rlimit:
+    """`kind` is the kernel's name, as in OCI: `RLIMIT_NOFILE`."""
+
+    kind: str
+    soft: int
+    hard: int
+
+
+@dataclass(frozen=True, slots=True)
+class TaskSpec:
+    """Everything an agent needs to run a task. Never changes after the task was accepted.
+
+    `owner` is what the framework calls the thing this task belongs to (`/web`). An empty `rootfs` means the node's own
+    file system, read-only, under a private writable layer. `pids` bounds processes and threads together.
+    """
+
+    id: str
+    framework: str
+    owner: str
+    argv: tuple[str, ...]
+    resources: Resources
+    network: str
+    env: tuple[tuple[str, str], ...] = ()
+    ports: tuple[Port, ...] = ()
+    user: str = "0:0"
+    cwd: str = "/"
+    rootfs: str = ""
+    pids: int = 1024
+    rlimits: tuple[Rlimit, ...] = ()
+    labels: tuple[tuple[str, str], ...] = ()
+    kill_grace_s: float = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Read back from the kernel, limits as well as use. A limit of None means that the kernel has none set."""
+
+    cpu_s: float = 0.0
+    cpu_limit: float | None = None  # CPUs: quota / period
+    mem_bytes: int = 0
+    mem_limit_bytes: int | None = None
+    pids: int = 0
+    pids_limit: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TaskStatus:
+    """One observation of a task. `sequence` counts a task's observations from 1, so that attributes of RUNNING can
+    change too; `at` is seconds since the epoch on the node's clock."""
+
+    task_id: str
+    state: TaskState
+    sequence: int = 0
+    at: float = 0.0
+    reason: str = ""
+    message: str = ""
+    addresses: tuple[str, ...] = ()
+    pid: int | None = None
+    exit_code: int | None = None
+    healthy: bool | None = None
+    usage: Usage = field(default_factory=Usage)
+
+
+def newer(current: TaskStatus | None, seen: TaskStatus) -> bool:
+    """Whether `seen` adds to `current`: states never go back, and nothing follows a terminal state."""
+    if current is None:
+        return True
+    if current.state.terminal:
+        return False
+    return (seen.state, seen.sequence) > (current.state, current.sequence)

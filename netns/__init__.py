@@ -1,0 +1,1 @@
+"""Container networking: links, bridges, routes, leases, the overlay and virtual addresses. Needs no cluster."""

@@ -1,0 +1,55 @@
+"""The network driver contract: what a kind of network (bridge, overlay, ...) does for one container or for the node.
+
+`configure` is told everything the node should know about networks and makes the kernel so; the other verbs are about
+one container. All are idempotent: read what is, compute the difference, apply it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from model.network import Address, Block, Network, Vtep
+
+
+class NetworkError(Exception):
+    """An operation on the network failed: `attach web.3 to overlay "prod": create veth tv3f2a: File exists`."""
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkSpec:
+    """A network as one node sees it: its own blocks and, for an overlay, the other nodes' ends."""
+
+    network: Network
+    blocks: tuple[Block, ...]
+    peers: tuple[Vtep, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """One container on one network. `netns_pid` is a process in the container's network namespace."""
+
+    container: str
+    network: str
+    netns_pid: int
+    interface: str = "eth0"
+
+
+class Driver(Protocol):
+    def validate(self, spec: NetworkSpec) -> None:
+        """Raises NetworkError that names the field. Called for every network before anything is changed."""
+
+    async def configure(self, spec: NetworkSpec) -> None:
+        """Make links, addresses, routes and neighbours of this network what `spec` says."""
+
+    async def remove(self, network: str) -> None:
+        """Remove what `configure` made. Accepts a network that was never there."""
+
+    async def attach(self, attachment: Attachment) -> tuple[Address, ...]:
+        """Connect the container and return its addresses; the lease is on disk before the kernel knows it."""
+
+    async def detach(self, container: str) -> None:
+        """Undo `attach`, in part or whole. Accepts a container that was never attached."""
+
+    async def gc(self, valid: frozenset[str]) -> None:
+        """Release what belongs to containers that are not in `valid`."""

@@ -1,0 +1,1 @@
+"""Which container has which address of the node's blocks."""

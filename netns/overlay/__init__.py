@@ -1,0 +1,1 @@
+"""The overlay: a VXLAN device for each network, whose every entry is known beforehand and none is learnt."""

@@ -1,0 +1,32 @@
+"""The contract of a VIP back end. There is one for iptables; each programs the same table with its own means."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from model.network import Subnet
+from model.vip import Vip
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Everything a node translates: VIPs by `Vip.key`, and the container subnets of this node whose traffic to
+    anywhere outside of `cluster` leaves with the node's own address (masquerade)."""
+
+    vips: Mapping[str, Vip]
+    pools: tuple[Subnet, ...]  # where VIPs may lie: the roots of the tree of chains
+    local: tuple[Subnet, ...] = ()
+    cluster: tuple[Subnet, ...] = ()
+
+
+class Backend(Protocol):
+    async def apply(self, table: Table) -> None:
+        """Make the kernel translate as `table` says, in one atomic change. Established connections stay."""
+
+    async def installed(self) -> str | None:
+        """The digest of what the kernel has now; None when nothing of ours is there. Equal tables, equal digests."""
+
+    async def remove(self) -> None:
+        """Remove everything of ours. Accepts that nothing is there."""

@@ -1,0 +1,1 @@
+"""The cluster's certificate authority and what it vouches for: join tokens, enrolment, credentials, peer identity."""

@@ -1,0 +1,293 @@
+"""Isolators against the real kernel, without a launcher where none is needed."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address
+from pathlib import Path
+
+import pytest
+
+from isolators.base import Container, IsolatorError, Unsupported
+from isolators.cgroup.isolator import CgroupIsolator
+from isolators.filesystem import FilesystemIsolator
+from isolators.namespaces import hostname
+from isolators.network import NetworkIsolator
+from isolators.process import ProcessIsolator, parse_user
+from isolators.rlimits import RlimitsIsolator
+from model.network import Address
+from model.resources import Resources
+from model.task import Rlimit, TaskSpec, Usage
+from netns.driver import Attachment, NetworkError, NetworkSpec
+from tests.kernel.sandbox import (
+    CGROUPS,
+    ID_BASE,
+    Sandbox,
+    cgroups,
+    mounts_below,
+    remove_prefix,
+    root_directory,
+    sandbox,
+    task,
+    until,
+)
+
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("host_mounts")]
+
+PREFIX = f"tepui-test-{os.getpid()}"
+
+
+@pytest.fixture
+def limiter() -> Iterator[CgroupIsolator]:
+    yield CgroupIsolator(PREFIX)
+    left = cgroups(PREFIX)
+    remove_prefix(PREFIX)
+    assert left == []
+
+
+@pytest.fixture
+async def node(tmp_path: Path) -> AsyncIterator[Sandbox]:
+    state = tmp_path / "state"
+    state.mkdir(mode=0o700)
+    async with sandbox(state) as made:
+        yield made
+
+
+@pytest.fixture
+def sleeper() -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen(["sleep", "infinity"])
+    yield process
+    process.kill()
+    process.wait()
+
+
+def made(spec: TaskSpec, directory: Path) -> Container:
+    (directory / spec.id).mkdir(mode=0o700, parents=True)
+    return Container(spec.id, spec, directory / spec.id, ID_BASE)
+
+
+async def test_limits_are_read_back_and_changed(
+    limiter: CgroupIsolator, sleeper: subprocess.Popen[bytes], tmp_path: Path
+) -> None:
+    container = made(task("web.1", "true", resources=Resources(cpus=1500, mem=64), pids=9), tmp_path)
+    await limiter.prepare(container)
+    await limiter.isolate(container, sleeper.pid)
+    usage = await limiter.usage(container, Usage())
+    assert (usage.cpu_limit, usage.mem_limit_bytes, usage.pids_limit, usage.pids) == (1.5, 64 << 20, 9, 1)
+    await limiter.update(container, Resources(cpus=250, mem=32))
+    usage = await limiter.usage(container, Usage())
+    assert (usage.cpu_limit, usage.mem_limit_bytes) == (0.25, 32 << 20)
+    assert {f"{name}:/{PREFIX}/web.1" for name in ("cpu", "memory", "pids")} <= cgroups_of(sleeper.pid)
+    await limiter.cleanup(container)
+    assert sleeper.wait() == -signal.SIGKILL
+
+
+async def test_orphans_are_killed_and_known_ones_kept(
+    limiter: CgroupIsolator, sleeper: subprocess.Popen[bytes], tmp_path: Path
+) -> None:
+    kept, orphan = (made(task(name, "true"), tmp_path) for name in ("kept.1", "orphan.1"))
+    for container in (kept, orphan):
+        await limiter.prepare(container)
+    await limiter.isolate(orphan, sleeper.pid)
+    (CGROUPS / "pids" / PREFIX / "orphan.1" / "below").mkdir()
+    await CgroupIsolator(PREFIX).recover([kept], [])
+    assert {Path(path).name for path in cgroups(PREFIX)} == {"kept.1"}
+    assert sleeper.wait() == -signal.SIGKILL
+    await limiter.cleanup(kept)
+
+
+async def test_a_process_that_is_gone_can_not_be_limited(limiter: CgroupIsolator, tmp_path: Path) -> None:
+    container = made(task("web.1", "true"), tmp_path)
+    await limiter.prepare(container)
+    with pytest.raises(IsolatorError, match="move process 4194304 to cgroup web.1"):
+        await limiter.isolate(container, 1 << 22)
+    await limiter.cleanup(container)
+
+
+async def test_cpu_quota_holds(node: Sandbox) -> None:
+    loop = asyncio.get_running_loop()
+    container, _ = await node.start(
+        task("web.1", "sh", "-c", "while :; do :; done", resources=Resources(cpus=100, mem=32))
+    )
+    limiter = node.isolators[1]
+    await until_cpu(limiter, container, 0.02)
+    first, began = (await limiter.usage(container, Usage())).cpu_s, loop.time()
+    await until_cpu(limiter, container, first + 0.1)
+    assert (await limiter.usage(container, Usage())).cpu_s - first < (loop.time() - began) * 0.1 + 0.05
+
+
+async def test_overlays_of_unknown_containers_are_unmounted(node: Sandbox, tmp_path: Path) -> None:
+    state = tmp_path / "with space"
+    isolator = FilesystemIsolator(state, node.launcher.userns_fd)
+    kept, orphan = (made(task(name, "true"), state) for name in ("kept.1", "orphan.1"))
+    for container in (kept, orphan):
+        await isolator.prepare(container)
+    await FilesystemIsolator(state, node.launcher.userns_fd).recover([kept], ["orphan.1"])
+    assert mounts_below(state) == [kept.rootfs]
+    await isolator.cleanup(kept)
+    await isolator.cleanup(kept)
+    assert mounts_below(state) == []
+
+
+async def test_a_busy_overlay_is_unmounted(node: Sandbox, tmp_path: Path) -> None:
+    isolator = FilesystemIsolator(tmp_path, node.launcher.userns_fd)
+    container = made(task("web.1", "true"), tmp_path)
+    await isolator.prepare(container)
+    with (container.rootfs / "held").open("w"):
+        await isolator.cleanup(container)
+        assert mounts_below(container.directory) == []
+
+
+async def test_the_nodes_own_files_are_not_idmapped(node: Sandbox, tmp_path: Path) -> None:
+    isolator = FilesystemIsolator(tmp_path, node.launcher.userns_fd)
+    container = made(task("web.1", "true"), tmp_path)
+    await isolator.prepare(container)
+    assert (container.rootfs / "etc/shadow").stat().st_uid == 0
+    assert container.rootfs.stat().st_uid == ID_BASE
+    await isolator.cleanup(container)
+
+
+async def test_an_image_is_idmapped_and_not_changed(node: Sandbox, tmp_path: Path) -> None:
+    image = root_directory(tmp_path / "image", programs=["true"])
+    isolator = FilesystemIsolator(tmp_path, node.launcher.userns_fd)
+    container = made(task("web.1", "true", rootfs=str(image)), tmp_path)
+    await isolator.prepare(container)
+    assert (container.rootfs / "bin/true").stat().st_uid == ID_BASE
+    assert (image / "bin/true").stat().st_uid == 0
+    await isolator.cleanup(container)
+
+
+async def test_a_missing_image_is_refused(node: Sandbox, tmp_path: Path) -> None:
+    isolator = FilesystemIsolator(tmp_path, node.launcher.userns_fd)
+    container = made(task("web.1", "true", rootfs="/missing"), tmp_path)
+    with pytest.raises(Unsupported, match="/missing is not a directory"):
+        await isolator.prepare(container)
+    await isolator.cleanup(container)
+
+
+async def test_a_path_that_overlay_mounts_can_not_have_is_refused(node: Sandbox) -> None:
+    with pytest.raises(ValueError, match="state directory"):
+        FilesystemIsolator(Path("/var/lib/a,b"), node.launcher.userns_fd)
+
+
+@pytest.mark.parametrize(
+    "user", ["-1:0", "0:0:0", "00:0", "+0", " 0", "70000", "0:65536", "\u0660", "a b", "", "0x0", "../x"]
+)
+def test_users_that_are_none(user: str) -> None:
+    with pytest.raises(Unsupported):
+        parse_user(user)
+
+
+@pytest.mark.parametrize(("user", "ids"), [("0:0", (0, 0)), ("1000", (1000, 1000)), ("65535:1", (65535, 1))])
+def test_users_by_number(user: str, ids: tuple[int, int]) -> None:
+    found = parse_user(user)
+    assert found is not None and (found.uid, found.gid) == ids
+
+
+async def test_users_are_looked_up_inside(tmp_path: Path) -> None:
+    container = made(task("web.1", "true", user="daemon"), tmp_path)
+    (container.rootfs / "etc").mkdir(parents=True)
+    (container.rootfs / "etc/passwd").symlink_to("/../../../../../../etc/passwd")
+    with pytest.raises(IsolatorError):  # the link leads to itself inside, and to the node's file outside
+        await ProcessIsolator().prepare(container)
+    (container.rootfs / "etc/passwd").unlink()
+    os.mkfifo(container.rootfs / "etc/passwd")
+    with pytest.raises(Unsupported, match="not a file"):
+        await ProcessIsolator().prepare(container)
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        (Rlimit("RLIMIT_NONSENSE", 1, 1),),
+        (Rlimit("RLIMIT_NOFILE", 2, 1),),
+        (Rlimit("RLIMIT_NOFILE", -1, 1),),
+        (Rlimit("RLIMIT_NOFILE", 1, 1), Rlimit("RLIMIT_NOFILE", 2, 2)),
+    ],
+)
+async def test_rlimits_that_are_refused(limits: tuple[Rlimit, ...], tmp_path: Path) -> None:
+    with pytest.raises(Unsupported, match="rlimits"):
+        await RlimitsIsolator().prepare(made(task("web.1", "true", rlimits=limits), tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("web_1.abc", "web-1"), ("a" * 80, "a" * 63), ("x" * 62 + "-y", "x" * 62)]
+)
+def test_host_names_are_one_label(name: str, expected: str) -> None:
+    assert hostname(name) == expected
+
+
+@dataclass
+class Network:
+    """A driver that has one address and keeps a list of what it was asked."""
+
+    calls: list[str] = field(default_factory=list)
+    fails: bool = False
+
+    def validate(self, spec: NetworkSpec) -> None: ...
+
+    async def configure(self, spec: NetworkSpec) -> None: ...
+
+    async def remove(self, network: str) -> None: ...
+
+    async def attach(self, attachment: Attachment) -> tuple[Address, ...]:
+        self.calls.append(f"attach {attachment.container} {attachment.netns_pid}")
+        if self.fails:
+            raise NetworkError("attach web.1: no")
+        return (IPv4Address("192.0.2.7"),)
+
+    async def detach(self, container: str) -> None:
+        self.calls.append(f"detach {container}")
+
+    async def gc(self, valid: frozenset[str]) -> None:
+        self.calls.append(f"gc {sorted(valid)}")
+
+
+async def test_network_is_attached_and_hosts_tells(tmp_path: Path) -> None:
+    driver = Network()
+    isolator = NetworkIsolator(driver)
+    container = made(task("web.1", "true", network="prod"), tmp_path)
+    part = await isolator.prepare(container)
+    inode = (container.directory / "hosts").stat().st_ino
+    assert await isolator.isolate(container, 42) == (IPv4Address("192.0.2.7"),)
+    assert "192.0.2.7 web\n" in (container.directory / "hosts").read_text()
+    assert (container.directory / "hosts").stat().st_ino == inode
+    assert {mount["destination"] for mount in part["mounts"]} == {"/etc/hosts", "/etc/resolv.conf"}
+    await isolator.cleanup(container)
+    await isolator.recover([container], [])
+    assert driver.calls == ["attach web.1 42", "detach web.1", "gc ['web.1']"]
+
+
+@pytest.mark.parametrize("network", ["host", "none"])
+async def test_host_and_none_need_no_driver(network: str, tmp_path: Path) -> None:
+    driver = Network()
+    isolator = NetworkIsolator(driver)
+    container = made(task("web.1", "true", network=network), tmp_path)
+    await isolator.prepare(container)
+    assert await isolator.isolate(container, 42) == ()
+    await isolator.cleanup(container)
+    await isolator.recover([container], [])
+    assert driver.calls == ["gc []"]
+
+
+async def test_network_errors_are_isolator_errors(tmp_path: Path) -> None:
+    isolator = NetworkIsolator(Network(fails=True))
+    container = made(task("web.1", "true", network="prod"), tmp_path)
+    await isolator.prepare(container)
+    with pytest.raises(IsolatorError, match=r"attach web.1: no"):
+        await isolator.isolate(container, 42)
+
+
+def cgroups_of(pid: int) -> set[str]:
+    return {line.split(":", 1)[1] for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines()}
+
+
+async def until_cpu(limiter: object, container: Container, seconds: float) -> None:
+    assert isinstance(limiter, CgroupIsolator)
+    used = CGROUPS / "cpuacct" / PREFIX / container.id / "cpuacct.usage"
+    await until(lambda: int(used.read_text()) >= seconds * 1e9, f"{seconds:g} s of CPU used")

@@ -1,0 +1,229 @@
+"""A crash between any two steps: whatever was done until then, starting again mends it and nothing is left.
+
+Every change to the kernel or the disk counts as a step. An action is repeated on a fresh host, crashing one step later
+each time, until it gets through.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from functools import wraps
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from model.network import Block, Network, NetworkKind, Vtep, vtep_mac
+from netns import container, durable, reconcile
+from netns.driver import Attachment, NetworkSpec
+from netns.ipam import leases
+from netns.netlink import Netlink, Operation
+from netns.networks import Networks
+from tests.kernel.namespaces import Echo, NetnsProcess, echo, ip, run
+
+pytestmark = pytest.mark.anyio
+
+UNDERLAY = ip_address("192.0.2.1")
+NETWORK = Network("prod", NetworkKind.OVERLAY, (ip_network("100.64.0.0/11"),), vni=1024)
+PEER = Vtep(Block("prod", "n2", ip_network("100.64.2.0/24")), ip_address("192.0.2.2"), vtep_mac("n2", 1024))
+SPEC = NetworkSpec(NETWORK, (Block("prod", "n1", ip_network("100.64.1.0/24")),), (PEER,))
+MOST_STEPS = 100
+
+Spawn = Callable[[], NetnsProcess]
+Action = Callable[[Networks], Awaitable[Any]]
+
+
+class Crash(Exception):
+    """As if the process had been killed here."""
+
+
+@dataclass
+class Steps:
+    """Lets `left` steps happen."""
+
+    left: int = MOST_STEPS
+
+    def step(self) -> None:
+        if self.left == 0:
+            raise Crash
+        self.left -= 1
+
+
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> Steps:
+    counting = Steps()
+    apply = Netlink.apply
+
+    async def stepwise(self: Netlink, operations: Sequence[Operation]) -> None:
+        for operation in operations:
+            counting.step()
+            await apply(self, [operation])
+
+    def counted(function: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(function)
+        def call(*arguments: Any) -> Any:
+            counting.step()
+            return function(*arguments)
+
+        return call
+
+    monkeypatch.setattr(Netlink, "apply", stepwise)
+    for module, name in (
+        (reconcile, "write"),
+        (container, "write"),
+        (durable, "write_synced"),
+        (durable, "sync_directory"),
+        (leases, "write_synced"),
+        (leases, "sync_directory"),
+        (leases, "_rest"),
+    ):
+        monkeypatch.setattr(module, name, counted(getattr(module, name)))
+    return counting
+
+
+@pytest.fixture
+def card(host_netns: None) -> None:
+    run("ip", "link", "add", "card", "type", "veth", "peer", "wire")
+    run("ip", "addr", "add", f"{UNDERLAY}/24", "dev", "card")
+    run("ip", "link", "set", "card", "up")
+    run("ip", "link", "set", "wire", "up")
+
+
+def opened(state: Path) -> Networks:
+    return Networks(state, "n1", "boot-1", UNDERLAY)
+
+
+async def after_crash_at_each_step(
+    state: Path, steps: Steps, action: Action, then: Action, before: Action | None = None
+) -> int:
+    """`before`, `action` until it crashes, a restart, `then`; one step later each time. Returns how many there are."""
+    for allowed in range(MOST_STEPS):
+        if before is not None:
+            async with opened(state) as driver:
+                await before(driver)
+        steps.left = allowed
+        crashed = False
+        async with opened(state) as driver:
+            try:
+                await action(driver)
+            except Crash:
+                crashed = True
+        steps.left = MOST_STEPS
+        async with opened(state) as driver:
+            await then(driver)
+        if not crashed:
+            return allowed
+    raise AssertionError(f"not done after {MOST_STEPS} steps")
+
+
+def kernel() -> object:
+    links = [(link["ifname"], link["mtu"], "UP" in link["flags"]) for link in ip("link")]
+    addresses = [(link["ifname"], a["local"]) for link in ip("-4", "addr") for a in link["addr_info"]]
+    routes = [(r["dst"], r.get("gateway"), r["dev"], r.get("prefsrc")) for r in ip("route")]
+    neighbours = [(n["dst"], n["dev"], n.get("lladdr")) for n in ip("neigh", "show", "nud", "permanent")]
+    fdb = [line for line in run("bridge", "fdb").split("\n") if " dst " in line]
+    return sorted(links), sorted(addresses), sorted(map(repr, routes)), sorted(map(repr, neighbours)), sorted(fdb)
+
+
+def leased(state: Path) -> list[str]:
+    return [path.name for path in (state / "leases" / "prod").glob("*") if not path.name.endswith(".rested")]
+
+
+async def test_configure(card: None, tmp_path: Path, steps: Steps) -> None:
+    nothing = kernel()
+    async with opened(tmp_path) as driver:
+        await driver.configure(SPEC)
+        good = kernel()
+        await driver.remove("prod")
+
+    async def mend(driver: Networks) -> None:
+        await driver.configure(SPEC)
+        assert kernel() == good
+        await driver.remove("prod")
+        assert kernel() == nothing
+
+    assert await after_crash_at_each_step(tmp_path, steps, lambda driver: driver.configure(SPEC), mend) > 15
+
+
+async def test_configure_then_removed_without_ever_being_configured_again(
+    card: None, tmp_path: Path, steps: Steps
+) -> None:
+    nothing = kernel()
+
+    async def remove(driver: Networks) -> None:
+        await driver.remove("prod")
+        assert kernel() == nothing
+
+    await after_crash_at_each_step(tmp_path, steps, lambda driver: driver.configure(SPEC), remove)
+
+
+async def test_remove(card: None, tmp_path: Path, steps: Steps) -> None:
+    nothing = kernel()
+
+    async def again(driver: Networks) -> None:
+        await driver.remove("prod")
+        assert kernel() == nothing
+
+    await after_crash_at_each_step(
+        tmp_path, steps, lambda driver: driver.remove("prod"), again, before=lambda driver: driver.configure(SPEC)
+    )
+
+
+async def test_attach_then_collected(card: None, tmp_path: Path, steps: Steps, spawn: Spawn) -> None:
+    web = spawn()
+    async with opened(tmp_path) as driver:
+        await driver.configure(SPEC)
+    good = kernel()
+
+    async def attach(driver: Networks) -> None:
+        await driver.configure(SPEC)
+        await driver.attach(Attachment("web", "prod", web.pid))
+
+    async def collect(driver: Networks) -> None:
+        await driver.configure(SPEC)
+        await driver.gc(frozenset())
+        assert kernel() == good
+        assert leased(tmp_path) == []
+        assert [link["ifname"] for link in web.ip("link")] == ["lo"]
+
+    assert await after_crash_at_each_step(tmp_path, steps, attach, collect) > 12
+
+
+async def test_attach_then_attached_again(
+    card: None, tmp_path: Path, steps: Steps, spawn: Spawn, echo_server: Callable[[int], Echo]
+) -> None:
+    web = spawn()
+    web.run("ip", "link", "set", "lo", "up")
+    port = echo_server(web.pid).port
+    async with opened(tmp_path) as driver:
+        await driver.configure(SPEC)
+
+    async def attach(driver: Networks) -> None:
+        await driver.configure(SPEC)
+        [address] = await driver.attach(Attachment("web", "prod", web.pid))
+        if steps.left > MOST_STEPS // 2:  # after the restart
+            assert echo(None, address, port) == "100.64.1.1"
+            assert leased(tmp_path) == [str(address)]
+            await driver.detach("web")
+
+    await after_crash_at_each_step(tmp_path, steps, attach, attach)
+
+
+async def test_detach_then_collected(card: None, tmp_path: Path, steps: Steps, spawn: Spawn) -> None:
+    web = spawn()
+    async with opened(tmp_path) as driver:
+        await driver.configure(SPEC)
+    good = kernel()
+
+    async def attach(driver: Networks) -> None:
+        await driver.configure(SPEC)
+        await driver.attach(Attachment("web", "prod", web.pid))
+
+    async def collect(driver: Networks) -> None:
+        await driver.gc(frozenset())
+        assert kernel() == good
+        assert leased(tmp_path) == []
+
+    await after_crash_at_each_step(tmp_path, steps, lambda driver: driver.detach("web"), collect, before=attach)

@@ -1,0 +1,176 @@
+"""Which definitions are taken, what they mean, and that every other one is refused with the field's name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from frameworks.services.app import create, new_task, parse_time, scale
+from frameworks.services.definition import APP_ID_LENGTH, Definition, Scale
+from master.rest.errors import json_path
+from model.resources import Resources
+from model.task import TASK_ID, Protocol
+
+LEAST: dict[str, Any] = {"id": "/web", "cmd": "true", "networks": [{"mode": "container", "name": "overlay"}]}
+MAPPING: dict[str, Any] = {"containerPort": 8080}
+NOW = parse_time("2026-01-01T00:00:00.000000Z")
+
+
+def problems(body: object) -> dict[str, str]:
+    try:
+        Definition.model_validate(body)
+    except ValidationError as error:
+        return {json_path(problem["loc"]): problem["msg"] for problem in error.errors()}
+    return {}
+
+
+def with_mapping(**fields: object) -> dict[str, Any]:
+    return {**LEAST, "container": {"portMappings": [{**MAPPING, **fields}]}}
+
+
+def test_defaults_are_marathons() -> None:
+    least = Definition.model_validate(LEAST)
+    assert (least.cpus, least.mem, least.disk, least.instances) == (1.0, 128.0, 0.0, 1)
+    assert (least.backoffSeconds, least.backoffFactor, least.maxLaunchDelaySeconds) == (1.0, 1.15, 300.0)
+    assert least.argv == ("/bin/sh", "-c", "true") and least.network == "overlay"
+
+
+@pytest.mark.parametrize(
+    ("fields", "path", "says"),
+    [
+        ({"cpus": -1}, "/cpus", "greater than 0"),
+        ({"cpus": 0}, "/cpus", "greater than 0"),
+        ({"cpus": "1"}, "/cpus", "number"),
+        ({"cpus": True}, "/cpus", "number"),
+        ({"cpus": float("nan")}, "/cpus", ""),
+        ({"cpus": float("inf")}, "/cpus", ""),
+        ({"cpus": 1e300}, "/cpus", "less than"),
+        ({"mem": -1}, "/mem", "greater than 0"),
+        ({"disk": -0.5}, "/disk", "greater than or equal to 0"),
+        ({"instances": -1}, "/instances", "greater than or equal to 0"),
+        ({"instances": 1.5}, "/instances", "integer"),
+        ({"instances": 10**9}, "/instances", "less than"),
+        ({"colour": "red"}, "/colour", "Extra"),
+        ({"healthChecks": [{"protocol": "HTTP"}]}, "/healthChecks", "not supported by this version"),
+        ({"constraints": [["hostname", "UNIQUE"]]}, "/constraints", "not supported"),
+        ({"acceptedResourceRoles": ["*"]}, "/acceptedResourceRoles", "not supported"),
+        ({"upgradeStrategy": {"minimumHealthCapacity": 1}}, "/upgradeStrategy", "not supported"),
+        ({"gpus": 1}, "/gpus", "not supported"),
+        ({"requirePorts": True}, "/requirePorts", "not supported"),
+        ({"id": "/a/../b"}, "/id", "path segments"),
+        ({"id": "/A"}, "/id", "lower-case"),
+        ({"id": "/a_b"}, "/id", "path segments"),
+        ({"id": "/-a"}, "/id", "path segments"),
+        ({"id": "/a//b"}, "/id", "path segments"),
+        ({"id": "/"}, "/id", "path segments"),
+        ({"id": ""}, "/id", "path segments"),
+        ({"id": "/a\n"}, "/id", "path segments"),
+        ({"id": "/" + "a" * APP_ID_LENGTH}, "/id", "longer than"),
+        ({"id": "/a/tasks"}, "/id", "must not end in"),
+        ({"id": 7}, "/id", "string"),
+        ({"args": ["true"]}, "/", "exactly one of cmd and args"),
+        ({"cmd": None}, "/", "exactly one of cmd and args"),
+        ({"cmd": ""}, "/cmd", "at least 1"),
+        ({"cmd": None, "args": []}, "/args", "at least 1"),
+        ({"cmd": "a\x00b"}, "/cmd", "NUL"),
+        ({"cmd": "x" * 200_000}, "/cmd", "kernel"),
+        ({"cmd": "\ud800"}, "/cmd", ""),
+        ({"user": "root;id"}, "/user", "uid:gid"),
+        ({"env": {"A": 1}}, "/env/A", "string"),
+        ({"env": {"A": {"secret": "s"}}}, "/env/A", "string"),
+        ({"env": {"A=B": "x"}}, "/env/A=B/[key]", "must not be empty or contain ="),
+        ({"env": {"A": "\x00"}}, "/env/A", "NUL"),
+        ({"labels": {"tepui/version": "x"}}, "/labels", "reserved"),
+        ({"networks": None}, "/networks", '"networks": [{"mode": "container", "name": "overlay"}]'),
+        ({"networks": []}, "/networks", "host networking"),
+        ({"networks": [{"mode": "host"}]}, "/networks(0)", "host networking is not supported"),
+        ({"networks": [{"mode": "container"}]}, "/networks(0)", "needs a name"),
+        ({"networks": [{"mode": "container", "name": "../x"}]}, "/networks(0)/name", "no name of a network"),
+        ({"networks": [{"mode": "container/bridge", "name": "x"}]}, "/networks(0)", "takes no name"),
+        ({"networks": LEAST["networks"] * 2}, "/networks", "more than one"),
+        ({"container": {"type": "DOCKER"}}, "/container/type", "MESOS"),
+        ({"container": {"docker": {"image": "nginx"}}}, "/container/docker", "not supported"),
+        ({"container": {"volumes": [{}]}}, "/container/volumes", "not supported"),
+        ({"container": {"portMappings": [MAPPING, MAPPING]}}, "/container", "8080/tcp occurs more than once"),
+        ({"taskKillGracePeriodSeconds": -1}, "/taskKillGracePeriodSeconds", "greater than or equal"),
+        ({"backoffFactor": 0.5}, "/backoffFactor", "greater than or equal to 1"),
+    ],
+)
+def test_refused_with_the_fields_path(fields: dict[str, Any], path: str, says: str) -> None:
+    found = problems({**LEAST, **fields})
+    assert list(found) == [path] and says in found[path]
+
+
+@pytest.mark.parametrize(
+    ("fields", "field", "says"),
+    [
+        ({"containerPort": 0}, "containerPort", "greater than or equal to 1"),
+        ({"containerPort": 65536}, "containerPort", "less than or equal to 65535"),
+        ({"protocol": "sctp"}, "protocol", "'tcp'"),
+        ({"name": "a b"}, "name", "letters, digits and hyphens"),
+        ({"hostPort": 80}, "hostPort", "not supported"),
+        ({"labels": {"VIP_0": "/web"}}, "labels", "label VIP_0: '/web' must end in :port"),
+        ({"labels": {"vip1": "/{x}:99999"}}, "labels", "label vip1: '/{x}:99999' must end in :port"),
+    ],
+)
+def test_port_mappings(fields: dict[str, Any], field: str, says: str) -> None:
+    found = problems(with_mapping(**fields))
+    assert list(found) == [f"/container/portMappings(0)/{field}"] and says in next(iter(found.values()))
+
+
+def test_nothing_asked_is_nothing_refused() -> None:
+    empty: dict[str, Any] = {"healthChecks": [], "constraints": None, "secrets": {}, "gpus": 0, "requirePorts": False}
+    nulls = {"container": {"docker": None, "portMappings": [{**MAPPING, "name": None, "labels": {"a": None}}]}}
+    app = Definition.model_validate({**LEAST, **empty, **nulls, "user": None})
+    assert app.task_ports[0].labels == ()
+    assert "healthChecks" not in app.model_dump(exclude_none=True)
+
+
+def test_ids_may_be_relative() -> None:
+    assert Definition.model_validate({**LEAST, "id": "group/web.v2"}).id == "/group/web.v2"
+    assert Scale.model_validate({"id": "web", "instances": 2}).id == "/web"
+
+
+def test_both_protocols() -> None:
+    app = Definition.model_validate(with_mapping(protocol="udp,tcp", name="dns"))
+    assert app.task_ports[0].protocols == (Protocol.UDP, Protocol.TCP)
+
+
+def test_bridge_mode_is_the_network_bridge() -> None:
+    assert Definition.model_validate({**LEAST, "networks": [{"mode": "container/bridge"}]}).network == "bridge"
+
+
+@pytest.mark.parametrize(("cpus", "thousandths"), [(0.1, 100), (0.57, 570), (0.0001, 1), (2, 2000), (1.0005, 1001)])
+def test_cpus_are_rounded_up_to_thousandths(cpus: float, thousandths: int) -> None:
+    assert Definition.model_validate({**LEAST, "cpus": cpus, "mem": 63.2}).resources == Resources(thousandths, 64)
+
+
+def test_scaling_makes_a_version_but_leaves_tasks_right() -> None:
+    app = create(Definition.model_validate(LEAST), NOW)
+    scaled = scale(app, 3, NOW)
+    assert scaled.version > app.version and scaled.config_version == app.version
+    assert scaled.deployment != app.deployment and scaled.instances == 3
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
+FIELDS = sorted(Definition.model_fields)
+
+
+@given(st.dictionaries(st.sampled_from(FIELDS), JSON, max_size=4) | JSON)
+def test_any_json_is_taken_or_refused(body: object) -> None:
+    problems({**LEAST, **body} if isinstance(body, dict) else body)
+
+
+@given(st.from_regex(r"(/[a-z0-9]([a-z0-9-]{0,20}[a-z0-9])?){1,5}", fullmatch=True))
+def test_every_app_id_gives_task_ids(app_id: str) -> None:
+    if not problems({**LEAST, "id": app_id}):
+        task = new_task(create(Definition.model_validate({**LEAST, "id": app_id}), NOW), NOW)
+        assert TASK_ID.fullmatch(task.id)

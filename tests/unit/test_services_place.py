@@ -1,0 +1,116 @@
+"""Placement and back-off: pure functions."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from frameworks.services.backoff import STABLE_S, Backoff, Failure, delay, failed
+from frameworks.services.definition import Definition
+from frameworks.services.place import Demand, Plan, explain, place, reason
+from master.offers import Offer
+from model.resources import Resources
+from tests.unit.cluster import node
+
+NETWORKS = frozenset({"overlay"})
+
+
+def offer(name: str, cpus: int, mem: int = 1000) -> Offer:
+    return Offer(f"offer-{name}", node(name), Resources(cpus, mem), NETWORKS)
+
+
+def demand(app: str, count: int, cpus: int = 100, mem: int = 10, network: str = "overlay") -> Demand:
+    return Demand(app, Resources(cpus, mem), network, count)
+
+
+def nodes(plan: Plan, app: str) -> Counter[str]:
+    return Counter(placement.offer.node.id for placement in plan.placements if placement.app == app)
+
+
+def test_fewest_of_the_app_first() -> None:
+    plan = place([demand("/a", 3)], [offer("n1", 4000), offer("n2", 400)], {("/a", "n1"): 2, ("/b", "n2"): 9})
+    assert nodes(plan, "/a") == {"n2": 2, "n1": 1} and plan.refusals == ()
+
+
+def test_then_the_most_free() -> None:
+    plan = place([demand("/a", 1)], [offer("n1", 400), offer("n2", 800), offer("n3", 500)], {})
+    assert nodes(plan, "/a") == {"n2": 1}
+
+
+def test_apps_take_turns() -> None:
+    plan = place([demand("/a", 10), demand("/b", 10)], [offer("n1", 400)], {})
+    assert nodes(plan, "/a") == nodes(plan, "/b") == {"n1": 2}
+
+
+def test_explanations() -> None:
+    offers = [offer("n1", 500), offer("n2", 1500), offer("n3", 1000, mem=5)]
+    big, lost = demand("/big", 1, cpus=4000), demand("/lost", 1, network="prod")
+    plan = place([big, lost], offers, {})
+    of_big = [refusal for refusal in plan.refusals if refusal.app == "/big"]
+    of_lost = [refusal for refusal in plan.refusals if refusal.app == "/lost"]
+    assert explain(big, of_big) == [
+        "needs 4 CPU: 3 of 3 nodes have too little (most free: 1.5 CPU)",
+        "needs 10 MiB memory: 1 of 3 nodes have too little (most free: 5 MiB memory)",
+    ]
+    assert explain(lost, of_lost)[0] == 'needs network "prod": 3 of 3 nodes do not have it'
+    assert reason([of_big[2], of_lost[2]]) == "/big lacks CPU, MiB memory; /lost lacks MiB memory, the network"
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 5), st.integers(1, 900), st.integers(1, 90)), max_size=4),
+    st.lists(st.tuples(st.integers(0, 2000), st.integers(0, 200)), max_size=4),
+)
+def test_never_more_than_offered_and_never_less_than_fits(wanted: list[Any], free: list[Any]) -> None:
+    demands = [demand(f"/{number}", *each) for number, each in enumerate(wanted)]
+    offers = [offer(f"n{number}", *each) for number, each in enumerate(free)]
+    plan = place(demands, offers, {})
+    left = {each.node.id: each.resources for each in offers}
+    placed = Counter(placement.app for placement in plan.placements)
+    by_app = {each.app: each for each in demands}
+    for placement in plan.placements:
+        left[placement.offer.node.id] -= by_app[placement.app].resources
+    assert all(remaining.covers(Resources()) for remaining in left.values())
+    for each in demands:
+        refusing = {refusal.node for refusal in plan.refusals if refusal.app == each.app}
+        if placed[each.app] < each.count:
+            assert refusing == set(left) and not any(rest.covers(each.resources) for rest in left.values())
+        else:
+            assert placed[each.app] == each.count and not refusing
+
+
+POLICY = Definition.model_validate(
+    {"id": "/a", "cmd": "true", "networks": [{"mode": "container", "name": "overlay"}], "backoffFactor": 2.0}
+)
+
+
+def test_it_grows_by_failures_up_to_the_limit() -> None:
+    assert [delay(POLICY, failures) for failures in (1, 2, 3, 9, 10, 10**6)] == [1, 2, 4, 256, 300, 300]
+    backoff, now = Backoff(), 1000.0
+    for expected in (1.0, 2.0, 4.0):
+        backoff = failed(backoff, POLICY, Failure(now, 0.5, "exit code 1"), now + 1)
+        now = backoff.until
+        assert backoff.remaining(backoff.counted_at) == expected
+    assert backoff.remaining(now) == 0.0 and backoff.reason == "exit code 1"
+
+
+def test_tasks_started_together_fail_as_one() -> None:
+    backoff = Backoff()
+    for ended in range(10):
+        backoff = failed(backoff, POLICY, Failure(1000.0, 1.0, ""), 1001.0 + ended / 10)
+    assert backoff.failures == 1 and backoff.until == 1002.0
+
+
+def test_a_stable_run_starts_the_count_again() -> None:
+    backoff = Backoff(failures=7, counted_at=1000.0, until=1064.0)
+    assert failed(backoff, POLICY, Failure(1064.0, STABLE_S, ""), 2000.0).until == 2001.0
+    assert failed(backoff, POLICY, Failure(1064.0, STABLE_S - 1, ""), 2000.0).failures == 8
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.5])
+def test_the_policy_is_the_apps(seconds: float) -> None:
+    policy = POLICY.model_copy(update={"backoffSeconds": seconds, "maxLaunchDelaySeconds": 0.7})
+    assert delay(policy, 1) == seconds and delay(policy, 5) == min(seconds * 16, 0.7)

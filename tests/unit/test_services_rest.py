@@ -1,0 +1,258 @@
+"""Marathon's API over the services framework: the whole way from HTTP to tasks, with the cluster in memory."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from frameworks.services.framework import Services
+from frameworks.services.rest import ALIASES, PUBLIC, routers
+from master.rest.app import create_app
+from master.store.sqlite import SqliteStore
+from model.task import TaskState
+from tests.unit.cluster import Cluster, node, until
+
+pytestmark = pytest.mark.anyio
+WEB: dict[str, Any] = {
+    "id": "/group/web",
+    "args": ["server"],
+    "cpus": 0.5,
+    "mem": 64,
+    "instances": 2,
+    "networks": [{"mode": "container", "name": "overlay"}],
+    "container": {"portMappings": [{"containerPort": 80, "name": "http", "labels": {"VIP_0": "/web:80"}}]},
+}
+# What the strictest of the clients knows; it fails on any other key.
+APP_KEYS = """
+    acceptedResourceRoles args backoffFactor backoffSeconds cmd constraints container cpus dependencies deployments
+    disk env executor fetch gpus healthChecks id instances ipAddress killSelection labels lastTaskFailure
+    maxLaunchDelaySeconds mem networks portDefinitions ports readinessCheckResults readinessChecks requirePorts
+    residency role secrets storeUrls taskKillGracePeriodSeconds taskRateLimit taskStats tasks tasksHealthy
+    tasksRunning tasksStaged tasksUnhealthy unreachableStrategy upgradeStrategy uris user version versionInfo
+"""
+TASK_KEYS = """
+    appId healthCheckResults host id ipAddresses localVolumes ports region role servicePorts slaveId stagedAt
+    startedAt state version zone
+"""
+CONTAINER_KEYS = "docker portMappings type volumes"
+MAPPING_KEYS = "containerPort hostPort labels name protocol servicePort"
+FAILURE_KEYS = "appId host instanceId message slaveId state taskId timestamp version"
+INFO_KEYS = """
+    buildref elected eventSubscriber frameworkId httpConfig leader marathonConfig name version zookeeperConfig
+"""
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+def cluster() -> Cluster:
+    return Cluster(node("n1"), node("n2"))
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[SqliteStore]:
+    store = await SqliteStore.open(tmp_path / "store.db")
+    yield store
+    await store.close()
+
+
+@pytest.fixture
+async def client(cluster: Cluster, store: SqliteStore) -> AsyncIterator[httpx2.AsyncClient]:
+    services = Services(store, cluster.subscribe())
+    running = asyncio.create_task(services.run())
+    app = create_app(lambda token: token == "t", routers(store, services), PUBLIC)
+    headers = {"Authorization": "token=t"}
+    transport = httpx2.ASGITransport(app)
+    async with httpx2.AsyncClient(transport=transport, base_url="https://master", headers=headers) as client:
+        yield client
+    running.cancel()
+    with suppress(asyncio.CancelledError):
+        await running
+
+
+def has_only(answer: dict[str, Any], keys: str) -> bool:
+    return set(answer) <= set(keys.split())
+
+
+async def settled(cluster: Cluster, count: int) -> None:
+    await until(lambda: len(cluster.running("/group/web")) == len(cluster.active("/group/web")) == count)
+
+
+async def test_create(client: httpx2.AsyncClient, cluster: Cluster) -> None:
+    answer = await client.post("/v2/apps", json=WEB)
+    app = answer.json()
+    assert answer.status_code == 201 and answer.headers["Location"] == "/v2/apps/group/web"
+    assert app["id"] == "/group/web" and app["deployments"][0]["id"] == answer.headers["Marathon-Deployment-Id"]
+    assert app["tasksRunning"] == 0 and app["mem"] == 64 and app["cpus"] == 0.5
+    await settled(cluster, 2)
+    shown = (await client.get("/v2/apps/group/web")).json()["app"]
+    assert shown["deployments"] == [] and shown["tasksRunning"] == 2 == len(shown["tasks"])
+
+
+async def test_default_answers_have_no_unknown_keys(client: httpx2.AsyncClient, cluster: Cluster) -> None:
+    await client.post("/v2/apps", json=WEB)
+    await settled(cluster, 2)
+    app = (await client.get("/v2/apps/group/web")).json()["app"]
+    assert has_only(app, APP_KEYS) and has_only(app["container"], CONTAINER_KEYS)
+    assert has_only(app["container"]["portMappings"][0], MAPPING_KEYS)
+    assert all(has_only(task, TASK_KEYS) for task in app["tasks"])
+    assert has_only((await client.get("/v2/info")).json(), INFO_KEYS)
+
+
+async def test_what_a_task_answers(client: httpx2.AsyncClient, cluster: Cluster) -> None:
+    await client.post("/v2/apps", json=WEB)
+    await settled(cluster, 2)
+    tasks = (await client.get("/v2/apps/group/web/tasks")).json()["tasks"]
+    assert tasks == (await client.get("/v2/tasks")).json()["tasks"]
+    task = tasks[0]
+    assert task["appId"] == "/group/web" and task["state"] == "TASK_RUNNING" and task["host"] in ("n1", "n2")
+    assert task["ipAddresses"] == [{"ipAddress": "100.64.0.2", "protocol": "IPv4"}]
+    assert task["startedAt"].startswith("20") and task["stagedAt"].endswith("Z")
+
+
+async def test_last_failure(client: httpx2.AsyncClient, cluster: Cluster) -> None:
+    await client.post("/v2/apps", json=WEB)
+    await settled(cluster, 2)
+    victim = cluster.accepted[0].id
+    cluster.advance(victim, TaskState.FAILED, message="memory limit 64 MiB exceeded")
+    await until(lambda: victim not in cluster.tasks)
+    failure = (await client.get("/v2/apps/group/web")).json()["app"]["lastTaskFailure"]
+    assert has_only(failure, FAILURE_KEYS) and failure["taskId"] == victim
+    assert failure["message"] == "failed: memory limit 64 MiB exceeded" and failure["state"] == "TASK_FAILED"
+
+
+async def test_list(client: httpx2.AsyncClient, cluster: Cluster) -> None:
+    assert (await client.get("/v2/apps")).json() == {"apps": []}
+    await client.post("/v2/apps", json=WEB)
+    await settled(cluster, 2)
+    (plain,) = (await client.get("/v2/apps")).json()["apps"]
+    (full,) = (await client.get("/v2/apps?embed=app.tasks&embed=apps.deployments")).json()["apps"]
+    assert "tasks" not in plain and len(full["tasks"]) == 2
+
+
+async def test_scale(client: httpx2.AsyncClient, cluster: Cluster) -> None:
+    created = (await client.post("/v2/apps", json=WEB)).json()
+    answer = await client.put("/v2/apps//group/web", json={"instances": 3})
+    assert answer.status_code == 200 and set(answer.json()) == {"version", "deploymentId"}
+    assert answer.json()["deploymentId"] != created["deployments"][0]["id"]
+    await settled(cluster, 3)
+    app = (await client.get("/v2/apps/group/web")).json()["app"]
+    assert app["version"] == answer.json()["version"] > app["versionInfo"]["lastConfigChangeAt"]
+
+
+@pytest.mark.parametrize(
+    ("body", "path"),
+    [
+        ({"instances": 1, "cmd": "x"}, "/cmd"),
+        ({"instances": "1"}, "/instances"),
+        ({"instances": None}, "/instances"),
+        ({"instances": 1, "id": "/other"}, "/id"),
+    ],
+)
+async def test_only_instances_can_be_updated(client: httpx2.AsyncClient, body: object, path: str) -> None:
+    await client.post("/v2/apps", json=WEB)
+    answer = await client.put("/v2/apps/group/web", json=body)
+    assert answer.status_code == 422 and answer.json()["details"][0]["path"] == path
+    assert (await client.get("/v2/apps/group/web")).json()["app"]["instances"] == 2
+
+
+async def test_delete(client: httpx2.AsyncClient, cluster: Cluster) -> None:
+    await client.post("/v2/apps", json=WEB)
+    await settled(cluster, 2)
+    answer = await client.delete("/v2/apps/group/web?force=true")
+    assert answer.status_code == 200 and set(answer.json()) == {"version", "deploymentId"}
+    assert (await client.get("/v2/apps/group/web")).status_code == 404
+    await settled(cluster, 0)
+
+
+@pytest.mark.parametrize("path", ["/v2/apps/none", "/v2/apps/none/tasks", "/api/v1/services/none"])
+async def test_unknown_apps(client: httpx2.AsyncClient, path: str) -> None:
+    answer = await client.get(path)
+    assert answer.status_code == 404 and answer.json() == {"message": "App '/none' does not exist"}
+
+
+async def test_unknown_apps_can_not_be_changed(client: httpx2.AsyncClient) -> None:
+    assert (await client.put("/v2/apps/none", json={"instances": 1})).status_code == 404
+    assert (await client.delete("/v2/apps/none")).status_code == 404
+
+
+async def test_an_id_in_use(client: httpx2.AsyncClient) -> None:
+    await client.post("/v2/apps", json=WEB)
+    answer = await client.post("/v2/apps", json={**WEB, "instances": 9})
+    assert answer.status_code == 409 and answer.json() == {"message": "An app with id [/group/web] already exists."}
+    assert (await client.get("/v2/apps/group/web")).json()["app"]["instances"] == 2
+
+
+@pytest.mark.parametrize("method", ["GET", "PUT", "DELETE"])
+async def test_hostile_ids(client: httpx2.AsyncClient, method: str) -> None:
+    for app_id in ("..%2f..%2fetc", "%00", "%ff", "a" * 5000, "%F0%9F%92%A9"):
+        answer = await client.request(method, f"/v2/apps/{app_id}", json={"instances": 1})
+        assert 400 <= answer.status_code < 500
+
+
+@pytest.mark.parametrize(
+    ("fields", "path"),
+    [
+        ({"cpus": -1}, "/cpus"),
+        ({"id": "/a/../b"}, "/id"),
+        ({"instances": "two"}, "/instances"),
+        ({"networks": None}, "/networks"),
+        ({"unheardOf": 1}, "/unheardOf"),
+        ({"container": {"portMappings": [{"containerPort": 70000}]}}, "/container/portMappings(0)/containerPort"),
+    ],
+)
+async def test_bad_input_is_named_and_not_stored(
+    client: httpx2.AsyncClient, store: SqliteStore, fields: dict[str, Any], path: str
+) -> None:
+    answer = await client.post("/v2/apps", json={**WEB, **fields})
+    assert answer.status_code == 422 and answer.json()["details"][0]["path"] == path
+    assert await store.range("") == []
+
+
+async def test_other_bad_bodies(client: httpx2.AsyncClient, store: SqliteStore) -> None:
+    deep = b'{"env": ' + b"[" * 900 + b"]" * 900 + b"}"
+    nan = json.dumps({**WEB, "cpus": float("nan")}).encode()
+    for body in (b"{", b"", b"null", b"[]", b"7", deep, b"[" * 10**6, nan, b'{"id": "\\ud800"}'):
+        answer = await client.post("/v2/apps", content=body)
+        assert 400 <= answer.status_code < 500 and answer.json()["message"], body[:20]
+    assert await store.range("") == []
+
+
+async def test_it_answers_where_dcos_has_it(client: httpx2.AsyncClient) -> None:
+    await client.post("/service/marathon/v2/apps", json=WEB)
+    for prefix in ("", *ALIASES):
+        assert len((await client.get(f"{prefix}/v2/apps/")).json()["apps"]) == 1
+        assert (await client.get(f"{prefix}/ping", headers={"Authorization": ""})).text == "pong"
+    assert (await client.get("/v2/apps", headers={"Authorization": ""})).status_code == 401
+
+
+async def test_our_own_view_says_why_it_waits(client: httpx2.AsyncClient, cluster: Cluster) -> None:
+    await client.post("/v2/apps", json={**WEB, "cpus": 8})
+    await until(lambda: sum("lacks CPU" in declined.reason for declined in cluster.declined) == 2)
+    view = (await client.get("/api/v1/services/group/web")).json()
+    assert view["waiting"] == ["needs 8 CPU: 2 of 2 nodes have too little (most free: 4 CPU)"]
+    assert view["tasks"] == [] and view["app"]["deployments"]
+
+
+async def test_our_own_view_of_tasks(client: httpx2.AsyncClient, cluster: Cluster) -> None:
+    await client.post("/v2/apps", json=WEB)
+    await settled(cluster, 2)
+    view = (await client.get("/api/v1/services//group/web")).json()
+    task = view["tasks"][0]
+    assert view["waiting"] == [] and task["pid"] == 4711 and task["node"] in ("n1", "n2")
+    assert task["addresses"] == ["100.64.0.2"] and task["limits"]["cpus"] == 0.1
+
+
+async def test_every_operation_is_described(client: httpx2.AsyncClient) -> None:
+    paths = (await client.get("/openapi.json")).json()["paths"]
+    assert {"/v2/apps", "/v2/apps/{app_id}", "/v2/apps/{app_id}/tasks", "/v2/info", "/ping"} <= set(paths)

@@ -1,0 +1,218 @@
+"""Protocol messages to model and back, all of it, so that no other file knows both.
+
+Reading trusts nothing: a message of another version or of a broken peer raises ValueError, which ends the session.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from ipaddress import ip_address, ip_network
+
+from model.network import Block, Network, NetworkKind, Vtep
+from model.node import Node
+from model.resources import Resources
+from model.task import Port, Protocol, Rlimit, TaskSpec, TaskState, TaskStatus, Usage
+from model.vip import Backend, Vip
+from wire import control_pb2 as pb
+
+
+def resources_to_wire(resources: Resources) -> pb.Resources:
+    return pb.Resources(cpus=resources.cpus, mem=resources.mem, disk=resources.disk, gpus=resources.gpus)
+
+
+def resources_from_wire(message: pb.Resources) -> Resources:
+    return Resources(message.cpus, message.mem, message.disk, message.gpus)
+
+
+def task_to_wire(task: TaskSpec) -> pb.Task:
+    return pb.Task(
+        id=task.id,
+        framework=task.framework,
+        owner=task.owner,
+        argv=task.argv,
+        resources=resources_to_wire(task.resources),
+        network=task.network,
+        env=_pairs_to_wire(task.env),
+        ports=[
+            pb.Port(number=port.number, name=port.name, protocols=port.protocols, labels=_pairs_to_wire(port.labels))
+            for port in task.ports
+        ],
+        user=task.user,
+        cwd=task.cwd,
+        rootfs=task.rootfs,
+        pids=task.pids,
+        rlimits=[pb.Rlimit(kind=limit.kind, soft=limit.soft, hard=limit.hard) for limit in task.rlimits],
+        labels=_pairs_to_wire(task.labels),
+        kill_grace_s=task.kill_grace_s,
+    )
+
+
+def task_from_wire(message: pb.Task) -> TaskSpec:
+    return TaskSpec(
+        id=message.id,
+        framework=message.framework,
+        owner=message.owner,
+        argv=tuple(message.argv),
+        resources=resources_from_wire(message.resources),
+        network=message.network,
+        env=_pairs_from_wire(message.env),
+        ports=tuple(
+            Port(port.number, port.name, tuple(map(Protocol, port.protocols)), _pairs_from_wire(port.labels))
+            for port in message.ports
+        ),
+        user=message.user,
+        cwd=message.cwd,
+        rootfs=message.rootfs,
+        pids=message.pids,
+        rlimits=tuple(Rlimit(limit.kind, limit.soft, limit.hard) for limit in message.rlimits),
+        labels=_pairs_from_wire(message.labels),
+        kill_grace_s=message.kill_grace_s,
+    )
+
+
+def status_to_wire(status: TaskStatus) -> pb.Status:
+    usage = status.usage
+    return pb.Status(
+        task_id=status.task_id,
+        state=status.state,
+        sequence=status.sequence,
+        at=status.at,
+        reason=status.reason,
+        message=status.message,
+        addresses=status.addresses,
+        pid=status.pid,
+        exit_code=status.exit_code,
+        healthy=status.healthy,
+        usage=pb.Usage(
+            cpu_s=usage.cpu_s,
+            cpu_limit=usage.cpu_limit,
+            mem_bytes=usage.mem_bytes,
+            mem_limit_bytes=usage.mem_limit_bytes,
+            pids=usage.pids,
+            pids_limit=usage.pids_limit,
+        ),
+    )
+
+
+def status_from_wire(message: pb.Status) -> TaskStatus:
+    usage = message.usage
+    return TaskStatus(
+        task_id=message.task_id,
+        state=TaskState(message.state),
+        sequence=message.sequence,
+        at=message.at,
+        reason=message.reason,
+        message=message.message,
+        addresses=tuple(message.addresses),
+        pid=message.pid if message.HasField("pid") else None,
+        exit_code=message.exit_code if message.HasField("exit_code") else None,
+        healthy=message.healthy if message.HasField("healthy") else None,
+        usage=Usage(
+            cpu_s=usage.cpu_s,
+            cpu_limit=usage.cpu_limit if usage.HasField("cpu_limit") else None,
+            mem_bytes=usage.mem_bytes,
+            mem_limit_bytes=usage.mem_limit_bytes if usage.HasField("mem_limit_bytes") else None,
+            pids=usage.pids,
+            pids_limit=usage.pids_limit if usage.HasField("pids_limit") else None,
+        ),
+    )
+
+
+def hello_to_wire(node: Node, tasks: list[TaskStatus]) -> pb.Hello:
+    return pb.Hello(
+        hostname=node.hostname,
+        boot_id=node.boot_id,
+        address=str(node.address),
+        resources=resources_to_wire(node.resources),
+        attributes=dict(node.attributes),
+        version=node.version,
+        tasks=map(status_to_wire, tasks),
+    )
+
+
+def hello_from_wire(node_id: str, message: pb.Hello) -> tuple[Node, list[TaskStatus]]:
+    """`node_id` comes from the peer's certificate, never from the message."""
+    node = Node(
+        id=node_id,
+        hostname=message.hostname,
+        boot_id=message.boot_id,
+        address=ip_address(message.address),
+        resources=resources_from_wire(message.resources),
+        attributes=tuple(sorted(message.attributes.items())),
+        version=message.version,
+    )
+    return node, [status_from_wire(status) for status in message.tasks]
+
+
+def network_to_wire(network: Network, blocks: tuple[Block, ...]) -> pb.NetworkBlock:
+    return pb.NetworkBlock(
+        name=network.name,
+        kind=network.kind,
+        subnets=map(str, network.subnets),
+        block_prefix=network.block_prefix,
+        vni=network.vni,
+        blocks=[str(block.subnet) for block in blocks],
+    )
+
+
+def network_from_wire(node: str, message: pb.NetworkBlock) -> tuple[Network, tuple[Block, ...]]:
+    network = Network(
+        name=message.name,
+        kind=NetworkKind(message.kind),
+        subnets=tuple(map(ip_network, message.subnets)),
+        block_prefix=message.block_prefix,
+        vni=message.vni if message.HasField("vni") else None,
+    )
+    return network, tuple(Block(message.name, node, ip_network(subnet)) for subnet in message.blocks)
+
+
+def peer_to_wire(peer: Vtep) -> pb.Peer:
+    block = peer.block
+    return pb.Peer(
+        network=block.network, node=block.node, block=str(block.subnet), underlay=str(peer.underlay), mac=peer.mac
+    )
+
+
+def peer_from_wire(message: pb.Peer) -> Vtep:
+    block = Block(message.network, message.node, ip_network(message.block))
+    return Vtep(block, ip_address(message.underlay), message.mac)
+
+
+def vip_to_wire(vip: Vip) -> pb.Vip:
+    return pb.Vip(
+        address=str(vip.address),
+        port=vip.port,
+        protocol=vip.protocol,
+        name=vip.name,
+        backends=[
+            pb.Backend(
+                task_id=backend.task_id,
+                node=backend.node,
+                address=str(backend.address),
+                port=backend.port,
+                weight=backend.weight,
+            )
+            for backend in vip.backends
+        ],
+    )
+
+
+def vip_from_wire(message: pb.Vip) -> Vip:
+    return Vip(
+        address=ip_address(message.address),
+        port=message.port,
+        protocol=Protocol(message.protocol),
+        name=message.name,
+        backends=tuple(
+            Backend(backend.task_id, backend.node, ip_address(backend.address), backend.port, backend.weight)
+            for backend in message.backends
+        ),
+    )
+
+
+def _pairs_to_wire(pairs: tuple[tuple[str, str], ...]) -> list[pb.Pair]:
+    return [pb.Pair(key=key, value=value) for key, value in pairs]
+
+
+def _pairs_from_wire(pairs: Iterable[pb.Pair]) -> tuple[tuple[str, str], ...]:
+    return tuple((pair.key, pair.value) for pair in pairs)
