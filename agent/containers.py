@@ -6,6 +6,7 @@ knows tasks' states: the reconciler decides which verb is due.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -84,13 +85,14 @@ class Containers:
         logs.mkdir(mode=0o700, exist_ok=True)
         launch = await self._launcher.create(container.directory, logs / "stdout", logs / "stderr")
         try:
-            addresses: tuple[Address, ...] = ()
-            for isolator in self._isolators:
-                addresses += await isolator.isolate(container, launch.pid)
+            # All of them, also when one fails: none may still be at work when cleanup begins.
+            results = await asyncio.gather(
+                *(isolator.isolate(container, launch.pid) for isolator in self._isolators), return_exceptions=True
+            )
+            return launch, _addresses(results)
         except BaseException:
             await launch.abort()
             raise
-        return launch, addresses
 
     def keeper(self, container: Container) -> record.Keeper | None:
         """What the keeper of an earlier launch left; None when there was none in this boot."""
@@ -124,6 +126,16 @@ class Containers:
 
     def forget(self, task_id: str) -> None:
         shutil.rmtree(self._directories.logs / task_id, onerror=_absent_is_fine)
+
+
+def _addresses(results: Sequence[tuple[Address, ...] | BaseException]) -> tuple[Address, ...]:
+    """Of all isolators together. Raises the first failure."""
+    addresses: tuple[Address, ...] = ()
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+        addresses += result
+    return addresses
 
 
 def _absent_is_fine(function: object, path: str, failure: tuple[type[BaseException], BaseException, object]) -> None:

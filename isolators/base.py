@@ -1,10 +1,13 @@
 """The isolator contract. What each verb may rely on, and what it promises.
 
-The agent calls, for one container at a time and from one event loop:
+The agent calls, from one event loop:
 
     prepare   -> [the launcher makes the namespaces; the container's first process waits] -> isolate -> [exec]
     update, usage, watch: any number of times while it runs
     cleanup   <- always once `prepare` was called, also when that failed, in the reverse order of `prepare`
+
+Several containers may be under way. For one container `prepare` and `cleanup` go from isolator to isolator; `isolate`
+is called on all isolators at once.
 
 After an agent restart `recover` is called once, before anything else.
 """

@@ -8,14 +8,10 @@ refusal is one line in the log and one JSON object `{"message": ...}` for the ca
 from __future__ import annotations
 
 import asyncio
-import socket
-import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Awaitable, Callable
 from typing import Annotated
 
 import structlog
-import uvicorn
 from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -30,8 +26,6 @@ from pki.token import Token, TokenRefused
 
 BODY_LIMIT = 16 * 1024
 BODY_DEADLINE_S = 5.0
-SHUTDOWN_DEADLINE_S = 5
-CONNECTION_LIMIT = 256
 
 Redeem = Callable[[Token], Awaitable[None]]
 
@@ -62,39 +56,6 @@ def enrolment_app(authority: Authority, redeem: Redeem) -> Starlette:
 
     routes = [Route("/enrol/ca", certificate_of_authority), Route("/enrol", enrol, methods=["POST"])]
     return Starlette(routes=routes, exception_handlers={HTTPException: _refused})
-
-
-@asynccontextmanager
-async def serving(app: Starlette, context: ssl.SSLContext, host: str, port: int) -> AsyncIterator[int]:
-    """Listens while the block runs; gives the port (for 0: the one that was free). Raises OSError, at once, when it
-    can not."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.create_server((host, port), family=family)
-    config = uvicorn.Config(
-        app,
-        ssl_context_factory=lambda *_: context,
-        lifespan="off",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        limit_concurrency=CONNECTION_LIMIT,
-        timeout_graceful_shutdown=SHUTDOWN_DEADLINE_S,
-    )
-    server = _Server(config)
-    # No TaskGroup: it would cancel uvicorn before that has closed its sockets, and wrap what the block raises.
-    serve = asyncio.create_task(server.serve(sockets=[listener]))
-    try:
-        yield listener.getsockname()[1]
-    finally:
-        server.should_exit = True
-        await serve
-
-
-class _Server(uvicorn.Server):
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Signals belong to the daemon, of which this server is one part."""
-        yield
 
 
 async def _body(request: Request) -> bytes:

@@ -49,8 +49,10 @@ class CgroupIsolator(Isolator):
         return {"linux": {"cgroupsPath": self._cgroups.path(container.id), "resources": oci_resources(limit)}}
 
     async def isolate(self, container: Container, pid: int) -> tuple[Address, ...]:
+        # Moving a process waits for an RCU grace period (cgroup_procs_write_start), up to 10 ms in which a thread can
+        # sleep and the event loop must not.
         with _operation(f"move process {pid} to cgroup", container.id):
-            self._cgroups.add(container.id, pid)
+            await asyncio.to_thread(self._cgroups.add, container.id, pid)
         return ()
 
     async def update(self, container: Container, resources: Resources) -> None:
