@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from cli.settings import AGENT_STATE
+from cli.paths import AGENT_STATE
 
 app = typer.Typer(no_args_is_help=True)
 

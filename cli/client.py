@@ -16,8 +16,8 @@ from typing import Any
 
 import httpx2
 
+from cli.paths import MASTER_STATE
 from cli.problem import Problem
-from cli.settings import MASTER_STATE
 
 ADMIN_FILE = "admin.json"
 REQUEST_DEADLINE_S = 30.0

@@ -1,17 +1,20 @@
-"""`tepui lab`: a whole cluster on this machine, every node in namespaces of its own."""
+"""`tepui lab`: a whole cluster on this machine, every node in namespaces of its own.
+
+What touches the kernel is imported when it is needed: other commands should not wait for it.
+"""
 
 from __future__ import annotations
 
 import os
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cli.output import Json, print_json, print_table
 from cli.problem import Problem
-from lab import daemons
-from lab import demo as demonstration
-from lab.cluster import Lab
+
+if TYPE_CHECKING:
+    from lab.cluster import Lab
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -22,14 +25,16 @@ DEFAULT = "lab"
 @app.command()
 def up(nodes: Annotated[int, typer.Option(min=1)] = 3, name: Name = DEFAULT) -> None:
     """Make a master and some nodes, and start them."""
-    daemons.start_cluster(Lab(name), nodes)
+    from lab.daemons import start_cluster
+
+    start_cluster(_lab(name), nodes)
     typer.echo(f"lab {name!r} is up. Try:\n  {_exec(name)} master -- tepui node list")
 
 
 @app.command("ls")
 def list_nodes(name: Name = DEFAULT, json: Json = False) -> None:
     """The nodes of a lab."""
-    lab = Lab(name)
+    lab = _lab(name)
     nodes = [{"node": node.name, "address": str(node.address), "on": lab.is_on(node.name)} for node in lab.nodes()]
     if json:
         print_json(nodes)
@@ -45,7 +50,9 @@ def execute(
     name: Name = DEFAULT,
 ) -> None:
     """Run a command on a node. `tepui` commands have the administrator's credentials."""
-    argv = daemons.command(Lab(name), node, command)
+    from lab.daemons import command as on_node
+
+    argv = on_node(_lab(name), node, command)
     try:
         os.execvp(argv[0], argv)
     except OSError as error:
@@ -55,19 +62,19 @@ def execute(
 @app.command()
 def boot(node: str, name: Name = DEFAULT) -> None:
     """Switch a node on that is off."""
-    Lab(name).boot(node)
+    _lab(name).boot(node)
 
 
 @app.command("power-off")
 def power_off(node: str, name: Name = DEFAULT) -> None:
     """Cut a node's power: everything on it dies at once."""
-    Lab(name).power_off(node)
+    _lab(name).power_off(node)
 
 
 @app.command()
 def down(name: Name = DEFAULT) -> None:
     """Remove a lab, also one that a crash left half made."""
-    typer.echo(f"lab {name!r} is removed" if Lab(name).down() else f"there is no lab {name!r}")
+    typer.echo(f"lab {name!r} is removed" if _lab(name).down() else f"there is no lab {name!r}")
 
 
 @app.command()
@@ -76,7 +83,9 @@ def demo(
     remove: Annotated[bool, typer.Option("--down", help="Only remove what --keep left.")] = False,
 ) -> None:
     """Show what Tepui does, on a lab of three nodes, and check every step of it."""
-    lab = Lab(demonstration.NAME)
+    from lab import demo as demonstration
+
+    lab = _lab(demonstration.NAME)
     if remove:
         lab.down()
         return
@@ -87,6 +96,12 @@ def demo(
         for line in ("tepui service show /web", "tepui task list", "tepui node list", "tepui service scale /web 6"):
             typer.echo(f"  {run} master -- {line}")
         typer.echo(f"  {run} n1 -- ip route\nRemove it with:  script/demo --down")
+
+
+def _lab(name: str) -> Lab:
+    from lab.cluster import Lab
+
+    return Lab(name)
 
 
 def _exec(name: str) -> str:

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from cli.output import Json, print_json
-from cli.settings import MASTER_STATE
+from cli.paths import MASTER_STATE
 
 app = typer.Typer(no_args_is_help=True)
 

@@ -14,9 +14,6 @@ from typing import TypeVar
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
-MASTER_STATE = Path("/var/lib/tepui/master")
-AGENT_STATE = Path("/var/lib/tepui/agent")
-
 Port = Field(ge=1, le=65535)
 
 
