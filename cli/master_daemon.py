@@ -112,7 +112,7 @@ class _Master:
         self.digest = digest
         self.store = store
         self.tasks = Tasks(store)
-        self.nodes = Nodes(store)
+        self.nodes = Nodes(store, settings.unreachable_after_s, settings.lost_after_s)
         self.networks = Networks(store)
         self.tokens = Tokens(store, authority.fingerprint)
         self.logs = Logs()

@@ -14,6 +14,8 @@ from typing import TypeVar
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
+from model.node import LOST_AFTER_S, UNREACHABLE_AFTER_S
+
 Port = Field(ge=1, le=65535)
 
 
@@ -35,7 +37,8 @@ class _Settings(BaseSettings):
 
 
 class MasterSettings(_Settings):
-    """`listen` is the address of all three ports. `names` are what clients may call the master besides localhost."""
+    """`listen` is the address of all three ports. `names` are what clients may call the master besides localhost. What
+    the delays mean is told in `master/nodes.py`."""
 
     model_config = SettingsConfigDict(env_prefix="TEPUI_MASTER_", extra="forbid")
 
@@ -45,6 +48,8 @@ class MasterSettings(_Settings):
     control_port: int = Field(8444, ge=1, le=65535)
     enrol_port: int = Field(8445, ge=1, le=65535)
     vip_pool: IPv4Network | IPv6Network = ip_network("100.127.0.0/16")
+    unreachable_after_s: float = Field(UNREACHABLE_AFTER_S, gt=0)
+    lost_after_s: float = Field(LOST_AFTER_S, gt=0)
 
 
 class AgentSettings(_Settings):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from lab.cluster import MASTER, Lab
@@ -22,19 +23,39 @@ START_DEADLINE_S = 30.0
 POLL_S = 0.1
 
 
-def start_cluster(lab: Lab, nodes: int) -> None:
-    """A lab whose nodes have all joined and are connected. Removes it again when that fails."""
+def start_cluster(lab: Lab, nodes: int, settings: Mapping[str, str] = MappingProxyType({})) -> None:
+    """A lab whose nodes have all joined and are connected. Removes it again when that fails. `settings` are variables
+    (TEPUI_MASTER_...) of the master's environment."""
     lab.up(nodes)
     try:
-        master, *members = lab.nodes()
-        token = _start_master(lab, master, nodes)
+        members = lab.nodes()[1:]
+        token = start_master(lab, nodes, settings)
         for node in members:
-            _join(lab, master, node, token)
-            lab.start(node.name, Daemon("agent", (*TEPUI, "agent", "run", "--state", str(node.state)), _limits(node)))
+            join(lab, node, token)
+            start_agent(lab, node)
         wait_until(lambda: len(connected(lab)) == nodes, f"{nodes} nodes are connected", START_DEADLINE_S)
     except BaseException:
         lab.down()
         raise
+
+
+def start_master(lab: Lab, uses: int, settings: Mapping[str, str] = MappingProxyType({})) -> str:
+    """Returns a join token for that many nodes."""
+    master = lab.node(MASTER)
+    address, state = str(master.address), str(master.state)
+    made = _run(lab, master, "master", "init", "--address", address, "--uses", str(uses), "--state", state, "--json")
+    lab.start(MASTER, Daemon("master", (*TEPUI, "master", "run", "--state", state), tuple(settings.items())))
+    wait_until(lambda: tepui(lab, "node", "list") == [], "the master answers", START_DEADLINE_S)
+    return str(json.loads(made)["token"])
+
+def join(lab: Lab, node: Node, token: str) -> None:
+    """Get the node its certificate."""
+    port = f"{lab.node(MASTER).address}:{ENROL_PORT}"
+    _run(lab, node, "agent", "join", port, "--token", "-", "--name", node.name, "--state", str(node.state), stdin=token)
+
+
+def start_agent(lab: Lab, node: Node) -> None:
+    lab.start(node.name, Daemon("agent", (*TEPUI, "agent", "run", "--state", str(node.state)), _limits(node)))
 
 
 def admin_file(lab: Lab) -> Path:
@@ -67,20 +88,6 @@ def wait_until(condition: Any, what: str, deadline_s: float) -> None:
         if time.monotonic() > end:
             raise LabError(f"not within {deadline_s:g} s: {what}{reason}")
         time.sleep(POLL_S)
-
-
-def _start_master(lab: Lab, master: Node, nodes: int) -> str:
-    """Returns a join token for that many nodes."""
-    address, state = str(master.address), str(master.state)
-    made = _run(lab, master, "master", "init", "--address", address, "--uses", str(nodes), "--state", state, "--json")
-    lab.start(MASTER, Daemon("master", (*TEPUI, "master", "run", "--state", state)))
-    wait_until(lambda: tepui(lab, "node", "list") == [], "the master answers", START_DEADLINE_S)
-    return str(json.loads(made)["token"])
-
-
-def _join(lab: Lab, master: Node, node: Node, token: str) -> None:
-    port = f"{master.address}:{ENROL_PORT}"
-    _run(lab, node, "agent", "join", port, "--token", "-", "--name", node.name, "--state", str(node.state), stdin=token)
 
 
 def _run(lab: Lab, node: Node, *arguments: str, stdin: str = "") -> str:

@@ -43,7 +43,7 @@ for _ in range(int(sys.argv[3])):
 print(json.dumps({"counts": counts, "failures": failures}), flush=True)
 """
 
-console = Console(highlight=False)
+console = Console(highlight=False, soft_wrap=True)
 Tasks = dict[str, dict[str, Any]]  # by id
 
 
@@ -69,10 +69,10 @@ def _show(lab: Lab) -> None:
     _check_limits(lab, tasks)
     vip = _vip(lab)
     address, port = vip["address"], vip["port"]
-    _print_counts(
-        f"{REQUESTS} requests to {address}:{port} from a container", _requests_of_container(lab, address, port)
-    )
-    _print_counts(f"{REQUESTS} requests to it from node n1", requests_from_node(lab, "n1", address, port))
+    node, counts = _requests_of_container(lab, address, port)
+    _print_counts(f"{REQUESTS} requests to {address}:{port} from a container on {node}", counts, tasks)
+    counts = requests_from_node(lab, "n1", address, port)
+    _print_counts(f"{REQUESTS} requests to it from node n1 itself", counts, tasks)
     _kill_container(lab, tasks)
     _kill_agent(lab, address, port)
 
@@ -116,7 +116,8 @@ def _check_limits(lab: Lab, tasks: Tasks) -> None:
     console.print("  limits: as read back from the kernel's cgroup files, and as asked for")
 
 
-def _requests_of_container(lab: Lab, address: str, port: int) -> Counter[str]:
+def _requests_of_container(lab: Lab, address: str, port: int) -> tuple[str, Counter[str]]:
+    """The node that the client was placed on, and who answered it how often."""
     definition = {
         "id": "/client",
         "args": ["/usr/bin/python3", "-c", CLIENT + "import time; time.sleep(3600)", address, str(port), str(REQUESTS)],
@@ -128,11 +129,11 @@ def _requests_of_container(lab: Lab, address: str, port: int) -> Counter[str]:
     path.write_text(json.dumps(definition))
     tepui(lab, "service", "run", str(path))
     wait_until(lambda: len(running(lab, "/client")) == 1, "the client runs", RUNNING_DEADLINE_S)
-    (client,) = running(lab, "/client")
-    wait_until(lambda: output(lab, client) != "", "the client has finished", RUNNING_DEADLINE_S)
-    counts = _counts("requests from a container", output(lab, client))
+    (client,) = running(lab, "/client").values()
+    wait_until(lambda: output(lab, client["id"]) != "", "the client has finished", RUNNING_DEADLINE_S)
+    counts = _counts("requests from a container", output(lab, client["id"]))
     tepui(lab, "service", "remove", "/client")
-    return counts
+    return client["node"], counts
 
 
 def output(lab: Lab, task: str) -> str:
@@ -142,7 +143,7 @@ def output(lab: Lab, task: str) -> str:
 
 def _kill_container(lab: Lab, before: Tasks) -> None:
     victim = min(before.values(), key=lambda task: str(task["id"]))
-    console.print(f"\n[bold]kill container[/] {victim['id']} (pid {victim['pid']} on {victim['node']})")
+    console.print(f"\n[bold]kill container[/] {_short(victim['id'])} (pid {victim['pid']} on {victim['node']})")
     lab.exec(victim["node"], ["kill", "-9", str(victim["pid"])])
     begin = time.monotonic()
     wait_until(lambda: victim["id"] not in backends(lab), "the dead container is no backend", VIP_DEADLINE_S)
@@ -151,7 +152,9 @@ def _kill_container(lab: Lab, before: Tasks) -> None:
     after = running(lab, "/web")
     _same_pids(before, after, but=victim["id"])
     (replacement,) = after.keys() - before.keys()
-    console.print(f"  replaced by {replacement} after {time.monotonic() - begin:.1f} s; the other 3 keep their pids")
+    console.print(
+        f"  replaced by {_short(replacement)} after {time.monotonic() - begin:.1f} s; the other 3 keep their pids"
+    )
 
 
 def _kill_agent(lab: Lab, address: str, port: int) -> None:
@@ -165,7 +168,7 @@ def _kill_agent(lab: Lab, address: str, port: int) -> None:
         raise LabError(f"tasks changed with the agent: {sorted(before)} became {sorted(after)}")
     _same_pids(before, after)
     console.print(f"  restarted and connected again; all {len(after)} containers keep their pids")
-    _print_counts(f"  {REQUESTS} requests meanwhile, none failed", counts)
+    _print_counts(f"{REQUESTS} requests meanwhile, none failed", counts, after)
 
 
 def _same_pids(before: Tasks, after: Tasks, but: str = "") -> None:
@@ -198,17 +201,22 @@ def _step(what: str, step: Callable[[], None]) -> None:
 
 def _print_tasks(tasks: Tasks) -> None:
     table = Table("TASK", "NODE", "ADDRESS", "PID", "CPUS", "MEM", "PIDS", box=None, header_style="bold")
-    for task in tasks.values():
+    for task_id, task in tasks.items():
         limits = task["limits"]
         memory = f"{limits['mem_bytes'] // 2**20} MiB"
+        address = ", ".join(task["addresses"])
         table.add_row(
-            task["id"], task["node"], ", ".join(task["addresses"]), str(task["pid"]), f"{limits['cpus']:g}", memory,
-            str(limits["pids"]),
-        )  # fmt: skip
+            _short(task_id), task["node"], address, str(task["pid"]), f"{limits['cpus']:g}", memory, str(limits["pids"])
+        )
     console.print(table)
 
 
-def _print_counts(what: str, counts: Counter[str]) -> None:
+def _print_counts(what: str, counts: Counter[str], tasks: Tasks) -> None:
     console.print(f"\n[bold]{what}[/]")
-    for task, count in sorted(counts.items()):
-        console.print(f"  {task}  {count}")
+    for task_id, count in sorted(counts.items()):
+        console.print(f"  {count:4} by {_short(task_id)} on {tasks[task_id]['node']}")
+
+
+def _short(task_id: str) -> str:
+    """Enough to tell tasks apart: the app and the beginning of the rest."""
+    return task_id[: task_id.index("-")]

@@ -20,7 +20,7 @@ import structlog
 from master.desired import Desired, Feed
 from master.logs import Logs
 from master.networks import NetworkFull, Networks
-from master.nodes import LOST_AFTER_S, Nodes, NodeView
+from master.nodes import Nodes, NodeView
 from master.store.base import StoreError
 from master.tasks import TaskRecord, Tasks, active
 from model.node import Node, NodeState
@@ -173,7 +173,7 @@ class Dispatcher(control_pb2_grpc.ControlServicer):
     def _node_changed(self, view: NodeView) -> None:
         """A node that stays away is given up, so that frameworks start its tasks elsewhere."""
         if view.state is NodeState.LOST:
-            reason = f"node {view.node.id} has been away for {LOST_AFTER_S:g} s"
+            reason = f"node {view.node.id} has been away for {self._nodes.lost_after_s:g} s"
             for record in active(self._tasks.on(view.node.id)):
                 self._work(f"end {record.spec.id}", self._tasks.end(record.spec.id, TaskState.LOST, reason))
 

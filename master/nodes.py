@@ -1,8 +1,8 @@
 """Which nodes there are, whether they answer, and what their silence means.
 
-A node that is away keeps its tasks: containers outlive the connection. After UNREACHABLE_AFTER_S nothing new is placed
-there and no VIP points there; after LOST_AFTER_S its tasks are LOST, so that frameworks start others elsewhere. After a
-restart of the master every known node gets the same time to come back.
+A node that is away keeps its tasks: containers outlive the connection. After a first delay it is unreachable: nothing
+new is placed there and no VIP points there; after a second one its tasks are LOST, so that frameworks start others
+elsewhere. After a restart of the master every known node gets the same time to come back.
 """
 
 from __future__ import annotations
@@ -16,13 +16,11 @@ import structlog
 
 from master.store.base import Put, Store
 from model.codec import Codec
-from model.node import Node, NodeState
+from model.node import LOST_AFTER_S, UNREACHABLE_AFTER_S, Node, NodeState
 
 log = structlog.get_logger()
 
 PREFIX = "nodes/"
-UNREACHABLE_AFTER_S = 10.0
-LOST_AFTER_S = 75.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +38,11 @@ Listener = Callable[[NodeView], None]
 
 
 class Nodes:
-    def __init__(self, store: Store) -> None:
+    def __init__(
+        self, store: Store, unreachable_after_s: float = UNREACHABLE_AFTER_S, lost_after_s: float = LOST_AFTER_S
+    ) -> None:
+        self.lost_after_s = lost_after_s
+        self._unreachable_after_s = unreachable_after_s
         self._store = store
         self._views: dict[str, NodeView] = {}
         self._timers: dict[str, list[asyncio.TimerHandle]] = {}
@@ -97,9 +99,9 @@ class Nodes:
     def _start_timers(self, node_id: str) -> None:
         self._stop_timers(node_id)
         loop = asyncio.get_running_loop()
+        delays = ((NodeState.UNREACHABLE, self._unreachable_after_s), (NodeState.LOST, self.lost_after_s))
         self._timers[node_id] = [
-            loop.call_later(after_s, self._away, node_id, state, after_s)
-            for state, after_s in ((NodeState.UNREACHABLE, UNREACHABLE_AFTER_S), (NodeState.LOST, LOST_AFTER_S))
+            loop.call_later(after_s, self._away, node_id, state, after_s) for state, after_s in delays
         ]
 
     def _stop_timers(self, node_id: str) -> None:

@@ -8,6 +8,9 @@ from enum import StrEnum
 from model.network import Address
 from model.resources import Resources
 
+UNREACHABLE_AFTER_S = 10.0
+LOST_AFTER_S = 75.0
+
 
 class NodeState(StrEnum):
     ONLINE = "online"

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from typing import Annotated, Any
 
-from fastapi import APIRouter, HTTPException, Query
+from fastapi import APIRouter, Query
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
@@ -17,6 +17,7 @@ from master.discovery import Discovery
 from master.logs import LogError, Logs
 from master.nodes import Nodes, NodeView
 from master.offers import TaskView
+from master.rest.errors import ApiError
 from master.tasks import TaskRecord, Tasks, active
 from master.tokens import Tokens
 from model.resources import Resources
@@ -64,8 +65,10 @@ def cluster_router(
     async def read_log(
         task_id: str, stream: Stream = "stdout", tail: int = -1, follow: bool = False
     ) -> StreamingResponse:
-        node = _known(tasks, task_id).node
-        chunks = logs.read(task_id, lambda request: open_log(node, request), stream=stream, tail=tail, follow=follow)
+        task = _known(tasks, task_id)
+        chunks = logs.read(
+            task.spec.id, lambda request: open_log(task.node, request), stream=stream, tail=tail, follow=follow
+        )
         return StreamingResponse(await _opened(chunks), media_type="application/octet-stream")
 
     @router.get("/vips")
@@ -86,7 +89,7 @@ async def _opened(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     except StopAsyncIteration:
         first = b""
     except LogError as error:
-        raise HTTPException(502, str(error)) from error
+        raise ApiError(502, str(error)) from error
 
     async def all_of_it() -> AsyncIterator[bytes]:
         yield first
@@ -97,10 +100,15 @@ async def _opened(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
 
 
 def _known(tasks: Tasks, task_id: str) -> TaskRecord:
-    record = tasks.get(task_id)
-    if record is None:
-        raise HTTPException(404, f"Task '{task_id}' does not exist")
-    return record
+    """The task with this id, or the only one whose id begins so: people copy beginnings."""
+    exact = tasks.get(task_id)
+    if exact is not None:
+        return exact
+    matching = [record for record in tasks.all() if record.spec.id.startswith(task_id)]
+    if len(matching) == 1:
+        return matching[0]
+    problem = f"is the beginning of {len(matching)} ids" if matching else "does not exist"
+    raise ApiError(404, f"Task '{task_id}' {problem}")
 
 
 def _node(view: NodeView, tasks: Tasks, allocator: Allocator) -> dict[str, Any]:

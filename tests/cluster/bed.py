@@ -1,0 +1,241 @@
+"""A cluster to test: a lab, the master's REST interface as seen from the master's own node, and waiting with a deadline.
+
+Requests go straight to the API, over one connection that was made in the network namespace of the master. What they
+answer is JSON as the API documents it; tasks are told apart by their ids.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import ssl
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+from uuid import uuid4
+
+import httpx2
+
+from lab.cluster import MASTER, Lab
+from lab.daemons import admin_file, start_cluster
+from tests.cluster import traces
+
+ROOT = Path(__file__).parents[2]
+WEB = ROOT / "examples/web.json"
+REQUEST_DEADLINE_S = 10.0
+DEADLINE_S = 30.0
+ANSWER_DEADLINE_S = 2.0
+POLL_S = 0.02
+
+Json = dict[str, Any]
+Tasks = dict[str, Json]  # by id
+Result = TypeVar("Result")
+
+
+class Unlike(Exception):
+    """What was seen instead."""
+
+
+def eventually(condition: Callable[[], Result], what: str, deadline_s: float = DEADLINE_S) -> Result:
+    """What `condition` returns when it is true at last. A master that does not answer makes it false."""
+    end = time.monotonic() + deadline_s
+    reason = ""
+    while True:
+        try:
+            if result := condition():
+                return result
+        except (httpx2.TransportError, Unlike) as error:
+            reason = f" ({error!r})"
+        assert time.monotonic() < end, f"not within {deadline_s:g} s: {what}{reason}"
+        time.sleep(POLL_S)
+
+
+@contextmanager
+def started(nodes: int, **settings: str) -> Iterator[Cluster]:
+    """A cluster of that many connected nodes, until the block ends. `settings` are variables of the master's."""
+    lab = Lab(f"c-{uuid4().hex[:10]}")
+    try:
+        start_cluster(lab, nodes, settings)
+        cluster = connect(lab)
+        with cluster.api:
+            yield cluster
+    finally:
+        lab.down()
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """`names` are the nodes', without the master's."""
+
+    lab: Lab
+    api: httpx2.Client = field(repr=False)
+    server_name: str = field(repr=False)
+
+    @property
+    def names(self) -> list[str]:
+        return [node.name for node in self.lab.nodes() if node.name != MASTER]
+
+    def request(self, method: str, path: str, **arguments: Any) -> httpx2.Response:
+        extensions = {"sni_hostname": self.server_name}
+        send = partial(self.api.request, method, path, extensions=extensions, **arguments)
+        return self.lab.within(MASTER, send)
+
+    def call(self, method: str, path: str, **arguments: Any) -> Any:
+        """The answer's body, of a request that must succeed."""
+        response = self.request(method, path, **arguments)
+        assert response.is_success, f"{method} {path}: {response.status_code} {response.text}"
+        return response.json()
+
+    def get(self, path: str) -> Any:
+        return self.call("GET", path)
+
+    def run(self, definition: Json) -> str:
+        """Returns the app's id."""
+        return str(self.call("POST", "/v2/apps", json=definition)["id"])
+
+    def scale(self, app: str, instances: int) -> None:
+        self.call("PUT", f"/v2/apps{app}", json={"instances": instances})
+
+    def remove(self, app: str) -> None:
+        self.call("DELETE", f"/v2/apps{app}")
+
+    def tasks(self) -> Tasks:
+        return {task["id"]: task for task in self.get("/api/v1/tasks")["tasks"]}
+
+    def running(self, app: str) -> Tasks:
+        """Those of the app that run and are to go on."""
+        return {
+            task["id"]: task
+            for task in self.tasks().values()
+            if task["owner"] == app and task["state"] == "RUNNING" and not task["killing"]
+        }
+
+    def await_running(self, app: str, instances: int, deadline_s: float = DEADLINE_S) -> Tasks:
+        """The tasks of the app, when exactly that many run and none is on its way in or out."""
+
+        def settled() -> Tasks | None:
+            own = [task for task in self.tasks().values() if task["owner"] == app]
+            running = self.running(app)
+            return running if len(running) == len(own) == instances else None
+
+        return eventually(settled, f"{instances} tasks of {app} run", deadline_s) or {}
+
+    def vip(self, app: str) -> Json:
+        """With its `address`, `port` and `backends`; empty when there is none."""
+        for vip in self.get("/api/v1/vips")["vips"]:
+            if vip["name"].endswith(app):
+                return dict(vip)
+        return {}
+
+    def backends(self, app: str) -> set[str]:
+        return {backend["task_id"] for backend in self.vip(app).get("backends", ())}
+
+    def await_served(self, app: str, tasks: Tasks) -> tuple[str, int]:
+        """The address and port of the app's VIP, once all of the tasks, and no others, answer there on every node. That
+        a task runs does not mean that it listens already."""
+        eventually(lambda: self.backends(app) == tasks.keys(), f"{app} is served by {len(tasks)} tasks")
+        vip = self.vip(app)
+        target = vip["address"], vip["port"]
+        for node in self.names:
+            eventually(partial(self._all_answer, node, vip), f"all backends listen for {node}")
+            eventually(partial(self._answered_by, node, target, tasks), f"{node} reaches all backends at {target}")
+        return target
+
+    def _all_answer(self, node: str, vip: Json) -> bool:
+        targets = [(backend["address"], backend["port"]) for backend in vip["backends"]]
+        return all(self.lab.within(node, partial(ask, target)) for target in targets)
+
+    def _answered_by(self, node: str, target: tuple[str, int], tasks: Tasks) -> bool:
+        """With so many tries, that one of the tasks is missed by chance happens once in thousands of times."""
+        answers = [self.lab.within(node, partial(ask, target)) for _ in range(10 * len(tasks))]
+        return set(answers) == tasks.keys()
+
+    def nodes(self) -> dict[str, Json]:
+        return {node["id"]: node for node in self.get("/api/v1/nodes")["nodes"]}
+
+    def connected(self) -> set[str]:
+        return {name for name, node in self.nodes().items() if node["connected"]}
+
+    def log_of(self, task: str, stream: str = "stdout") -> str:
+        return self.request("GET", f"/api/v1/tasks/{task}/log", params={"stream": stream}).text
+
+    def ask_in_container(self, program: str, *arguments: str) -> Any:
+        """What a Python program that runs in a container of its own prints, which must be JSON."""
+        argv = ["/usr/bin/python3", "-c", program + "\nimport time; time.sleep(3600)", *arguments]
+        app = self.run(app_json("/client", args=argv, cpus=0.5, mem=64))
+        (task,) = self.await_running(app, 1)
+        return json.loads(eventually(lambda: self.log_of(task), "the program in the container has an answer"))
+
+    def await_traces(self, node: str) -> None:
+        """Returns when there is on the node what belongs to the tasks that run there, and nothing else."""
+
+        def compared() -> bool:
+            tasks = frozenset(task["id"] for task in self.tasks().values() if task["node"] == node)
+            seen = traces.read(self.lab, node)
+            if seen != traces.of(tasks):
+                raise Unlike(f"{node} should run {sorted(tasks)}: {seen}")
+            return True
+
+        eventually(compared, f"traces on {node}")
+
+    def remove_all(self) -> None:
+        """Every app; returns when no task is left."""
+        for app in self.get("/v2/apps")["apps"]:
+            self.remove(app["id"])
+        eventually(lambda: not self.tasks(), "no task is left")
+
+
+def connect(lab: Lab) -> Cluster:
+    """With the administrator's credentials."""
+    admin = json.loads(admin_file(lab).read_text())
+    context = ssl.create_default_context(cadata=admin["ca"])
+    api = httpx2.Client(
+        base_url=admin["url"],
+        verify=context,
+        trust_env=False,
+        timeout=REQUEST_DEADLINE_S,
+        headers={"Authorization": f"Bearer {admin['token']}"},
+    )
+    return Cluster(lab, api, admin["server_name"])
+
+
+def web(instances: int, app: str = "/web", **fields: object) -> Json:
+    """The example's HTTP server, which answers with the id of its task, behind a VIP of the app's name and port 80."""
+    definition: Json = json.loads(WEB.read_text())
+    definition["container"]["portMappings"][0]["labels"] = {"VIP_0": f"{app}:80"}
+    return {**definition, "id": app, "instances": instances, **fields}
+
+
+def command(app: str, line: str, instances: int = 1, **fields: object) -> Json:
+    """An app that runs a line of shell."""
+    return app_json(app, cmd=line, instances=instances, **fields)
+
+
+def app_json(app: str, **fields: object) -> Json:
+    """A small app without ports. As process 1 of its namespace it would ignore SIGTERM for the whole grace period."""
+    small: Json = {"cpus": 0.05, "mem": 32, "taskKillGracePeriodSeconds": 0.2}
+    return {"id": app, "networks": [{"mode": "container", "name": "overlay"}], **small, **fields}
+
+
+def ask(target: tuple[str, int]) -> str:
+    """Which task answers there; empty when none does."""
+    connection = http.client.HTTPConnection(*target, timeout=ANSWER_DEADLINE_S)
+    try:
+        connection.request("GET", "/")
+        return connection.getresponse().read().decode()
+    except (OSError, http.client.HTTPException):
+        return ""
+    finally:
+        connection.close()
+
+
+def same(before: Tasks, after: Tasks) -> bool:
+    """Whether no task came, went, or became another process at another address."""
+    kept = ("node", "pid", "addresses")
+    return before.keys() == after.keys() and all(
+        before[task][field] == after[task][field] for task in before for field in kept
+    )

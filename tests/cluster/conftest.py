@@ -1,0 +1,28 @@
+"""A real master and real agents in a lab: one cluster for all tests that leave it as they found it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.cluster import bed
+from tests.cluster.bed import Cluster, eventually
+
+NODES = 3
+
+
+@pytest.fixture(scope="session")
+def shared() -> Iterator[Cluster]:
+    with bed.started(NODES) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def cluster(shared: Cluster) -> Iterator[Cluster]:
+    """Nothing runs on it before the test. Afterwards everything is removed, and must be gone to the last trace."""
+    yield shared
+    eventually(lambda: shared.connected() == set(shared.names), "all nodes are connected")
+    shared.remove_all()
+    for name in shared.names:
+        shared.await_traces(name)
