@@ -90,19 +90,19 @@ async def client() -> AsyncIterator[httpx2.AsyncClient]:
         yield client
 
 
-@pytest.mark.parametrize("header", [None, "", "Bearer", "Bearer wrong", f"Basic {TOKEN}", f"Bearer {TOKEN}x", TOKEN])
+@pytest.mark.parametrize("header", [None, "", "Bearer", "Bearer wrong", "Basic {}", "Bearer {}x", "{}"])
 async def test_without_the_token_nothing_answers(client: httpx2.AsyncClient, header: str | None) -> None:
     client.headers.pop("Authorization")
-    headers = {} if header is None else {"Authorization": header}
+    headers = {} if header is None else {"Authorization": header.format(TOKEN)}
     for path in ("/things/a", "/nothing", "/openapi.json", "/things/ping", "//ping//x"):
         answer = await client.get(httpx2.URL("https://master", path=path), headers=headers)
         assert answer.status_code == 401 and answer.json()["message"]
         assert answer.headers["WWW-Authenticate"].startswith("Bearer")
 
 
-@pytest.mark.parametrize("header", [f"Bearer {TOKEN}", f"bearer {TOKEN}", f"token={TOKEN}"])
+@pytest.mark.parametrize("header", ["Bearer {}", "bearer {}", "token={}"])
 async def test_both_forms_of_the_token(client: httpx2.AsyncClient, header: str) -> None:
-    assert (await client.get("/things/a", headers={"Authorization": header})).json() == {"name": "a"}
+    assert (await client.get("/things/a", headers={"Authorization": header.format(TOKEN)})).json() == {"name": "a"}
 
 
 async def test_ping_is_public(client: httpx2.AsyncClient) -> None:
