@@ -1,7 +1,7 @@
 """The isolators that every container gets, in the order in which they prepare it.
 
-Clean-up goes the other way: the cgroup comes first then, and with it the end of every process, so that nothing holds
-what the others release.
+The cgroup comes first, because what it begins takes the longest; the process comes after the file system, in which it
+looks up its user. Clean-up goes the other way.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ def standard_isolators(
 ) -> tuple[Isolator, ...]:
     """`cgroup` is the subtree, relative to each hierarchy's root, in which containers get theirs."""
     return (
+        CgroupIsolator(cgroup),
         NamespacesIsolator(),
         FilesystemIsolator(state_directory, userns_fd),
         CapabilitiesIsolator(),
@@ -32,5 +33,4 @@ def standard_isolators(
         RlimitsIsolator(),
         ProcessIsolator(),
         NetworkIsolator(networks),
-        CgroupIsolator(cgroup),
     )

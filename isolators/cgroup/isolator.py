@@ -11,8 +11,10 @@ import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 from isolators.base import BundlePart, Container, Isolator, IsolatorError
+from isolators.cgroup.grace import GracePeriod, own_procs
 from isolators.cgroup.hierarchy import V1, V2, detect
 from isolators.cgroup.limits import limits, oci_resources
 from isolators.cgroup.tree import Cgroups
@@ -34,6 +36,7 @@ class CgroupIsolator(Isolator):
         """`prefix` is a path below the root of each tree, such as `tepui/n1`. Raises Unsupported."""
         found = hierarchy or detect(mount_points())
         self._cgroups: Cgroups = CgroupsV1(found, prefix) if isinstance(found, V1) else CgroupsV2(found, prefix)
+        self._grace = GracePeriod(own_procs(found, Path("/proc/self/cgroup").read_text()))
 
     async def recover(self, known: list[Container], orphans: list[str]) -> None:
         kept = {container.id for container in known}
@@ -42,6 +45,7 @@ class CgroupIsolator(Isolator):
                 await self._destroy(name)
 
     async def prepare(self, container: Container) -> BundlePart:
+        self._grace.begin()
         limit = limits(container.task.resources, container.task.pids)
         with _operation("create cgroup", container.id):
             self._cgroups.create(container.id)
@@ -49,9 +53,9 @@ class CgroupIsolator(Isolator):
         return {"linux": {"cgroupsPath": self._cgroups.path(container.id), "resources": oci_resources(limit)}}
 
     async def isolate(self, container: Container, pid: int) -> tuple[Address, ...]:
-        # Moving a process waits for an RCU grace period (cgroup_procs_write_start), up to 10 ms in which a thread can
-        # sleep and the event loop must not.
+        await self._grace.over()
         with _operation(f"move process {pid} to cgroup", container.id):
+            # By a thread: should the grace period have run out, this is the one to sleep.
             await asyncio.to_thread(self._cgroups.add, container.id, pid)
         return ()
 
