@@ -37,7 +37,8 @@ class GracePeriod:
 
     def _stay(self) -> None:
         try:
-            self._procs.write_text(str(os.getpid()))
+            with self._procs.open("r+") as procs:
+                procs.write(str(os.getpid()))
         except OSError as error:  # the move that counts just takes longer
             log.debug("cgroup grace period not begun", path=str(self._procs), error=error.strerror)
 
