@@ -21,7 +21,8 @@ log = structlog.get_logger()
 @dataclass(frozen=True, slots=True)
 class TaskRecord:
     """`kill`: the master wants its end. `acknowledged`: the last sequence that the master has on its disk.
-    `id_base`: the first of the host user ids that the container's ids are mapped to."""
+    `id_base`: the first of the host user ids that the container's ids are mapped to. `end`: how it ended, when all that
+    is left to do is to clear away."""
 
     spec: TaskSpec
     status: TaskStatus
@@ -29,6 +30,7 @@ class TaskRecord:
     id_base: int
     kill: bool = False
     acknowledged: int = -1
+    end: TaskStatus | None = None
 
     @property
     def over(self) -> bool:

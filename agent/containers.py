@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import structlog
+
 from agent.launcher import record
 from agent.launcher.adopt import wait_exit
 from agent.launcher.client import Launch, Launcher
@@ -23,6 +25,8 @@ from isolators.base import Container, Isolator, IsolatorError, merge
 from model.network import Address
 from model.task import TaskSpec, Usage
 from pki.files import PRIVATE, write_atomic
+
+log = structlog.get_logger()
 
 OCI_VERSION = "1.2.0"
 
@@ -69,7 +73,10 @@ class Containers:
         for isolator in self._isolators:
             await isolator.recover(known, orphans)
         for orphan in orphans:
-            shutil.rmtree(self._directories.bundles / orphan)
+            try:
+                shutil.rmtree(self._directories.bundles / orphan)
+            except OSError as error:
+                log.error("orphan stays until the next start", container=orphan, error=str(error))
 
     async def prepare(self, container: Container) -> None:
         """Everything on the host's side, and the bundle on disk. Raises IsolatorError."""
@@ -101,10 +108,19 @@ class Containers:
     async def exited(self, container: Container) -> record.Exit:
         return await wait_exit(container.directory)
 
-    def signal(self, pid: int, number: signal.Signals) -> None:
-        """To the container's first process; with SIGKILL the kernel ends all others in its pid namespace too."""
+    def signal(self, container: Container, number: signal.Signals) -> None:
+        """To the container's first process, if it lives; with SIGKILL the kernel ends all others in its pid namespace
+        too. Through a pidfd, since by now its pid may be another process's."""
+        keeper = self.keeper(container)
+        if keeper is None or keeper.container is None:
+            return
         with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, number)
+            pidfd = os.pidfd_open(keeper.container.pid)
+            try:
+                if record.identify(keeper.container.pid) == keeper.container:
+                    signal.pidfd_send_signal(pidfd, number)
+            finally:
+                os.close(pidfd)
 
     async def usage(self, container: Container) -> Usage:
         usage = Usage()

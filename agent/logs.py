@@ -67,6 +67,7 @@ class LogFeed:
         with FileIO(descriptor) as file:
             async for data in self._follow(file, request):
                 yield pb.LogChunk(data=data)
+        yield pb.LogChunk(end=True)
 
     async def _follow(self, file: FileIO, request: pb.OpenLog) -> AsyncIterator[bytes]:
         """What is in the file from `tail` bytes before its end, then what is added while the task lives."""

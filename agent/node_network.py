@@ -6,12 +6,15 @@ Items come one by one; what they mean together is computed when `apply` is calle
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
 
 from model.network import Block, Network, Subnet, Vtep
 from model.vip import Vip
 from netns.driver import Driver, NetworkError, NetworkSpec
 from netns.vip.backend import Backend, Table
+
+VIPS = "vips"
 
 
 class NodeNetwork:
@@ -24,12 +27,12 @@ class NodeNetwork:
         self._vips: dict[str, Vip] = {}
         self._touched: set[str] = set()
         self._stale: set[str] = set()
-        self._vips_touched = False
+        self._tables: set[str] = set()  # VIPS, when the table is to be applied
 
     def put_network(self, network: Network, blocks: tuple[Block, ...]) -> None:
         self._networks[network.name] = network, blocks
         self._touched.add(network.name)
-        self._vips_touched = True  # the table knows which subnets are the cluster's
+        self._tables.add(VIPS)  # the table knows which subnets are the cluster's
 
     def put_peer(self, peer: Vtep) -> None:
         self._peers.setdefault(peer.block.network, {})[peer.block.node] = peer
@@ -37,7 +40,7 @@ class NodeNetwork:
 
     def put_vip(self, vip: Vip) -> None:
         self._vips[vip.key] = vip
-        self._vips_touched = True
+        self._tables.add(VIPS)
 
     def remove(self, key: str) -> None:
         """By the item's key. One that is not here is no error."""
@@ -46,14 +49,14 @@ class NodeNetwork:
             case "network":
                 if self._networks.pop(rest, None) is not None:
                     self._stale.add(rest)
-                    self._vips_touched = True
+                    self._tables.add(VIPS)
             case "peer":
                 network, _, node = rest.partition("/")
                 if self._peers.get(network, {}).pop(node, None) is not None:
                     self._touched.add(network)
             case "vip":
                 if self._vips.pop(rest, None) is not None:
-                    self._vips_touched = True
+                    self._tables.add(VIPS)
 
     def keep_only(self, keys: set[str]) -> None:
         """Remove every item whose key is not among `keys`."""
@@ -61,48 +64,45 @@ class NodeNetwork:
         held |= {f"peer/{network}/{node}" for network, peers in self._peers.items() for node in peers}
         for key in held - keys:
             self.remove(key)
-        self._vips_touched = True
+        self._tables.add(VIPS)
 
     async def apply(self) -> list[str]:
-        """Everything that was put or removed since the last time. Returns what could not be done, in words; that is
-        tried again the next time. Items may be put meanwhile: they are for the next time."""
-        touched, self._touched = self._touched, set()
-        stale, self._stale = self._stale, set()
-        specs = [self._spec(name) for name in sorted(touched) if name in self._networks]
+        """Everything that was put or removed since the last time. Returns what could not be done, in words; that, and
+        what a cancelled call had begun, is tried again the next time. Items may be put meanwhile."""
         errors = []
-        for name in sorted(stale):
-            errors += await self._try_remove(name)
-        for spec in specs:
-            errors += await self._try_configure(spec)
-        if self._vips_touched:
-            errors += await self._try_vips()
+        for name in sorted(self._stale):
+            errors += await self._attempt(self._stale, name, self._remove_network)
+        for name in sorted(self._touched):
+            errors += await self._attempt(self._touched, name, self._configure)
+        for name in sorted(self._tables):
+            errors += await self._attempt(self._tables, name, self._translate)
         return errors
 
-    async def _try_remove(self, name: str) -> list[str]:
+    async def _attempt(self, due: set[str], name: str, work: Callable[[str], Awaitable[None]]) -> list[str]:
+        """`name` is no longer due, unless it failed or was put again during the work."""
+        due.discard(name)
         try:
-            await self._driver.remove(name)
+            await work(name)
         except NetworkError as error:
-            self._stale.add(name)
+            due.add(name)
             return [str(error)]
+        except asyncio.CancelledError:
+            due.add(name)
+            raise
         return []
 
-    async def _try_configure(self, spec: NetworkSpec) -> list[str]:
-        try:
+    async def _remove_network(self, name: str) -> None:
+        if name not in self._networks:  # else it was put again
+            await self._driver.remove(name)
+
+    async def _configure(self, name: str) -> None:
+        if name in self._networks:
+            spec = self._spec(name)
             self._driver.validate(spec)
             await self._driver.configure(spec)
-        except NetworkError as error:
-            self._touched.add(spec.network.name)
-            return [str(error)]
-        return []
 
-    async def _try_vips(self) -> list[str]:
-        self._vips_touched = False
-        try:
-            await self._backend.apply(self._table())
-        except NetworkError as error:
-            self._vips_touched = True
-            return [str(error)]
-        return []
+    async def _translate(self, _: str) -> None:
+        await self._backend.apply(self._table())
 
     def _spec(self, name: str) -> NetworkSpec:
         network, blocks = self._networks[name]

@@ -9,6 +9,7 @@ operation that its state asks for, and returns the next record. What must be on 
     ACCEPTED   before anything is done, so that the task is not forgotten
     STARTING   with its addresses, before exec; the keeper notes that exec is due, so that it never runs twice
     kill       before the signal, so that it is not restarted or reported as a failure
+    ended      how, before it is cleared away, and with it what the keeper noted
     the end    after everything was cleared away, before it is reported
 
 RUNNING itself needs no note of ours: it follows from STARTING and the keeper's note.
@@ -43,6 +44,7 @@ ID_RANGES = (1 << 31) // ID_RANGE_SIZE - ID_RANGE_START // ID_RANGE_SIZE
 LAUNCHES_AT_ONCE = 8
 KILL_DEADLINE_S = 10.0  # after SIGKILL
 ABORT_DEADLINE_S = 5.0  # for a keeper that lost its agent before the start
+RETRY_S = 1.0  # after the disk, or a step, failed
 
 Report = Callable[[TaskStatus], None]
 
@@ -78,7 +80,7 @@ class Reconciler:
         await self._containers.recover(known)
         for record in list(self._records.values()):
             if not record.over:
-                await self._resume(record)
+                await self._try_resume(record)
 
     async def close(self) -> None:
         """Stop looking after the tasks. Containers go on."""
@@ -142,24 +144,27 @@ class Reconciler:
         self._loops[task_id] = asyncio.create_task(self._run(task_id), name=task_id)
 
     async def _run(self, task_id: str) -> None:
-        try:
-            while not (record := self._records[task_id]).over:
+        while not (record := self._records[task_id]).over:
+            try:
                 await self.step(record)
-        except Exception:
-            log.exception("task loop failed", task=task_id)
-            raise
-        self._loops.pop(task_id, None)
-        self._kills.pop(task_id, None)
+            except Exception:  # a fault of ours must not leave a task that nobody looks after
+                log.exception("step failed, trying again", task=task_id, state=record.status.state.name)
+                await asyncio.sleep(RETRY_S)
+        del self._loops[task_id], self._kills[task_id]
         if task_id in self._withdrawn:
             self._forget(task_id)
 
     async def step(self, record: TaskRecord) -> None:
         """One operation, the one that is due; the record that results is in the books afterwards."""
         match record.status.state:
+            case _ if record.end is not None:
+                await self._clear(record, record.end)
             case TaskState.ACCEPTED:
                 await self._begin(record)
             case TaskState.PREPARING:
                 await self._launch(record)
+            case TaskState.STARTING:
+                await self._end(record, TaskState.FAILED, "its start did not come to an end")
             case TaskState.RUNNING:
                 await self._await_end(record)
             case TaskState.KILLING:
@@ -190,9 +195,13 @@ class Reconciler:
             await self._end(record, TaskState.FAILED, str(error))
 
     async def _start(self, record: TaskRecord, launch: Launch, addresses: tuple[str, ...]) -> None:
-        starting = self._observe(record, TaskState.STARTING, addresses=addresses, pid=launch.pid)
-        self._checkpoint.save(starting)
-        await launch.start()
+        try:
+            starting = self._observe(record, TaskState.STARTING, addresses=addresses, pid=launch.pid)
+            self._checkpoint.save(starting)
+            await launch.start()
+        except BaseException:
+            await launch.abort()
+            raise
         usage = await self._containers.usage(self._container(record))
         self._observe(starting, TaskState.RUNNING, usage=usage)
 
@@ -206,11 +215,11 @@ class Reconciler:
 
     async def _kill(self, record: TaskRecord) -> None:
         """SIGTERM, the task's grace, SIGKILL."""
-        assert record.status.pid is not None
-        exited = asyncio.ensure_future(self._containers.exited(self._container(record)))
+        container = self._container(record)
+        exited = asyncio.ensure_future(self._containers.exited(container))
         try:
             for number, patience in ((signal.SIGTERM, record.spec.kill_grace_s), (signal.SIGKILL, KILL_DEADLINE_S)):
-                self._containers.signal(record.status.pid, number)
+                self._containers.signal(container, number)
                 await asyncio.wait({exited}, timeout=patience)
                 if exited.done():
                     return await self._exited(record, exited.result())
@@ -221,54 +230,72 @@ class Reconciler:
     async def _exited(self, record: TaskRecord, end: Exit) -> None:
         if self._records[record.spec.id].kill:
             await self._end(record, TaskState.KILLED, describe_exit(end), end.code)
-        elif end.lost:
-            await self._end(record, TaskState.FAILED, describe_exit(end))
-        elif end.code == 0:
-            await self._end(record, TaskState.FINISHED, describe_exit(end), 0)
         else:
-            await self._end(record, TaskState.FAILED, describe_exit(end), end.code)
+            state = TaskState.FINISHED if end.code == 0 else TaskState.FAILED
+            await self._end(record, state, describe_exit(end), end.code)
 
     async def _end(self, record: TaskRecord, state: TaskState, reason: str, exit_code: int | None = None) -> None:
+        end = _next(self._records[record.spec.id].status, state, reason=reason, exit_code=exit_code)
+        await self._write_down(record.spec.id, end=end)
+        await self._clear(record, end)
+
+    async def _clear(self, record: TaskRecord, end: TaskStatus) -> None:
         try:
             await self._containers.cleanup(self._container(record))
         except* (IsolatorError, NetworkError, OSError) as group:
             # What could not be cleared away now is found as an orphan at the next start.
             for error in group.exceptions:
                 log.error("clean-up incomplete", task=record.spec.id, error=str(error))
-        over = self._observe(record, state, reason=reason, exit_code=exit_code, report=False)
-        self._save(over)
-        self._report(over.status)
+        await self._write_down(record.spec.id, status=end)
+        self._report(end)
+
+    async def _try_resume(self, record: TaskRecord) -> None:
+        """One container that resists must not keep the others from being looked after."""
+        try:
+            await self._resume(record)
+        except (IsolatorError, OSError, ExceptionGroup) as error:
+            log.error("resume failed", task=record.spec.id, error=str(error))
+            await self._end(record, TaskState.FAILED, f"the agent was restarted, and could not go on: {error}")
+        if not self._records[record.spec.id].over:
+            self._look_after(record.spec.id)
 
     async def _resume(self, record: TaskRecord) -> None:
         """After a restart of the agent, or of the node."""
         container = self._container(record)
         keeper = self._containers.keeper(container)
-        if record.boot_id != self._boot_id:
+        if record.end is not None:
+            await self._clear(record, record.end)
+        elif record.boot_id != self._boot_id:
             await self._end(record, TaskState.LOST, "the node was restarted")
         elif keeper is not None and keeper.phase == STARTING:
             # It runs, or has ended since: `step` will see.
             usage = await self._containers.usage(container)
             self._observe(record, TaskState.RUNNING, usage=usage)
-            self._look_after(record.spec.id)
+        elif keeper is None and record.status.state >= TaskState.STARTING:
+            await self._end(record, TaskState.FAILED, "it may have run, and what its keeper noted is lost")
         else:
             if keeper is not None:
-                await asyncio.wait_for(self._containers.exited(container), ABORT_DEADLINE_S)
+                async with asyncio.timeout(ABORT_DEADLINE_S):
+                    await self._containers.exited(container)
             await self._containers.cleanup(container)
-            self._records[record.spec.id] = dataclasses.replace(
-                record, status=TaskStatus(record.spec.id, TaskState.ACCEPTED, sequence=1, at=time.time())
-            )
-            self._look_after(record.spec.id)
+            self._observe(record, TaskState.ACCEPTED)
 
-    def _observe(self, record: TaskRecord, state: TaskState, *, report: bool = True, **seen: Any) -> TaskRecord:
+    def _observe(self, record: TaskRecord, state: TaskState, **seen: Any) -> TaskRecord:
         """The books, in memory, with what was just seen (fields of the status), and tell it."""
-        status = dataclasses.replace(
-            record.status, state=state, sequence=record.status.sequence + 1, at=time.time(), **seen
-        )
+        status = _next(record.status, state, **seen)
         after = dataclasses.replace(self._records[record.spec.id], status=status)
         self._records[record.spec.id] = after
-        if report:
-            self._report(status)
+        self._report(status)
         return after
+
+    async def _write_down(self, task_id: str, **fields: Any) -> None:
+        """Save the record with these fields: nobody may hear of them before, so this waits for a disk that is full."""
+        while True:
+            try:
+                return self._save(dataclasses.replace(self._records[task_id], **fields))
+            except OSError as error:
+                log.error("checkpoint not written, trying again", task=task_id, error=str(error))
+            await asyncio.sleep(RETRY_S)
 
     def _save(self, record: TaskRecord) -> None:
         self._checkpoint.save(record)
@@ -292,9 +319,23 @@ class Reconciler:
 def describe_exit(end: Exit) -> str:
     if end.lost:
         return "its exit code is lost: the keeper was killed"
+    if end.error:
+        return end.error
     if end.signal is not None:
-        return f"killed by {signal.Signals(end.signal).name}"
+        return f"killed by {_signal_name(end.signal)}"
     return f"exited with {end.code}"
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # of the real-time signals only the first and the last have a name
+        return f"signal {number}"
+
+
+def _next(status: TaskStatus, state: TaskState, **seen: Any) -> TaskStatus:
+    """The observation that follows. The count goes on when a task begins again: the master acknowledged up to there."""
+    return dataclasses.replace(status, state=state, sequence=status.sequence + 1, at=time.time(), **seen)
 
 
 async def _either(*waits: Awaitable[object]) -> None:

@@ -111,7 +111,8 @@ class _Conversation:
             for work in done:
                 work.result()
             return f"the master ended the session: {await call.details()}"
-        except (RevisionGap, ValueError) as error:
+        except (RevisionGap, ValueError, OSError) as error:
+            # OSError: a task could not be written down. The master sends it again with the next session.
             return str(error)
         finally:
             for work in works:
@@ -133,7 +134,7 @@ class _Conversation:
                     self._logs.open(self._stub, message.open_log)
 
     def _receive(self, change: pb.Change) -> None:
-        if not change.full and change.revision != self._received + 1:
+        if not change.full and (not self._received or change.revision != self._received + 1):
             raise RevisionGap(f"revision {change.revision} came after {self._received}")
         wanted = {item.key for item in change.put}
         if change.full:
@@ -178,7 +179,8 @@ class _Conversation:
     async def _wait_gathered(self) -> None:
         """For the next change, or until it is time to try again what failed."""
         try:
-            await asyncio.wait_for(self._gathered.wait(), RETRY_AFTER_S if self._errors else None)
+            async with asyncio.timeout(RETRY_AFTER_S if self._errors else None):
+                await self._gathered.wait()
         except TimeoutError:
             return
 

@@ -1,6 +1,6 @@
 """A master, put together from its parts: a new cluster (`init`), and the coordinator itself (`run`).
 
-`run` opens all three ports before it serves any of them, so that a port in use changes nothing.
+`run` looks at all three ports before it writes anything, so that a port in use changes nothing.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from master.networks import Networks
 from master.nodes import Nodes
 from master.rest.app import create_app
 from master.rest.cluster import cluster_router
-from master.rest.server import ServerError, serving
+from master.rest.server import ServerError, listen, serving
 from master.store.base import Store, StoreError
 from master.store.sqlite import SqliteStore
 from master.tasks import Tasks
@@ -124,6 +124,7 @@ class _Master:
 
     async def run(self, state: Path) -> None:
         """Until cancelled."""
+        self.refuse_ports_in_use()
         for part in (self.tasks, self.networks, self.nodes, self.discovery, self.dispatcher):
             await part.load()
         host = str(self.settings.listen)
@@ -142,6 +143,11 @@ class _Master:
         finally:
             await self.dispatcher.close()
             self.nodes.close()
+
+    def refuse_ports_in_use(self) -> None:
+        """Raises ServerError. Looked at before anything is written; a port that is taken later fails all the same."""
+        for port in (self.settings.api_port, self.settings.control_port, self.settings.enrol_port):
+            listen(str(self.settings.listen), port).close()
 
     def api(self) -> FastAPI:
         cluster = cluster_router(

@@ -48,6 +48,7 @@ def start_master(lab: Lab, uses: int, settings: Mapping[str, str] = MappingProxy
     wait_until(lambda: tepui(lab, "node", "list") == [], "the master answers", START_DEADLINE_S)
     return str(json.loads(made)["token"])
 
+
 def join(lab: Lab, node: Node, token: str) -> None:
     """Get the node its certificate."""
     port = f"{lab.node(MASTER).address}:{ENROL_PORT}"

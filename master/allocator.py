@@ -1,8 +1,8 @@
 """Offers nodes' free resources to frameworks, and holds the master's end of the offer contract (`offers.py`).
 
-Free is what the node has, less what its tasks that are not over use, less what is on offer. A node's free resources are
-offered whole, to one framework at a time, in turn. Nothing here is on disk but the tasks themselves: after a restart
-of the master every framework subscribes again, and offers begin anew.
+Free is what the node has, less what its tasks that are not over use, less what is on offer or just being accepted. A
+node's free resources are offered whole, to one framework at a time, in turn. Nothing here is on disk but the tasks
+themselves: after a restart of the master every framework subscribes again, and offers begin anew.
 """
 
 from __future__ import annotations
@@ -16,12 +16,14 @@ from dataclasses import dataclass, field
 from master.networks import Networks
 from master.nodes import Nodes, NodeView
 from master.offers import Event, Offer, OfferGone, Offers, Rescinded, TaskView, UnknownTask, Update
-from master.tasks import TaskRecord, Tasks, active
+from master.store.base import StoreError
+from master.tasks import TaskRecord, Tasks
 from model.node import NodeState
 from model.resources import Resources, describe
 from model.task import TASK_ID, TaskSpec
 
 OFFER_DEADLINE_S = 30.0
+REPEAT_S = 1.0  # an update whose acknowledgement could not be written down
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,7 @@ class _Inbox:
 class Allocator:
     def __init__(self, tasks: Tasks, nodes: Nodes, networks: Networks) -> None:
         self.tasks = tasks
+        self.accepting: dict[str, Offer] = {}  # their tasks are on the way to the store
         self._nodes = nodes
         self._networks = networks
         self._subscribers: list[FrameworkSubscription] = []
@@ -54,10 +57,13 @@ class Allocator:
         nodes.listen(self._node_changed)
 
     def subscribe(self, framework: str) -> FrameworkSubscription:
-        """A second subscription under one name takes the first one's place."""
+        """A second subscription under one name takes the first one's place, and the first one's offers are gone."""
         for earlier in [s for s in self._subscribers if s.framework == framework]:
             self._subscribers.remove(earlier)
+            earlier.outstanding.clear()
         subscription = FrameworkSubscription(self, framework)
+        # In turn from now on: not every offer until it has had as many as the others had in months.
+        subscription.offered = min((s.offered for s in self._subscribers), default=0)
         self._subscribers.append(subscription)
         self.wake()
         return subscription
@@ -69,7 +75,9 @@ class Allocator:
             self._rescind_late()
             self._offer()
             try:
-                await asyncio.wait_for(self._wake.wait(), self._next_expiry())
+                # Not wait_for: in Python 3.11 that swallows a cancellation which comes together with the event.
+                async with asyncio.timeout(self._next_expiry()):
+                    await self._wake.wait()
             except TimeoutError:
                 continue
 
@@ -83,17 +91,9 @@ class Allocator:
         return f"offer-{next(self._numbers)}"
 
     def free(self, view: NodeView) -> Resources:
-        used = sum((r.spec.resources for r in active(self.tasks.on(view.node.id))), Resources())
-        held = sum(
-            (
-                offer.resources
-                for subscriber in self._subscribers
-                for offer in subscriber.outstanding.values()
-                if offer.node.id == view.node.id
-            ),
-            Resources(),
-        )
-        return view.node.resources - used - held
+        offers = [*self.accepting.values(), *(o for s in self._subscribers for o in s.outstanding.values())]
+        held = sum((offer.resources for offer in offers if offer.node.id == view.node.id), Resources())
+        return view.node.resources - self.tasks.used(view.node.id) - held
 
     def _offer(self) -> None:
         now = time.monotonic()
@@ -129,9 +129,11 @@ class Allocator:
             self.wake()
 
     def _node_changed(self, view: NodeView) -> None:
-        if view.state is not NodeState.ONLINE or not view.connected:
-            for subscriber in self._subscribers:
-                for offer in [o for o in subscriber.outstanding.values() if o.node.id == view.node.id]:
+        """An offer is good for as long as its node is there, and is what it was."""
+        good = view.state is NodeState.ONLINE and view.connected
+        for subscriber in self._subscribers:
+            for offer in [o for o in subscriber.outstanding.values() if o.node.id == view.node.id]:
+                if not good or offer.node != view.node:
                     subscriber.rescind(offer.id)
         self.wake()
 
@@ -163,21 +165,20 @@ class FrameworkSubscription:
         offer = self.outstanding.get(offer_id)
         if offer is None:
             raise OfferGone(offer_id)
+        for task in tasks:
+            self._check(task, offer)
         demand = sum((task.resources for task in tasks), Resources())
         shortage = offer.resources.shortage(demand)
         if shortage:
             lacking = ", ".join(describe(kind, amount) for kind, amount in shortage.items())
             raise ValueError(f"{offer_id}: the tasks need {lacking} more than was offered")
-        for task in tasks:
-            if not TASK_ID.fullmatch(task.id) or task.framework != self.framework:
-                raise ValueError(f"task {task.id!r}: not an id for a task of {self.framework}")
-            if task.network not in offer.networks:
-                raise ValueError(f"task {task.id}: network {task.network!r} does not exist on {offer.node.id}")
-        # The offer stays outstanding, and so holds its resources, until its tasks do.
+        self._close(offer_id)
+        # It goes on holding its resources until its tasks do.
+        self._allocator.accepting[offer_id] = offer
         try:
             await self._tasks.add(offer.node.id, tasks)
         finally:
-            self._close(offer_id)
+            del self._allocator.accepting[offer_id]
             self._allocator.wake()
 
     def decline(self, offer_id: str, reason: str, filter_s: float = 5.0) -> None:
@@ -206,7 +207,11 @@ class FrameworkSubscription:
         return tuple(self._allocator.view(record) for record in self._own())
 
     async def acknowledge(self, task_id: str, sequence: int) -> None:
-        await self._tasks.acknowledge(task_id, sequence)
+        try:
+            await self._tasks.acknowledge(task_id, sequence)
+        except StoreError:
+            asyncio.get_running_loop().call_later(REPEAT_S, self.note, task_id)
+            raise
 
     def wants(self, node_id: str, now: float) -> bool:
         refusal = self.refusals.get(node_id)
@@ -248,6 +253,14 @@ class FrameworkSubscription:
         if offers:
             events.append(Offers(tuple(offers)))
         return events
+
+    def _check(self, task: TaskSpec, offer: Offer) -> None:
+        if not TASK_ID.fullmatch(task.id) or task.framework != self.framework:
+            raise ValueError(f"task {task.id!r}: not an id for a task of {self.framework}")
+        if task.network not in offer.networks:
+            raise ValueError(f"task {task.id}: network {task.network!r} does not exist on {offer.node.id}")
+        if not task.resources.covers(Resources()):
+            raise ValueError(f"task {task.id}: resources must not be negative")
 
     def _own(self) -> list[TaskRecord]:
         return [record for record in self._tasks.all() if record.spec.framework == self.framework]

@@ -8,6 +8,7 @@ one set of keys, however often its items change, and it always gets the newest.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from wire import control_pb2 as pb
@@ -44,11 +45,17 @@ class Feed:
         self.progress.set()
         self.wake.set()
 
-    async def reach(self, revision: int) -> None:
-        """Returns when the node has applied `revision`, or is gone."""
+    @property
+    def due(self) -> int:
+        """The revision that will hold, or holds, everything desired up to now."""
+        return self.revision + bool(self.dirty or self.revision == 0)
+
+    async def reach(self, revision: int) -> bool:
+        """Returns when the node has applied `revision`; False when it is gone before."""
         while not self.closed and self.applied < revision:
             self.progress.clear()
             await self.progress.wait()
+        return self.applied >= revision
 
 
 class Desired:
@@ -56,6 +63,7 @@ class Desired:
         self._shared: dict[str, _Shared] = {}
         self._own: dict[str, dict[str, pb.Item]] = {}
         self._feeds: dict[str, Feed] = {}
+        self._opened = asyncio.Event()  # by the next session; another one afterwards
 
     def open(self, node: str) -> Feed:
         """A new session's feed; its first Change will be full. The node's earlier feed no longer gets anything."""
@@ -63,6 +71,8 @@ class Desired:
             earlier.close()
         feed = self._feeds[node] = Feed(node)
         feed.wake.set()
+        self._opened.set()
+        self._opened = asyncio.Event()
         return feed
 
     def close(self, feed: Feed) -> None:
@@ -106,17 +116,28 @@ class Desired:
                 change.put.append(item)
         return change
 
-    async def barrier(self, deadline_s: float) -> list[str]:
-        """Waits until every connected node has applied all that was desired up to now. Returns the nodes that had not
-        when the deadline passed."""
-        targets = [(feed, feed.revision + bool(feed.dirty or feed.revision == 0)) for feed in self._feeds.values()]
-        waits = [asyncio.create_task(feed.reach(target)) for feed, target in targets]
+    async def barrier(self, nodes: Iterable[str], deadline_s: float) -> list[str]:
+        """Waits until every one of `nodes` has applied all that was desired up to now. One without a session goes by
+        what it was told last, so its next session is waited for. Returns those that were late for the deadline."""
+        feeds = {node: self._feeds.get(node) for node in nodes}
+        waits = {
+            asyncio.create_task(self._caught_up(node, feed, feed.due if feed else 0)): node
+            for node, feed in feeds.items()
+        }
         if not waits:
             return []
-        _, late = await asyncio.wait(waits, timeout=deadline_s)
-        for wait in late:
-            wait.cancel()
-        return [feed.node for (feed, _), wait in zip(targets, waits, strict=True) if wait in late]
+        try:
+            _, late = await asyncio.wait(waits, timeout=deadline_s)
+        finally:
+            for wait in waits:
+                wait.cancel()
+        return sorted(waits[wait] for wait in late)
+
+    async def _caught_up(self, node: str, feed: Feed | None, due: int) -> None:
+        while feed is None or not await feed.reach(due):
+            while (feed := self._feeds.get(node)) is None or feed.closed:
+                await self._opened.wait()
+            due = feed.due
 
     def _items(self, node: str) -> list[pb.Item]:
         shared = [entry.item for entry in self._shared.values() if entry.skip != node]

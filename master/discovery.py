@@ -28,6 +28,7 @@ from wire.convert import vip_to_wire
 log = structlog.get_logger()
 
 PREFIX = "vips/"
+STORE_RETRY_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,10 +87,6 @@ class Discovery:
             self._publish(ref)
 
     def _publish(self, ref: VipRef) -> None:
-        address = ref.address or self._addresses.get(ref.name)
-        if address is None:
-            self._name(ref)
-            return
         members = self._members.get(ref, {})
         known = self._table.get(ref)
         if not members:
@@ -97,6 +94,10 @@ class Discovery:
             if known is not None:
                 del self._table[ref]
                 self._desired.unshare(f"vip/{known.key}")
+            return
+        address = ref.address or self._addresses.get(ref.name)
+        if address is None:
+            self._name(ref)
             return
         vip = Vip(address, ref.port, ref.protocol, ref.name, tuple(sorted(self._backends(members))))
         if vip != known:
@@ -116,6 +117,7 @@ class Discovery:
         if ref.name in self._naming:
             return
         taken = {*self._addresses.values(), *(address for address, _ in self._naming.values())}
+        taken |= {other.address for other in self._members if other.address is not None}
         address = next((host for host in self._pool.hosts() if host not in taken), None)
         if address is None:
             log.error("no VIP address left", pool=str(self._pool), name=ref.name)
@@ -123,13 +125,14 @@ class Discovery:
         self._naming[ref.name] = address, asyncio.create_task(self._store_name(ref.name, address))
 
     async def _store_name(self, name: str, address: Address) -> None:
-        try:
-            await self._store.transaction(Put(PREFIX + name, str(address).encode()))
-            self._addresses[name] = address
-        except StoreError as error:
-            log.error("VIP name not stored", name=name, error=str(error))
-        finally:
-            del self._naming[name]
+        while name not in self._addresses:
+            try:
+                await self._store.transaction(Put(PREFIX + name, str(address).encode()))
+                self._addresses[name] = address
+            except StoreError as error:
+                log.error("VIP name not stored, trying again", name=name, error=str(error))
+                await asyncio.sleep(STORE_RETRY_S)
+        del self._naming[name]
         for ref in [ref for ref in self._members if ref.name == name]:
             self._publish(ref)
 

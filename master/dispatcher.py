@@ -4,14 +4,15 @@ Reads Hello, Applied and Status from the agents, and the changes of tasks that t
 the nodes' desired state (`desired.py`) and, through it, the Changes on the wire.
 
 Law 6, take out, wait, then stop: a task that shall end is first marked `killing`, on which discovery takes it out of
-the VIPs at once; when every connected node has applied that, or the deadline passed, it is marked `drained`, and only
-then does its node hear that it is to be killed.
+the VIPs at once; when every node that is online has applied that, or the deadline passed, it is marked `drained`, and
+only then does its node hear that it is to be killed.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from typing import TypeAlias
 
 import grpc
@@ -34,6 +35,7 @@ log = structlog.get_logger()
 
 DRAIN_DEADLINE_S = 5.0
 HELLO_DEADLINE_S = 10.0
+STORE_RETRY_S = 1.0
 
 SessionContext: TypeAlias = "grpc.aio.ServicerContext[AsyncIterator[pb.AgentMessage], AsyncIterator[pb.MasterMessage]]"
 LogContext: TypeAlias = "grpc.aio.ServicerContext[AsyncIterator[pb.LogChunk], Awaitable[pb.LogEnd]]"
@@ -70,11 +72,9 @@ class Dispatcher(control_pb2_grpc.ControlServicer):
         self, request_iterator: AsyncIterator[pb.AgentMessage], context: SessionContext
     ) -> AsyncIterator[pb.MasterMessage]:
         node_id = await _agent(context)
-        node, statuses = await self._hello(node_id, request_iterator, context)
-        await self._reconcile(node, statuses)
-        session = _Session(self._desired.open(node_id))
-        self._sessions[node_id] = session
-        await self._nodes.connected(node)
+        statuses = await self._hello(node_id, request_iterator, context)
+        # From "connected", above, to the block below that takes it back, nothing waits, so nothing can be cancelled.
+        session = self._sessions[node_id] = _Session(self._desired.open(node_id))
         receiving = asyncio.create_task(self._receive(session, request_iterator))
         try:
             for status in statuses:
@@ -101,7 +101,8 @@ class Dispatcher(control_pb2_grpc.ControlServicer):
 
     async def _hello(
         self, node_id: str, messages: AsyncIterator[pb.AgentMessage], context: SessionContext
-    ) -> tuple[Node, list[TaskStatus]]:
+    ) -> list[TaskStatus]:
+        """The node is connected afterwards. Returns what the agent said of its tasks."""
         try:
             async with asyncio.timeout(HELLO_DEADLINE_S):
                 first = await anext(messages)
@@ -109,8 +110,10 @@ class Dispatcher(control_pb2_grpc.ControlServicer):
                 raise ValueError("the first message must be Hello")
             node, statuses = convert.hello_from_wire(node_id, first.hello)
             await self._admit(node)
-            return node, statuses
-        except (ValueError, NetworkFull, TimeoutError, StopAsyncIteration) as error:
+            await self._reconcile(node, statuses)
+            await self._nodes.connected(node)
+            return statuses
+        except (ValueError, NetworkFull, StoreError, TimeoutError, StopAsyncIteration) as error:
             log.error("session refused", node=node_id, reason=str(error))
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error) or "no Hello")
 
@@ -129,7 +132,12 @@ class Dispatcher(control_pb2_grpc.ControlServicer):
             await self._tasks.observe(node.id, status)
         remembered = {status.task_id for status in statuses}
         for record in self._tasks.on(node.id):
-            if record.spec.id not in remembered and record.status.state > TaskState.ASSIGNED:
+            if record.spec.id in remembered or record.status.state <= TaskState.ASSIGNED:
+                continue
+            if record.over:
+                # It ran already: a node that was made anew must not take it for a task that it missed.
+                self._desired.remove(node.id, f"task/{record.spec.id}")
+            else:
                 await self._tasks.end(record.spec.id, TaskState.LOST, f"node {node.id} no longer knows the task")
 
     async def _receive(self, session: _Session, messages: AsyncIterator[pb.AgentMessage]) -> None:
@@ -168,28 +176,32 @@ class Dispatcher(control_pb2_grpc.ControlServicer):
             assignment = pb.Assignment(task=convert.task_to_wire(after.spec), kill=after.drained)
             self._desired.put(after.node, pb.Item(key=f"task/{after.spec.id}", task=assignment))
         if after.killing and not after.drained and not after.over:
-            self._work(f"drain {after.spec.id}", self._drain(after.spec.id))
+            self._work(f"drain {after.spec.id}", lambda: self._drain(after.spec.id))
 
     def _node_changed(self, view: NodeView) -> None:
         """A node that stays away is given up, so that frameworks start its tasks elsewhere."""
         if view.state is NodeState.LOST:
-            reason = f"node {view.node.id} has been away for {self._nodes.lost_after_s:g} s"
             for record in active(self._tasks.on(view.node.id)):
-                self._work(f"end {record.spec.id}", self._tasks.end(record.spec.id, TaskState.LOST, reason))
+                self._work(f"give up {record.spec.id}", partial(self._give_up, record.spec.id, view.node.id))
+
+    async def _give_up(self, task_id: str, node_id: str) -> None:
+        view = self._nodes.get(node_id)
+        if view is not None and view.state is NodeState.LOST:
+            reason = f"node {node_id} has been away for {self._nodes.lost_after_s:g} s"
+            await self._tasks.end(task_id, TaskState.LOST, reason)
 
     async def _drain(self, task_id: str) -> None:
-        late = await self._desired.barrier(DRAIN_DEADLINE_S)
+        online = [view.node.id for view in self._nodes.all() if view.state is NodeState.ONLINE]
+        late = await self._desired.barrier(online, DRAIN_DEADLINE_S)
         if late:
             log.warning("stopping although VIPs may still point at it", task=task_id, nodes=late)
         await self._tasks.mark(task_id, drained=True)
 
-    def _work(self, name: str, work: Coroutine[object, object, object]) -> None:
-        """In the background, once at a time for each name."""
-        if name in self._works:
-            work.close()
-            return
-        task = self._works[name] = asyncio.create_task(work, name=name)
-        task.add_done_callback(self._worked)
+    def _work(self, name: str, work: Callable[[], Awaitable[object]]) -> None:
+        """In the background, once at a time for each name, again and again while the store fails."""
+        if name not in self._works:
+            task = self._works[name] = asyncio.create_task(_until_stored(name, work), name=name)
+            task.add_done_callback(self._worked)
 
     def _worked(self, task: asyncio.Task[object]) -> None:
         del self._works[task.get_name()]
@@ -231,6 +243,16 @@ class _Session:
             for request in requests:
                 yield pb.MasterMessage(open_log=request)
             await self.feed.wake.wait()
+
+
+async def _until_stored(name: str, work: Callable[[], Awaitable[object]]) -> None:
+    while True:
+        try:
+            await work()
+            return
+        except StoreError as error:
+            log.error("trying again", work=name, error=str(error))
+        await asyncio.sleep(STORE_RETRY_S)
 
 
 async def _agent(context: SessionContext | LogContext) -> str:

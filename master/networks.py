@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from ipaddress import ip_network
 
-from master.store.base import Conflict, Put, Store
+from master.store.base import Conflict, Put, Store, StoreError
 from model.codec import Codec
 from model.network import Block, Network, NetworkKind, Vtep, free_subnet, vtep_mac
 from model.node import Node
@@ -78,7 +78,8 @@ class Networks:
             owned[node] = block  # before the store is asked: two nodes that arrive together must not get the same one
             try:
                 await self._store.transaction(Put(f"{BLOCKS}{network.name}/{node}", BLOCK_CODEC.encode(block)))
-            except BaseException:
+            except StoreError:
+                # Only then: when a caller is cancelled, the write goes on without it.
                 del owned[node]
                 raise
         return owned[node]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -16,6 +17,7 @@ import structlog
 
 from master.store.base import Conflict, Delete, Put, Store
 from model.codec import Codec
+from model.resources import Resources
 from model.task import TaskSpec, TaskState, TaskStatus, newer
 
 log = structlog.get_logger()
@@ -49,13 +51,14 @@ class Tasks:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._records: dict[str, TaskRecord] = {}
+        self._ids: dict[str, dict[str, None]] = {}  # by node
+        self._used: dict[str, Resources] = {}  # by node; a node is absent after its tasks changed
         self._listeners: list[Listener] = []
-        self._locks: dict[str, asyncio.Lock] = {}
+        self._locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
 
     async def load(self) -> None:
-        self._records = {
-            record.spec.id: record for record in [CODEC.decode(e.value) for e in await self._store.range(PREFIX)]
-        }
+        for entry in await self._store.range(PREFIX):
+            self._keep(CODEC.decode(entry.value))
 
     def listen(self, listener: Listener) -> None:
         self._listeners.append(listener)
@@ -67,7 +70,13 @@ class Tasks:
         return list(self._records.values())
 
     def on(self, node: str) -> list[TaskRecord]:
-        return [record for record in self._records.values() if record.node == node]
+        return [self._records[task_id] for task_id in self._ids.get(node, ())]
+
+    def used(self, node: str) -> Resources:
+        """What the node's tasks that are not over hold."""
+        if node not in self._used:
+            self._used[node] = sum((record.spec.resources for record in active(self.on(node))), Resources())
+        return self._used[node]
 
     async def add(self, node: str, specs: Sequence[TaskSpec]) -> None:
         """All of them or, when an id was used before (ValueError), none."""
@@ -88,7 +97,11 @@ class Tasks:
             record = self._records.get(status.task_id)
             if record is None or record.node != node or not newer(record.status, status):
                 return
-            await self._replace(record, dataclasses.replace(record, status=status))
+            # A restarted agent may count from an earlier number, but here it must grow: acknowledgements go by it.
+            sequence = max(status.sequence, record.status.sequence + 1)
+            await self._replace(
+                record, dataclasses.replace(record, status=dataclasses.replace(status, sequence=sequence))
+            )
 
     async def end(self, task_id: str, state: TaskState, reason: str) -> None:
         """The master's own verdict on a task that nobody will tell it about any more."""
@@ -123,8 +136,6 @@ class Tasks:
             else:
                 # Only a restart of the master needs to know, and then a repeated update does no harm: not on disk.
                 self._records[task_id] = dataclasses.replace(record, acknowledged=sequence)
-        if task_id not in self._records:
-            self._locks.pop(task_id, None)
 
     async def _replace(self, before: TaskRecord, after: TaskRecord) -> TaskRecord:
         if after != before:
@@ -136,9 +147,9 @@ class Tasks:
         record = after or before
         assert record is not None
         if after is None:
-            del self._records[record.spec.id]
+            self._drop(record)
         else:
-            self._records[record.spec.id] = after
+            self._keep(after)
         if before is None or after is None or before.status.state != after.status.state:
             log.info(
                 "task",
@@ -150,7 +161,18 @@ class Tasks:
         for listener in self._listeners:
             listener(before, after)
 
+    def _keep(self, record: TaskRecord) -> None:
+        self._records[record.spec.id] = record
+        self._ids.setdefault(record.node, {})[record.spec.id] = None
+        self._used.pop(record.node, None)
+
+    def _drop(self, record: TaskRecord) -> None:
+        del self._records[record.spec.id]
+        del self._ids[record.node][record.spec.id]
+        self._used.pop(record.node, None)
+
     def _lock(self, task_id: str) -> asyncio.Lock:
+        """One a task, and only for as long as somebody holds it or waits for it."""
         return self._locks.setdefault(task_id, asyncio.Lock())
 
 

@@ -5,6 +5,7 @@ Reading trusts nothing: a message of another version or of a broken peer raises 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from ipaddress import ip_address, ip_network
 
@@ -21,7 +22,10 @@ def resources_to_wire(resources: Resources) -> pb.Resources:
 
 
 def resources_from_wire(message: pb.Resources) -> Resources:
-    return Resources(message.cpus, message.mem, message.disk, message.gpus)
+    amounts = (message.cpus, message.mem, message.disk, message.gpus)
+    if min(amounts) < 0:
+        raise ValueError(f"resources must not be negative: {amounts}")
+    return Resources(*amounts)
 
 
 def task_to_wire(task: TaskSpec) -> pb.Task:
@@ -66,7 +70,7 @@ def task_from_wire(message: pb.Task) -> TaskSpec:
         pids=message.pids,
         rlimits=tuple(Rlimit(limit.kind, limit.soft, limit.hard) for limit in message.rlimits),
         labels=_pairs_from_wire(message.labels),
-        kill_grace_s=message.kill_grace_s,
+        kill_grace_s=_finite(message.kill_grace_s),
     )
 
 
@@ -100,16 +104,16 @@ def status_from_wire(message: pb.Status) -> TaskStatus:
         task_id=message.task_id,
         state=TaskState(message.state),
         sequence=message.sequence,
-        at=message.at,
+        at=_finite(message.at),
         reason=message.reason,
         message=message.message,
-        addresses=tuple(message.addresses),
+        addresses=tuple(str(ip_address(address)) for address in message.addresses),
         pid=message.pid if message.HasField("pid") else None,
         exit_code=message.exit_code if message.HasField("exit_code") else None,
         healthy=message.healthy if message.HasField("healthy") else None,
         usage=Usage(
-            cpu_s=usage.cpu_s,
-            cpu_limit=usage.cpu_limit if usage.HasField("cpu_limit") else None,
+            cpu_s=_finite(usage.cpu_s),
+            cpu_limit=_finite(usage.cpu_limit) if usage.HasField("cpu_limit") else None,
             mem_bytes=usage.mem_bytes,
             mem_limit_bytes=usage.mem_limit_bytes if usage.HasField("mem_limit_bytes") else None,
             pids=usage.pids,
@@ -216,3 +220,10 @@ def _pairs_to_wire(pairs: tuple[tuple[str, str], ...]) -> list[pb.Pair]:
 
 def _pairs_from_wire(pairs: Iterable[pb.Pair]) -> tuple[tuple[str, str], ...]:
     return tuple((pair.key, pair.value) for pair in pairs)
+
+
+def _finite(number: float) -> float:
+    """JSON, in which all of this ends on disk, has no infinity."""
+    if not math.isfinite(number):
+        raise ValueError(f"{number} where a finite number is due")
+    return number

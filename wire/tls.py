@@ -18,6 +18,9 @@ from pki.identity import Identity, parse_identity
 MESSAGE_LIMIT = 16 * 1024 * 1024
 KEEPALIVE_MS = 10_000
 KEEPALIVE_DEADLINE_MS = 5_000
+# The master looks more often: a node that fell silent still gets requests until it is found out.
+SERVER_KEEPALIVE_MS = 3_000
+SERVER_KEEPALIVE_DEADLINE_MS = 3_000
 PING_INTERVAL_MIN_MS = 5_000  # a peer that pings more often is cut off
 RECONNECT_MIN_MS = 200
 RECONNECT_MAX_MS = 5_000
@@ -27,8 +30,6 @@ Options = tuple[tuple[str, int | str], ...]
 COMMON_OPTIONS: Options = (
     ("grpc.max_send_message_length", MESSAGE_LIMIT),
     ("grpc.max_receive_message_length", MESSAGE_LIMIT),
-    ("grpc.keepalive_time_ms", KEEPALIVE_MS),
-    ("grpc.keepalive_timeout_ms", KEEPALIVE_DEADLINE_MS),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
 )
@@ -37,6 +38,8 @@ COMMON_OPTIONS: Options = (
 SERVER_OPTIONS: Options = (
     *COMMON_OPTIONS,
     ("grpc.so_reuseport", 0),
+    ("grpc.keepalive_time_ms", SERVER_KEEPALIVE_MS),
+    ("grpc.keepalive_timeout_ms", SERVER_KEEPALIVE_DEADLINE_MS),
     ("grpc.http2.min_ping_interval_without_data_ms", PING_INTERVAL_MIN_MS),
 )
 
@@ -44,6 +47,8 @@ SERVER_OPTIONS: Options = (
 CHANNEL_OPTIONS: Options = (
     *COMMON_OPTIONS,
     ("grpc.enable_http_proxy", 0),
+    ("grpc.keepalive_time_ms", KEEPALIVE_MS),
+    ("grpc.keepalive_timeout_ms", KEEPALIVE_DEADLINE_MS),
     ("grpc.initial_reconnect_backoff_ms", RECONNECT_MIN_MS),
     ("grpc.min_reconnect_backoff_ms", RECONNECT_MIN_MS),
     ("grpc.max_reconnect_backoff_ms", RECONNECT_MAX_MS),

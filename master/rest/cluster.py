@@ -18,7 +18,7 @@ from master.logs import LogError, Logs
 from master.nodes import Nodes, NodeView
 from master.offers import TaskView
 from master.rest.errors import ApiError
-from master.tasks import TaskRecord, Tasks, active
+from master.tasks import TaskRecord, Tasks
 from master.tokens import Tokens
 from model.resources import Resources
 from model.task import TaskState
@@ -27,6 +27,7 @@ from wire import control_pb2 as pb
 
 OpenLog = Callable[[str, pb.OpenLog], bool]
 Stream = Annotated[str, Query(pattern="^(stdout|stderr)$")]
+Tail = Annotated[int, Query(ge=-1, lt=2**63)]  # bytes; -1: all
 
 VIPS: TypeAdapter[list[Vip]] = TypeAdapter(list[Vip])
 
@@ -34,7 +35,7 @@ VIPS: TypeAdapter[list[Vip]] = TypeAdapter(list[Vip])
 class NewToken(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    ttl_s: float = Field(24 * 3600.0, gt=0)
+    ttl_s: float = Field(24 * 3600.0, gt=0, allow_inf_nan=False)
     uses: int | None = Field(1, ge=1)
 
 
@@ -63,7 +64,7 @@ def cluster_router(
 
     @router.get("/tasks/{task_id}/log")
     async def read_log(
-        task_id: str, stream: Stream = "stdout", tail: int = -1, follow: bool = False
+        task_id: str, stream: Stream = "stdout", tail: Tail = -1, follow: bool = False
     ) -> StreamingResponse:
         task = _known(tasks, task_id)
         chunks = logs.read(
@@ -113,7 +114,6 @@ def _known(tasks: Tasks, task_id: str) -> TaskRecord:
 
 def _node(view: NodeView, tasks: Tasks, allocator: Allocator) -> dict[str, Any]:
     node = view.node
-    used = sum((record.spec.resources for record in active(tasks.on(node.id))), Resources())
     return {
         "id": node.id,
         "hostname": node.hostname,
@@ -124,7 +124,7 @@ def _node(view: NodeView, tasks: Tasks, allocator: Allocator) -> dict[str, Any]:
         "version": node.version,
         "attributes": dict(node.attributes),
         "resources": resources_json(node.resources),
-        "used": resources_json(used),
+        "used": resources_json(tasks.used(node.id)),
         "tasks": sum(record.status.state is TaskState.RUNNING for record in tasks.on(node.id)),
         "errors": list(view.errors),
     }

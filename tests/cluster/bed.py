@@ -1,4 +1,4 @@
-"""A cluster to test: a lab, the master's REST interface as seen from the master's own node, and waiting with a deadline.
+"""A cluster to test: a lab, the master's REST interface as seen from the master's node, and waiting with a deadline.
 
 Requests go straight to the API, over one connection that was made in the network namespace of the master. What they
 answer is JSON as the API documents it; tasks are told apart by their ids.
@@ -10,7 +10,7 @@ import http.client
 import json
 import ssl
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,7 +21,7 @@ from uuid import uuid4
 import httpx2
 
 from lab.cluster import MASTER, Lab
-from lab.daemons import admin_file, start_cluster
+from lab.daemons import admin_file, start_cluster, start_master
 from tests.cluster import traces
 
 ROOT = Path(__file__).parents[2]
@@ -54,17 +54,41 @@ def eventually(condition: Callable[[], Result], what: str, deadline_s: float = D
         time.sleep(POLL_S)
 
 
+def stays(condition: Callable[[], object], what: str, for_s: float) -> None:
+    """That something does not happen can only be seen by looking for a while."""
+    end = time.monotonic() + for_s
+    while time.monotonic() < end:
+        assert condition(), f"was not true for {for_s:g} s: {what}"
+        time.sleep(POLL_S)
+
+
 @contextmanager
 def started(nodes: int, **settings: str) -> Iterator[Cluster]:
     """A cluster of that many connected nodes, until the block ends. `settings` are variables of the master's."""
-    lab = Lab(f"c-{uuid4().hex[:10]}")
+    lab = Lab(new_name())
     try:
         start_cluster(lab, nodes, settings)
-        cluster = connect(lab)
-        with cluster.api:
+        with _connected(lab) as cluster:
             yield cluster
     finally:
         lab.down()
+
+
+@contextmanager
+def without_agents(nodes: int, uses: int) -> Iterator[tuple[Cluster, str]]:
+    """A master, nodes that have not joined, and a token for `uses` of them."""
+    lab = Lab(new_name())
+    try:
+        lab.up(nodes)
+        token = start_master(lab, uses)
+        with _connected(lab) as cluster:
+            yield cluster, token
+    finally:
+        lab.down()
+
+
+def new_name() -> str:
+    return f"c-{uuid4().hex[:10]}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +148,11 @@ class Cluster:
 
         return eventually(settled, f"{instances} tasks of {app} run", deadline_s) or {}
 
+    def await_replaced(self, app: str, victims: set[str], instances: int, deadline_s: float = DEADLINE_S) -> Tasks:
+        """As `await_running`, with none of `victims` among them."""
+        eventually(lambda: not victims & self.tasks().keys(), f"{app} has lost {len(victims)} tasks", deadline_s)
+        return self.await_running(app, instances, deadline_s)
+
     def vip(self, app: str) -> Json:
         """With its `address`, `port` and `backends`; empty when there is none."""
         for vip in self.get("/api/v1/vips")["vips"]:
@@ -134,13 +163,13 @@ class Cluster:
     def backends(self, app: str) -> set[str]:
         return {backend["task_id"] for backend in self.vip(app).get("backends", ())}
 
-    def await_served(self, app: str, tasks: Tasks) -> tuple[str, int]:
-        """The address and port of the app's VIP, once all of the tasks, and no others, answer there on every node. That
-        a task runs does not mean that it listens already."""
+    def await_served(self, app: str, tasks: Tasks, nodes: Sequence[str] = ()) -> tuple[str, int]:
+        """The address and port of the app's VIP, once all of the tasks, and no others, answer there on every node (or
+        on these). That a task runs does not mean that it listens already."""
         eventually(lambda: self.backends(app) == tasks.keys(), f"{app} is served by {len(tasks)} tasks")
         vip = self.vip(app)
         target = vip["address"], vip["port"]
-        for node in self.names:
+        for node in nodes or self.names:
             eventually(partial(self._all_answer, node, vip), f"all backends listen for {node}")
             eventually(partial(self._answered_by, node, target, tasks), f"{node} reaches all backends at {target}")
         return target
@@ -161,7 +190,10 @@ class Cluster:
         return {name for name, node in self.nodes().items() if node["connected"]}
 
     def log_of(self, task: str, stream: str = "stdout") -> str:
-        return self.request("GET", f"/api/v1/tasks/{task}/log", params={"stream": stream}).text
+        """Empty while its node is away."""
+        response = self.request("GET", f"/api/v1/tasks/{task}/log", params={"stream": stream})
+        assert response.status_code in (200, 502), f"log of {task}: {response.status_code} {response.text}"
+        return response.text if response.is_success else ""
 
     def ask_in_container(self, program: str, *arguments: str) -> Any:
         """What a Python program that runs in a container of its own prints, which must be JSON."""
@@ -182,25 +214,28 @@ class Cluster:
 
         eventually(compared, f"traces on {node}")
 
-    def remove_all(self) -> None:
-        """Every app; returns when no task is left."""
+    def await_empty(self) -> None:
+        """Remove every app. Returns when the nodes are all there, and nothing is left of any task."""
+        eventually(lambda: self.connected() == set(self.names), "all nodes are connected")
         for app in self.get("/v2/apps")["apps"]:
             self.remove(app["id"])
         eventually(lambda: not self.tasks(), "no task is left")
+        for name in self.names:
+            self.await_traces(name)
 
 
-def connect(lab: Lab) -> Cluster:
+@contextmanager
+def _connected(lab: Lab) -> Iterator[Cluster]:
     """With the administrator's credentials."""
     admin = json.loads(admin_file(lab).read_text())
-    context = ssl.create_default_context(cadata=admin["ca"])
-    api = httpx2.Client(
+    with httpx2.Client(
         base_url=admin["url"],
-        verify=context,
+        verify=ssl.create_default_context(cadata=admin["ca"]),
         trust_env=False,
         timeout=REQUEST_DEADLINE_S,
         headers={"Authorization": f"Bearer {admin['token']}"},
-    )
-    return Cluster(lab, api, admin["server_name"])
+    ) as api:
+        yield Cluster(lab, api, admin["server_name"])
 
 
 def web(instances: int, app: str = "/web", **fields: object) -> Json:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.cluster import bed
-from tests.cluster.bed import Cluster, eventually
+from tests.cluster.bed import Cluster
 
 NODES = 3
 
@@ -22,7 +22,4 @@ def shared() -> Iterator[Cluster]:
 def cluster(shared: Cluster) -> Iterator[Cluster]:
     """Nothing runs on it before the test. Afterwards everything is removed, and must be gone to the last trace."""
     yield shared
-    eventually(lambda: shared.connected() == set(shared.names), "all nodes are connected")
-    shared.remove_all()
-    for name in shared.names:
-        shared.await_traces(name)
+    shared.await_empty()

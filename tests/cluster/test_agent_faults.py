@@ -59,6 +59,45 @@ def test_agent_killed_while_it_launches(cluster: Cluster, moment: str) -> None:
             assert cluster.log_of(task) == "started\n"
 
 
+@pytest.mark.parametrize("left", [6, 5, 1])
+def test_agent_killed_while_it_clears_away(cluster: Cluster, left: int) -> None:
+    """Six containers of one node are to end, and the agent dies when so many still have their directory."""
+    containers = cluster.lab.node("n1").state / "containers"
+    with away(cluster, OTHERS):
+        cluster.run(bed.command("/ending", "trap 'echo ended; exit' TERM; while :; do sleep 0.05; done", instances=6))
+        cluster.await_running("/ending", 6)
+        cluster.remove("/ending")
+        wait_for_moment(lambda: len(list(containers.iterdir())) <= left)
+        cluster.lab.kill_daemon("n1", "agent")
+        eventually(lambda: not cluster.tasks(), "all have ended")
+        cluster.await_traces("n1")
+
+
+def test_killed_launcher_takes_no_container_with_it_and_is_replaced(cluster: Cluster) -> None:
+    cluster.run(bed.web(3))
+    before = cluster.await_running("/web", 3)
+    address, port = cluster.await_served("/web", before)
+    with steady(cluster.lab, "n2", address, port) as client:
+        kill_oldest(cluster, "n1", "agent/launcher/main.py")
+        killed = time.monotonic()
+        eventually(lambda: client.served_by(killed) == before.keys(), "all answer")
+        client.stop()
+        assert client.failures() == []
+    cluster.scale("/web", 6)
+    after = cluster.await_running("/web", 6)
+    assert all(after[task]["pid"] == before[task]["pid"] for task in before)
+    cluster.await_served("/web", after)
+
+
+def test_killed_worker_of_the_vips_is_replaced(cluster: Cluster) -> None:
+    cluster.run(bed.web(3))
+    cluster.await_served("/web", cluster.await_running("/web", 3))
+    for name in cluster.names:
+        kill_oldest(cluster, name, "netns.iptables.worker")
+    cluster.scale("/web", 6)
+    cluster.await_served("/web", cluster.await_running("/web", 6))
+
+
 def test_container_that_ends_while_the_agent_is_down(cluster: Cluster) -> None:
     cluster.run(bed.command("/ends", "trap 'exit 7' TERM; while :; do sleep 0.1; done", instances=3))
     before = cluster.await_running("/ends", 3)
@@ -69,8 +108,8 @@ def test_container_that_ends_while_the_agent_is_down(cluster: Cluster) -> None:
     gone = ["test", "!", "-e", f"/proc/{victim['pid']}"]
     eventually(lambda: cluster.lab.exec("n1", gone).returncode == 0, "the container has ended")
     cluster.lab.release("n1", "agent")
-    after = cluster.await_running("/ends", 3)
-    assert victim["id"] not in after and after.keys() >= before.keys() - {victim["id"]}
+    after = cluster.await_replaced("/ends", {victim["id"]}, 3)
+    assert after.keys() >= before.keys() - {victim["id"]}
     assert "exited with 7" in cluster.get("/v2/apps/ends")["app"]["lastTaskFailure"]["message"]
 
 
@@ -99,6 +138,10 @@ def restart(cluster: Cluster, node: str, number: int = signal.SIGKILL) -> None:
     eventually(lambda: node not in cluster.connected(), "the master notices", NOTICE_DEADLINE_S)
     cluster.lab.release(node, "agent")
     eventually(lambda: node in cluster.connected(), f"{node} is connected again")
+
+
+def kill_oldest(cluster: Cluster, node: str, program: str) -> None:
+    assert cluster.lab.exec(node, ["pkill", "-KILL", "-o", "-f", program]).returncode == 0
 
 
 def answered(client: Client, since: float, tasks: Tasks) -> bool:

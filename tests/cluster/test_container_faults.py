@@ -13,7 +13,7 @@ OTHER_NODE = {"n1": "n2", "n2": "n3", "n3": "n1"}
 
 
 def test_killed_container_leaves_the_vip_within_a_second_and_is_replaced(cluster: Cluster) -> None:
-    cluster.run(bed.web(4))
+    cluster.run(bed.web(4, backoffSeconds=3))  # time to look at the service without its replacement
     before = cluster.await_running("/web", 4)
     address, port = cluster.await_served("/web", before)
     victim = min(before.values(), key=lambda task: str(task["id"]))
@@ -21,7 +21,7 @@ def test_killed_container_leaves_the_vip_within_a_second_and_is_replaced(cluster
         eventually(lambda: client.served_by() == before.keys(), "all answer")
         killed = time.monotonic()
         kill(cluster, victim)
-        after = cluster.await_running("/web", 4)
+        after = cluster.await_replaced("/web", {victim["id"]}, 4)
         cluster.await_served("/web", after)
         whole = time.monotonic()
         eventually(lambda: client.served_by(whole) == after.keys(), "the replacement answers too")

@@ -18,12 +18,29 @@ from tests.cluster.traffic import PYTHON, steady
 REQUESTS = 200
 STOP_DEADLINE_S = 10.0
 
+# Whether it gets as far as a TLS handshake with the master, whether that then greets it, and what keys it can read.
+KNOCK = """
+import json, os, socket, ssl, sys
+context = ssl._create_unverified_context()
+context.set_alpn_protocols(["h2"])
+shaken = greeted = False
+try:
+    with context.wrap_socket(socket.create_connection((sys.argv[1], int(sys.argv[2])), 5)) as connection:
+        shaken = True
+        greeted = connection.recv(1) != b""
+except OSError:
+    pass
+keys = [key for key in sys.argv[3:] if os.access(key, os.R_OK)]
+print(json.dumps({"shaken": shaken, "keys": keys, "greeted": greeted}), flush=True)
+"""
+
 ASK_ALL = """
 import json, sys, urllib.request
 def ask(address):
     return urllib.request.urlopen(f"http://{address}:8080/", timeout=5).read().decode()
 print(json.dumps({address: ask(address) for address in sys.argv[1:]}), flush=True)
 """
+
 
 def test_example_runs_spread_over_all_nodes(cluster: Cluster) -> None:
     cluster.run(json.loads(bed.WEB.read_text()))
@@ -72,8 +89,16 @@ def test_containers_of_different_nodes_reach_each_other_by_overlay_address(clust
     cluster.run(bed.web(3))
     tasks = cluster.await_running("/web", 3)
     assert {task["node"] for task in tasks.values()} == set(cluster.names)
+    cluster.await_served("/web", tasks)
     expected = {task["addresses"][0]: task["id"] for task in tasks.values()}
     assert cluster.ask_in_container(ASK_ALL, *expected) == expected
+
+
+def test_container_of_the_cluster_is_no_member_of_it(cluster: Cluster) -> None:
+    """It can reach the master, as anybody on the network can, but has nothing to prove itself with."""
+    keys = [str(cluster.lab.node(name).state / "pki/cert.key") for name in cluster.names]
+    master = str(cluster.lab.node(MASTER).address)
+    assert cluster.ask_in_container(KNOCK, master, "8444", *keys) == {"shaken": True, "keys": [], "greeted": False}
 
 
 def test_output_of_a_container_comes_through_the_master(cluster: Cluster) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import subprocess
 import tempfile
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -38,10 +37,10 @@ async def probe(address, port):
     try:
         by = await asyncio.wait_for(ask(address, port), 3)
         error = "" if by else "empty answer"
-    except OSError as failure:
-        error = repr(failure)
     except asyncio.TimeoutError:
         error = "no answer in 3 s"
+    except OSError as failure:
+        error = repr(failure)
     print(json.dumps([sent, time.monotonic() - sent, by, error]), flush=True)
 
 async def main(address, port, rate):
@@ -105,7 +104,3 @@ def steady(lab: Lab, node: str, address: str, port: int, rate: float = RATE) -> 
         finally:
             if process.poll() is None:
                 client.stop()
-
-
-def count(answers: list[Answer]) -> Counter[str]:
-    return Counter(answer.by for answer in answers if answer.by)

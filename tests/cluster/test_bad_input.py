@@ -1,0 +1,97 @@
+"""What the API refuses, over the wire: one clear error that names the field, and nothing stored."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.cluster import bed
+from tests.cluster.bed import Cluster
+
+GOOD = bed.command("/bad", "exec sleep 3600")
+
+
+def port(**fields: object) -> dict[str, Any]:
+    return {"container": {"type": "MESOS", "portMappings": [{"containerPort": 80, **fields}]}}
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "unknown field": ({"colour": "red"}, "/colour"),
+    "unknown field inside": (port(colour="red"), "/container/portMappings(0)/colour"),
+    "wrong type": ({"instances": "two"}, "/instances"),
+    "text for a number": ({"cpus": "1"}, "/cpus"),
+    "negative cpus": ({"cpus": -1}, "/cpus"),
+    "no cpus": ({"cpus": 0}, "/cpus"),
+    "negative memory": ({"mem": -5}, "/mem"),
+    "negative instances": ({"instances": -1}, "/instances"),
+    "huge": ({"cpus": 1e300}, "/cpus"),
+    "dots in the id": ({"id": "/a/../b"}, "/id"),
+    "dots as the id": ({"id": ".."}, "/id"),
+    "capitals in the id": ({"id": "/Web"}, "/id"),
+    "VIP without port": (port(labels={"VIP_0": "/web"}), "/container/portMappings(0)/labels"),
+    "VIP with a bad port": (port(labels={"VIP_0": "/web:99999"}), "/container/portMappings(0)/labels"),
+    "port out of range": (port(containerPort=70000), "/container/portMappings(0)/containerPort"),
+    "field that is not supported": ({"uris": ["http://192.0.2.1/x"]}, "/uris"),
+    "NUL in an argument": ({"cmd": "echo \0"}, "/cmd"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_bad_definition_names_its_field(cluster: Cluster, case: str) -> None:
+    change, path = REFUSED[case]
+    response = cluster.request("POST", "/v2/apps", json={**GOOD, **change})
+    assert response.status_code == 422
+    refusal = response.json()
+    assert refusal["message"] == "Object is not valid"
+    (detail,) = refusal["details"]
+    assert detail["path"] == path and all(isinstance(error, str) and error for error in detail["errors"])
+    nothing_stored(cluster)
+
+
+@pytest.mark.parametrize(
+    ("content", "status"),
+    [
+        (b'{"id": "/bad", "cmd": ', 400),
+        (b"\xff\xfe", 400),
+        (b"", 422),
+        (b"[]", 422),
+        (b"null", 422),
+        (b"[" * 100_000, 400),
+        (b'{"id": "/bad", "cmd": "' + b"x" * (10 << 20) + b'"}', 413),
+    ],
+    ids=["cut short", "no text", "empty", "a list", "null", "nested", "10 MB"],
+)
+def test_bad_body(cluster: Cluster, content: bytes, status: int) -> None:
+    response = cluster.request("POST", "/v2/apps", content=content)
+    assert (response.status_code, "message" in response.json()) == (status, True)
+    nothing_stored(cluster)
+
+
+@pytest.mark.parametrize("header", [None, "Bearer wrong", "Basic YWRtaW46YWRtaW4=", "Bearer"])
+@pytest.mark.parametrize(("method", "path"), [("GET", "/v2/apps"), ("POST", "/v2/apps"), ("POST", "/api/v1/tokens")])
+def test_no_token_or_a_wrong_one(cluster: Cluster, method: str, path: str, header: str | None) -> None:
+    body = None if method == "GET" else GOOD
+    request = cluster.api.build_request(method, path, json=body, extensions={"sni_hostname": cluster.server_name})
+    del request.headers["Authorization"]
+    if header is not None:
+        request.headers["Authorization"] = header
+    response = cluster.lab.within("master", lambda: cluster.api.send(request))
+    assert response.status_code == 401 and "Bearer" in response.headers["WWW-Authenticate"]
+    assert "token" in response.json()["message"] or "Authorization" in response.json()["message"]
+    nothing_stored(cluster)
+
+
+def test_bad_change_of_a_service_leaves_it_as_it_was(cluster: Cluster) -> None:
+    cluster.run(bed.command("/good", "exec sleep 3600"))
+    before = cluster.await_running("/good", 1)
+    for body in {"instances": -1}, {"instances": "2"}, {"instances": 1, "colour": "red"}, {}:
+        assert cluster.request("PUT", "/v2/apps/good", json=body).status_code == 422
+    assert cluster.request("PUT", "/v2/apps/none", json={"instances": 1}).status_code == 404
+    assert cluster.request("DELETE", "/v2/apps/none").status_code == 404
+    assert cluster.request("POST", "/v2/apps", json={**GOOD, "id": "/good"}).status_code == 409
+    assert cluster.running("/good") == before
+
+
+def nothing_stored(cluster: Cluster) -> None:
+    assert cluster.get("/v2/apps")["apps"] == [] and cluster.tasks() == {}

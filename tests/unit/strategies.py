@@ -1,0 +1,104 @@
+"""Hypothesis strategies for the model's objects, as they may come over the wire or from disk."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+
+from hypothesis import strategies as st
+
+from model.network import Address, Block, Network, NetworkKind, Subnet, Vtep
+from model.node import Node
+from model.resources import Resources
+from model.task import Port, Protocol, Rlimit, TaskSpec, TaskState, TaskStatus, Usage
+from model.vip import Backend, Vip
+
+texts = st.text(max_size=8)
+names = st.from_regex(r"[a-z0-9][a-z0-9.-]{0,8}", fullmatch=True)
+pairs = st.lists(st.tuples(texts, texts), max_size=3).map(tuple)
+numbers = st.integers(0, 2**31 - 1)
+seconds = st.floats(0, 1e12, allow_nan=False)
+ports = st.integers(1, 65535)
+protocols = st.sampled_from(Protocol)
+addresses: st.SearchStrategy[Address] = st.one_of(st.builds(IPv4Address, numbers), st.builds(IPv6Address, numbers))
+resources = st.builds(Resources, numbers, numbers, numbers, numbers)
+states = st.sampled_from(TaskState)
+
+
+def _subnet(bits: int, prefix: int, wide: bool) -> Subnet:
+    if wide:
+        return IPv6Network((bits << 96, 64 + prefix), strict=False)
+    return IPv4Network((bits, prefix), strict=False)
+
+
+subnets = st.builds(_subnet, numbers, st.integers(8, 30), st.booleans())
+usages = st.builds(
+    Usage,
+    cpu_s=seconds,
+    cpu_limit=st.none() | seconds,
+    mem_bytes=numbers,
+    mem_limit_bytes=st.none() | numbers,
+    pids=numbers,
+    pids_limit=st.none() | numbers,
+)
+statuses = st.builds(
+    TaskStatus,
+    task_id=names,
+    state=states,
+    sequence=numbers,
+    at=seconds,
+    reason=texts,
+    message=texts,
+    addresses=st.lists(addresses.map(str), max_size=2).map(tuple),
+    pid=st.none() | numbers,
+    exit_code=st.none() | st.integers(-(2**31), 2**31 - 1),
+    healthy=st.none() | st.booleans(),
+    usage=usages,
+)
+specs = st.builds(
+    TaskSpec,
+    id=names,
+    framework=texts,
+    owner=texts,
+    argv=st.lists(texts, max_size=3).map(tuple),
+    resources=resources,
+    network=names,
+    env=pairs,
+    ports=st.lists(
+        st.builds(Port, ports, texts, st.lists(protocols, max_size=2, unique=True).map(tuple), pairs), max_size=2
+    ).map(tuple),
+    user=texts,
+    cwd=texts,
+    rootfs=texts,
+    pids=numbers,
+    rlimits=st.lists(st.builds(Rlimit, texts, numbers, numbers), max_size=2).map(tuple),
+    labels=pairs,
+    kill_grace_s=seconds,
+)
+nodes = st.builds(
+    Node,
+    id=names,
+    hostname=texts,
+    boot_id=texts,
+    address=addresses,
+    resources=resources,
+    attributes=st.dictionaries(texts, texts, max_size=2).map(lambda pairs: tuple(sorted(pairs.items()))),
+    version=texts,
+)
+networks = st.builds(
+    Network,
+    name=names,
+    kind=st.sampled_from(NetworkKind),
+    subnets=st.lists(subnets, max_size=2).map(tuple),
+    block_prefix=st.integers(0, 128),
+    vni=st.none() | st.integers(0, 2**24 - 1),
+)
+blocks = st.builds(Block, network=names, node=names, subnet=subnets)
+peers = st.builds(Vtep, blocks, addresses, names)
+vips = st.builds(
+    Vip,
+    address=addresses,
+    port=ports,
+    protocol=protocols,
+    name=texts,
+    backends=st.lists(st.builds(Backend, names, names, addresses, ports, st.integers(0, 100)), max_size=3).map(tuple),
+)

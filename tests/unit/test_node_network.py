@@ -1,0 +1,201 @@
+"""Network items of the desired state, put together and applied: nothing twice, nothing lost, also when it fails."""
+
+from __future__ import annotations
+
+import asyncio
+from ipaddress import ip_address, ip_network
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent.node_network import NodeNetwork
+from model.network import Block, Network, NetworkKind, Vtep, vtep_mac
+from model.task import Protocol
+from model.vip import Vip
+from tests.unit.cluster import until
+from tests.unit.control import POOL
+from tests.unit.node import Driver, Vips
+
+pytestmark = pytest.mark.anyio
+OVERLAY = ip_network("100.64.0.0/11")
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+class Node:
+    def __init__(self) -> None:
+        self.driver = Driver()
+        self.vips = Vips(self.driver)
+        self.network = NodeNetwork(self.driver, self.vips, (POOL,))
+
+    async def apply(self) -> list[str]:
+        """What was done."""
+        self.driver.log.clear()
+        await self.network.apply()
+        return list(self.driver.log)
+
+
+def put_network(network: NodeNetwork, name: str) -> None:
+    block = Block(name, "n1", ip_network("100.64.0.0/24"))
+    network.put_network(Network(name, NetworkKind.OVERLAY, (OVERLAY,), vni=1024), (block,))
+
+
+def peer(network: str, node: str) -> Vtep:
+    return Vtep(Block(network, node, ip_network("100.64.1.0/24")), ip_address("10.0.0.2"), vtep_mac(node, 1024))
+
+
+def vip(number: int) -> Vip:
+    return Vip(ip_address("100.127.0.1"), number, Protocol.TCP, "services/web")
+
+
+async def test_a_change_is_applied_in_one_go() -> None:
+    node = Node()
+    put_network(node.network, "a")
+    for name in ("n2", "n3"):
+        node.network.put_peer(peer("a", name))
+    for number in (80, 81):
+        node.network.put_vip(vip(number))
+    assert await node.apply() == ["configure a", "vips"]
+    assert {p.block.node for p in node.driver.configured["a"].peers} == {"n2", "n3"}
+    assert node.vips.table is not None and len(node.vips.table.vips) == 2
+    assert (node.vips.table.cluster, node.vips.table.pools) == ((OVERLAY,), (POOL,))
+    assert await node.apply() == []
+    node.network.remove("peer/a/n2")
+    assert await node.apply() == ["configure a"]
+    node.network.remove(f"vip/{vip(80).key}")
+    assert await node.apply() == ["vips"]
+
+
+async def test_what_is_not_here_can_be_removed() -> None:
+    node = Node()
+    for key in ("network/x", "peer/x/n9", "vip/1.2.3.4:80/tcp", "moon/1"):
+        node.network.remove(key)
+    assert await node.apply() == []
+
+
+async def test_a_peer_may_come_before_its_network() -> None:
+    node = Node()
+    node.network.put_peer(peer("a", "n2"))
+    assert await node.apply() == []
+    put_network(node.network, "a")
+    await node.apply()
+    assert len(node.driver.configured["a"].peers) == 1
+
+
+@pytest.mark.parametrize("failing", ["validate a", "configure a", "vips", "remove b"])
+async def test_what_failed_is_tried_again_and_nothing_else(failing: str) -> None:
+    node = Node()
+    put_network(node.network, "a")
+    put_network(node.network, "b")
+    await node.apply()
+    put_network(node.network, "a")
+    node.network.remove("network/b")
+    node.driver.failing = {failing}
+    assert len(await node.network.apply()) == 1
+    assert len(await node.network.apply()) == 1
+    node.driver.failing = set()
+    assert await node.apply() == [failing.replace("validate", "configure")]
+    assert set(node.driver.configured) == {"a"} and await node.apply() == []
+
+
+@pytest.mark.parametrize("held", ["remove old", "configure new", "vips"])
+async def test_a_session_that_ends_in_the_middle_leaves_nothing_half_done(held: str) -> None:
+    """What was under way when it was cancelled, and what had not begun, is done by the next session."""
+    node = Node()
+    put_network(node.network, "old")
+    await node.apply()
+    node.network.remove("network/old")
+    put_network(node.network, "new")
+    node.driver.held = held
+    node.driver.gate.clear()
+    applying = asyncio.create_task(node.network.apply())
+    await until(lambda: node.driver.log[-1] == held)
+    applying.cancel()
+    await asyncio.gather(applying, return_exceptions=True)
+    node.driver.gate.set()
+    assert held in await node.apply()
+    assert set(node.driver.configured) == {"new"}
+    assert node.vips.table is not None and len(node.vips.table.local) == 1
+
+
+async def test_a_network_that_comes_back_before_it_was_removed_stays() -> None:
+    """Its containers are connected to it: it must not go away in between."""
+    node = Node()
+    put_network(node.network, "a")
+    await node.apply()
+    node.network.remove("network/a")
+    put_network(node.network, "a")
+    assert "remove a" not in await node.apply()
+
+
+async def test_what_is_put_during_apply_is_for_the_next_time() -> None:
+    node = Node()
+    put_network(node.network, "a")
+    node.driver.gate.clear()
+    applying = asyncio.create_task(node.network.apply())
+    await until(lambda: node.driver.log == ["configure a"])
+    node.network.put_peer(peer("a", "n2"))
+    node.driver.gate.set()
+    await applying
+    await node.apply()
+    assert len(node.driver.configured["a"].peers) == 1
+
+
+KEYS = ("network/a", "network/b", "peer/a/n2", "peer/b/n2", "vip/100.127.0.1:80/tcp", "vip/100.127.0.1:81/tcp")
+steps = st.lists(
+    st.one_of(
+        st.tuples(st.sampled_from(["put", "remove"]), st.sampled_from(KEYS)),
+        st.tuples(st.just("keep"), st.sets(st.sampled_from(KEYS))),
+        st.tuples(st.just("fail"), st.sets(st.sampled_from(["configure a", "remove b", "vips", "validate b"]))),
+        st.tuples(st.just("apply"), st.none()),
+    ),
+    max_size=25,
+)
+
+
+def put(network: NodeNetwork, key: str) -> None:
+    kind, _, rest = key.partition("/")
+    match kind:
+        case "network":
+            put_network(network, rest)
+        case "peer":
+            network.put_peer(peer(rest.split("/")[0], rest.split("/")[1]))
+        case "vip":
+            network.put_vip(vip(int(rest.split(":")[1].split("/")[0])))
+
+
+async def check(history: list[tuple[str, object]]) -> None:
+    node = Node()
+    wanted: set[str] = set()
+    for step in history:
+        match step:
+            case ("put", str(key)):
+                wanted.add(key)
+                put(node.network, key)
+            case ("remove", str(key)):
+                wanted.discard(key)
+                node.network.remove(key)
+            case ("keep", set(keys)):
+                wanted &= keys
+                node.network.keep_only(keys)
+            case ("fail", set(names)):
+                node.driver.failing = names
+            case _:
+                await node.network.apply()
+    node.driver.failing = set()
+    node.network.keep_only(wanted)
+    assert await node.network.apply() == []
+    assert {f"network/{name}" for name in node.driver.configured} == {key for key in wanted if "network/" in key}
+    for name, spec in node.driver.configured.items():
+        assert {f"peer/{name}/{p.block.node}" for p in spec.peers} == {key for key in wanted if f"peer/{name}/" in key}
+    assert node.vips.table is not None
+    assert {f"vip/{key}" for key in node.vips.table.vips} == {key for key in wanted if "vip/" in key}
+
+
+@given(steps)
+def test_the_kernel_has_what_is_wanted_in_the_end(history: list[tuple[str, object]]) -> None:
+    asyncio.run(check(history))

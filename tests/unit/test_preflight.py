@@ -1,0 +1,52 @@
+"""What an agent finds missing on a machine, told in one line and before it changes anything."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from agent import preflight
+from agent.preflight import NotFit
+
+
+@pytest.fixture
+def proc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Of a machine that has everything, its caller being root."""
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(shutil, "which", lambda program: f"/usr/sbin/{program}")
+    namespaces = tmp_path / "self" / "ns"
+    namespaces.mkdir(parents=True)
+    for name in preflight.NAMESPACES:
+        (namespaces / name).touch()
+    (tmp_path / "filesystems").write_text("".join(f"nodev\t{name}\n" for name in preflight.FILESYSTEMS) + "\text4\n")
+    mounts = [
+        f"{number} 1 0:{number} / /sys/fs/cgroup/{name} rw,relatime - cgroup cgroup rw,{name}\n"
+        for number, name in enumerate(("cpu", "memory", "pids", "cpuset", "devices", "freezer", "blkio"), 30)
+    ]
+    (tmp_path / "self" / "mountinfo").write_text("".join(mounts))
+    return tmp_path
+
+
+def test_a_machine_that_has_it_all(proc: Path) -> None:
+    preflight.check(proc)
+
+
+def test_everything_that_lacks_is_told_at_once(proc: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (proc / "filesystems").write_text("nodev\ttmpfs\nnodev\tproc\nnodev\tsysfs\nnodev\tmqueue\nnodev\tdevpts\n")
+    (proc / "self" / "ns" / "user").unlink()
+    (proc / "self" / "mountinfo").write_text("")
+    monkeypatch.setattr(shutil, "which", lambda program: None)
+    with pytest.raises(NotFit) as caught:
+        preflight.check(proc)
+    for words in ("overlay (modprobe overlay)", "user namespaces", "cgroup", "apt-get install iptables"):
+        assert words in str(caught.value)
+    assert "\n" not in str(caught.value) and "tmpfs" not in str(caught.value)
+
+
+def test_only_root(proc: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    with pytest.raises(NotFit, match="needs root: run it with sudo"):
+        preflight.check(proc)

@@ -1,0 +1,422 @@
+"""Tasks on a node: at most once, cleared away before their end is told, whenever the agent is killed."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from structlog.testing import capture_logs
+
+from agent.checkpoint import CODEC
+from agent.launcher.record import Exit
+from agent.reconciler import ID_RANGE_SIZE, ID_RANGE_START, describe_exit
+from model.resources import Resources
+from model.task import TaskSpec, TaskState, TaskStatus
+from tests.unit.cluster import until
+from tests.unit.control import task
+from tests.unit.node import Life, World, settled
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+def spec(task_id: str, *argv: str) -> TaskSpec:
+    return replace(task(task_id), argv=argv or ("sleep",), kill_grace_s=0.01)
+
+
+def state(world: World, task_id: str) -> TaskState | None:
+    status = world.master.get(task_id)
+    return status.state if status else None
+
+
+def is_over(world: World, task_id: str) -> Callable[[], bool]:
+    return lambda: (now := state(world, task_id)) is not None and now.terminal
+
+
+async def start(directory: Path) -> tuple[World, Life]:
+    world = World(directory)
+    life = Life(world)
+    assert await life.begin()
+    return world, life
+
+
+async def test_a_task_from_acceptance_to_oblivion(tmp_path: Path) -> None:
+    world, life = await start(tmp_path)
+    life.reconciler.assign(spec("a"), kill=False)
+    await until(lambda: state(world, "a") is TaskState.RUNNING)
+    assert world.master["a"].addresses == ("100.64.0.2",) and world.master["a"].pid == 4711
+    assert not life.reconciler.over("a")
+    world.exit("a", Exit(code=0))
+    await until(is_over(world, "a"))
+    assert (world.master["a"].state, world.master["a"].exit_code) == (TaskState.FINISHED, 0)
+    assert world.alive == {} and world.prepared == set() and life.reconciler.over("a")
+    life.reconciler.withdraw("a")
+    assert list((tmp_path / "tasks").iterdir()) == [] and life.reconciler.statuses() == []
+
+
+@pytest.mark.parametrize(
+    ("argv", "end", "reason"),
+    [
+        (("exit", "3"), TaskState.FAILED, "exited with 3"),
+        (("fail", "prepare"), TaskState.FAILED, "no cgroup"),
+        (("fail", "refuse"), TaskState.REJECTED, "no such root file system"),
+        (("fail", "create"), TaskState.FAILED, "clone: a: Resource temporarily unavailable"),
+        (("fail", "start"), TaskState.FAILED, "exec: /nowhere: No such file or directory"),
+    ],
+)
+async def test_ends_and_their_reasons(tmp_path: Path, argv: tuple[str, ...], end: TaskState, reason: str) -> None:
+    world, life = await start(tmp_path)
+    life.reconciler.assign(spec("a", *argv), kill=False)
+    await until(is_over(world, "a"))
+    assert (world.master["a"].state, world.master["a"].reason) == (end, reason)
+    assert world.alive == {} and world.prepared == set()
+    await life.end()
+
+
+async def test_what_can_never_fit_is_rejected(tmp_path: Path) -> None:
+    world, life = await start(tmp_path)
+    life.reconciler.assign(replace(spec("a"), resources=Resources(cpus=9000)), kill=False)
+    await until(is_over(world, "a"))
+    assert world.master["a"].reason == "this node has 5 CPU too little, even when empty"
+    assert world.launched == {}
+
+
+@pytest.mark.parametrize("argv", [("sleep",), ("stubborn",)])
+async def test_a_kill_ends_it_with_or_without_its_consent(tmp_path: Path, argv: tuple[str, ...]) -> None:
+    world, life = await start(tmp_path)
+    life.reconciler.assign(spec("a", *argv), kill=False)
+    await until(lambda: state(world, "a") is TaskState.RUNNING)
+    for _ in range(2):
+        life.reconciler.assign(spec("a", *argv), kill=True)
+    await until(is_over(world, "a"))
+    assert state(world, "a") is TaskState.KILLED
+    life.reconciler.assign(spec("a", *argv), kill=True)
+    assert state(world, "a") is TaskState.KILLED
+
+
+async def test_a_kill_before_the_networks_are_there(tmp_path: Path) -> None:
+    world, life = await start(tmp_path)
+    life.ready.clear()
+    life.reconciler.assign(spec("a"), kill=False)
+    await settled(world)
+    assert state(world, "a") is TaskState.ACCEPTED
+    life.reconciler.assign(spec("a"), kill=True)
+    await until(is_over(world, "a"))
+    assert world.master["a"].reason == "killed before it was started" and world.launched == {}
+
+
+async def test_a_full_disk_delays_the_news_but_loses_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agent.reconciler.RETRY_S", 0.01)
+    world, life = await start(tmp_path)
+    life.reconciler.assign(spec("a"), kill=False)
+    await until(lambda: state(world, "a") is TaskState.RUNNING)
+    save, refused = life.checkpoint.save, []
+
+    def full(record: Any) -> None:
+        refused.append(record)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(life.checkpoint, "save", full)
+    world.exit("a", Exit(code=7))
+    await until(lambda: len(refused) > 2)
+    assert state(world, "a") is TaskState.RUNNING and not life.reconciler.over("a")
+    monkeypatch.setattr(life.checkpoint, "save", save)
+    await until(is_over(world, "a"))
+    assert world.master["a"].exit_code == 7
+
+
+async def test_a_fault_of_ours_leaves_no_task_unattended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agent.reconciler.RETRY_S", 0.01)
+    world, life = await start(tmp_path)
+    calls = []
+
+    async def broken(container: object) -> object:
+        calls.append(container)
+        raise KeyError("pid")
+
+    monkeypatch.setattr(life.reconciler._containers, "create", broken)
+    life.reconciler.assign(spec("a"), kill=False)
+    await until(lambda: bool(calls))
+    monkeypatch.undo()
+    life.reconciler.assign(spec("a"), kill=True)
+    await life.end()
+    world.prepared.clear()
+    again = Life(world)
+    assert await again.begin()
+    await until(is_over(world, "a"))
+    assert state(world, "a") is TaskState.KILLED
+
+
+async def test_clean_up_that_fails_does_not_hold_up_the_end(tmp_path: Path) -> None:
+    world, life = await start(tmp_path)
+    life.reconciler.assign(spec("a", "fail", "cleanup"), kill=False)
+    await until(lambda: state(world, "a") is TaskState.RUNNING)
+    world.exit("a", Exit(code=0))
+    await until(is_over(world, "a"))
+    assert "a" in world.keepers  # what is left is an orphan
+    await life.end()
+    assert await Life(world).begin()
+    assert world.keepers == {}
+
+
+async def test_one_container_that_resists_does_not_stop_the_agent(tmp_path: Path) -> None:
+    """It died before the start, and what it made can not be cleared away."""
+    world, life = await start(tmp_path)
+    life.ready.clear()
+    life.reconciler.assign(spec("bad", "fail", "cleanup"), kill=False)
+    life.reconciler.assign(spec("good"), kill=False)
+    await life.end()
+    again = Life(world)
+    assert await again.begin()
+    await until(lambda: state(world, "good") is TaskState.RUNNING)
+    assert "could not go on" in world.master["bad"].reason and state(world, "bad") is TaskState.FAILED
+    await again.end()
+
+
+async def test_a_restart_of_the_agent_touches_nothing_that_runs(tmp_path: Path) -> None:
+    world, life = await start(tmp_path)
+    for name in ("a", "b"):
+        life.reconciler.assign(spec(name), kill=False)
+    await until(lambda: len(world.alive) == 2 and state(world, "b") is TaskState.RUNNING)
+    running = dict(world.alive)
+    await life.end()
+    world.exit("b", Exit(code=5))
+    again = Life(world)
+    assert await again.begin()
+    await until(is_over(world, "b"))
+    assert world.master["b"].exit_code == 5 and world.alive == {"a": running["a"]}
+    again.reconciler.withdraw_others(set())
+    await until(lambda: again.reconciler.statuses() == [])
+    assert world.alive == {}
+
+
+async def test_after_a_reboot_everything_is_lost(tmp_path: Path) -> None:
+    world, life = await start(tmp_path)
+    life.reconciler.assign(spec("a"), kill=False)
+    await until(lambda: state(world, "a") is TaskState.RUNNING)
+    await life.end()
+    world.reboot()
+    assert await Life(world).begin()
+    assert (world.master["a"].state, world.master["a"].reason) == (TaskState.LOST, "the node was restarted")
+
+
+async def test_a_container_whose_keeper_left_nothing_is_not_started_again(tmp_path: Path) -> None:
+    world, life = await start(tmp_path)
+    life.reconciler.assign(spec("a"), kill=False)
+    await until(lambda: state(world, "a") is TaskState.RUNNING)
+    await life.end()
+    world.keepers.clear()
+    assert await Life(world).begin()
+    assert state(world, "a") is TaskState.FAILED and world.launched == {"a": 1}
+
+
+async def test_user_ids_are_given_again_only_when_their_task_is_forgotten(tmp_path: Path) -> None:
+    world, life = await start(tmp_path)
+    for name in "abc":
+        life.reconciler.assign(spec(name), kill=False)
+    await until(lambda: len(world.alive) == 3)
+    assert sorted(world.alive.values()) == [ID_RANGE_START + i * ID_RANGE_SIZE for i in range(3)]
+    b = world.alive["b"]
+    world.exit("b", Exit(code=0))
+    await until(is_over(world, "b"))
+    life.reconciler.assign(spec("d"), kill=False)
+    await until(lambda: "d" in world.alive)
+    assert world.alive["d"] != b
+    life.reconciler.withdraw("b")
+    life.reconciler.assign(spec("e"), kill=False)
+    await until(lambda: "e" in world.alive)
+    assert world.alive["e"] == b
+    await life.end()
+
+
+async def test_an_id_that_names_no_directory_is_refused(tmp_path: Path) -> None:
+    _, life = await start(tmp_path)
+    with pytest.raises(ValueError, match="not a task id"):
+        life.reconciler.assign(spec("../../etc/passwd"), kill=False)
+    assert list((tmp_path / "tasks").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("end", "words"),
+    [
+        (Exit(code=1), "exited with 1"),
+        (Exit(signal=9), "killed by SIGKILL"),
+        (Exit(signal=40), "killed by signal 40"),
+        (Exit(error="exec: /x: No such file or directory"), "exec: /x: No such file or directory"),
+        (Exit(lost=True), "its exit code is lost: the keeper was killed"),
+    ],
+)
+def test_exits_in_words(end: Exit, words: str) -> None:
+    assert describe_exit(end) == words
+
+
+class Story:
+    """Drives lives of an agent in one world, as the master would: what is desired is sent again after each start."""
+
+    def __init__(self, directory: Path) -> None:
+        self.world = World(directory)
+        self.life = Life(self.world)
+        self.desired: dict[str, tuple[TaskSpec, bool]] = {}
+        self.withdrawn: set[str] = set()
+
+    async def begin(self, die_at: int | None = None) -> None:
+        self.life = Life(self.world, die_at)
+        if await self.life.begin():
+            await self.send(lambda: self.life.reconciler.withdraw_others(set(self.desired)))
+            for task_spec, kill in list(self.desired.values()):
+                await self.send(lambda task_spec=task_spec, kill=kill: self.life.reconciler.assign(task_spec, kill))  # type: ignore[misc]
+        if self.life.dead:
+            await self.begin()
+
+    async def send(self, message: Callable[[], None]) -> None:
+        if self.life.dead:
+            return
+        try:
+            message()
+        except asyncio.CancelledError:
+            await self.life.end()
+
+    async def assign(self, task_spec: TaskSpec, kill: bool = False) -> None:
+        if task_spec.id not in self.withdrawn:
+            known, killed = self.desired.get(task_spec.id, (task_spec, False))
+            self.desired[task_spec.id] = known, kill or killed
+            await self.send(lambda: self.life.reconciler.assign(known, kill or killed))
+            await self.revive()
+
+    async def withdraw(self, task_id: str) -> None:
+        self.withdrawn.add(task_id)
+        if self.desired.pop(task_id, None) is not None:
+            await self.send(lambda: self.life.reconciler.withdraw(task_id))
+            await self.revive()
+
+    async def revive(self) -> None:
+        """The next agent, if this one died meanwhile."""
+        if self.life.dead:
+            await self.life.end()
+            await self.begin()
+
+    async def restart(self, die_at: int | None = None) -> None:
+        await self.life.end()
+        await self.begin(die_at)
+
+    async def finish(self) -> None:
+        """Kill everything; then all must have ended, and the master must know how."""
+        await self.revive()
+        for task_spec, _ in list(self.desired.values()):
+            await self.assign(task_spec, kill=True)
+        async with asyncio.timeout(10):
+            while not all(
+                self.life.reconciler.over(task_id) for task_id in self.desired | dict.fromkeys(self.withdrawn)
+            ):
+                await asyncio.sleep(0.001)
+                await self.revive()
+        await settled(self.world)
+        for task_id in self.desired:
+            status = self.status(task_id)
+            assert status == self.world.master[task_id] and status.state.terminal
+            saved = CODEC.decode((self.world.directory / "tasks" / f"{task_id}.json").read_bytes())
+            assert saved.status == status
+        assert {status.task_id for status in self.life.reconciler.statuses()} == set(self.desired)
+        assert self.world.alive == {} and self.world.prepared == set() and self.world.keepers == {}
+        assert all(count <= 1 for count in self.world.launched.values())
+        await self.life.end()
+
+    def status(self, task_id: str) -> TaskStatus:
+        return next(status for status in self.life.reconciler.statuses() if status.task_id == task_id)
+
+
+async def killed_at(number: int, directory: Path, argv: tuple[str, ...], kill: bool) -> tuple[int, Story]:
+    """A task's whole life, with the agent killed at that operation, and again at the same one of its next life."""
+    story = Story(directory)
+    await story.begin(die_at=number)
+    first = story.life
+    await story.assign(spec("a", *argv))
+    await settled(story.world)
+    if story.life.dead:
+        await story.restart(die_at=number)
+        await settled(story.world)
+        await story.revive()
+        await settled(story.world)
+    if kill:
+        await story.assign(spec("a", *argv), kill=True)
+    else:
+        story.world.exit("a", Exit(code=3))
+    await settled(story.world)
+    await story.revive()
+    await settled(story.world)
+    await story.finish()
+    return first.operations, story
+
+
+@pytest.mark.parametrize("kill", [False, True])
+@pytest.mark.parametrize("argv", [("sleep",), ("exit", "3"), ("fail", "prepare"), ("fail", "start")])
+def test_killed_at_every_operation(argv: tuple[str, ...], kill: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Law 2. No exit code is lost either: 3 is reported unless the task never came to run or was killed."""
+    number = 1
+    while True:
+        with tempfile.TemporaryDirectory() as directory, capture_logs() as logs:
+            operations, story = asyncio.run(killed_at(number, Path(directory), argv, kill))
+        assert not [entry for entry in logs if entry["event"] == "step failed, trying again"]
+        end = story.world.master["a"]
+        if story.world.launched["a"] and not kill:
+            assert (end.state, end.exit_code) == (TaskState.FAILED, 3), (number, end)
+        if operations < number:
+            assert number > 10
+            return
+        number += 1
+
+
+steps = st.lists(
+    st.one_of(
+        st.tuples(
+            st.just("assign"), st.sampled_from("abc"), st.sampled_from(["sleep", "stubborn", "exit 0", "fail start"])
+        ),
+        st.tuples(st.just("kill"), st.sampled_from("abc")),
+        st.tuples(st.just("withdraw"), st.sampled_from("abc")),
+        st.tuples(st.just("exit"), st.sampled_from("abc"), st.integers(0, 2)),
+        st.tuples(st.just("restart"), st.integers(1, 40)),
+        st.tuples(st.just("turns"), st.integers(1, 20)),
+    ),
+    max_size=20,
+)
+
+
+async def check(history: list[tuple[Any, ...]], directory: Path) -> None:
+    story = Story(directory)
+    await story.begin()
+    for step in history:
+        match step:
+            case ("assign", name, argv):
+                await story.assign(spec(name, *argv.split()))
+            case ("kill", name) if name in story.desired:
+                await story.assign(story.desired[name][0], kill=True)
+            case ("withdraw", name):
+                await story.withdraw(name)
+            case ("exit", name, code):
+                story.world.exit(name, Exit(code=code))
+            case ("restart", die_at):
+                await story.restart(die_at)
+            case ("turns", turns):
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+        await story.revive()
+    await story.finish()
+
+
+@given(steps)
+@settings(max_examples=80, deadline=None)
+def test_whatever_happens_every_task_runs_at_most_once_and_ends(history: list[tuple[Any, ...]]) -> None:
+    with tempfile.TemporaryDirectory() as directory, capture_logs() as logs:
+        asyncio.run(check(history, Path(directory)))
+    assert not [entry for entry in logs if entry["event"] == "step failed, trying again"]
