@@ -172,7 +172,8 @@ class _Conversation:
             self._gathered.clear()
             revision = self._received
             self._errors = await self._network.apply()
-            self._applied = revision
+            if not self._errors:
+                self._applied = revision  # who waits for a backend to leave must not take a failure for it
             self._session._ready.set()
             self._session._wake.set()
 

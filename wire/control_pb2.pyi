@@ -219,7 +219,9 @@ Global___Item: _TypeAlias = Item  # noqa: Y015
 
 @_typing.final
 class Applied(_message.Message):
-    """Sent when every item of the revision is programmed, or, for tasks, on disk. `errors` says what could not be."""
+    """Sent when every item of the revision is programmed, or, for tasks, on disk; the last such revision, with what could
+    not be done since in `errors`.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
