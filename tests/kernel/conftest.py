@@ -14,11 +14,6 @@ from tests.kernel import namespaces
 from tests.kernel.namespaces import Echo, NetnsProcess
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 @pytest.fixture(autouse=True)
 def host_netns() -> Iterator[None]:
     """The test, its event loop, threads and subprocesses are in a network namespace that has only lo."""

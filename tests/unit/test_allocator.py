@@ -24,11 +24,6 @@ from tests.unit.control import Master, master, resized, task
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 class Framework:
     """A subscriber that notes what it hears."""
 

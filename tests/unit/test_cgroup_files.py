@@ -26,11 +26,6 @@ V1_KINDS = ("cpu", "cpuacct", "memory", "pids")
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture
 def v1(tmp_path: Path) -> CgroupIsolator:
     for kind in V1_KINDS:
         (tmp_path / kind).mkdir()

@@ -22,11 +22,6 @@ from tests.unit.control import task
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 def saved(task_id: str) -> TaskRecord:
     return TaskRecord(task(task_id), TaskStatus(task_id, TaskState.ACCEPTED, 1), "boot", 1 << 20)
 

@@ -31,11 +31,6 @@ TOKEN, KEPT = admin_token.mint()
 HEADERS = {"Authorization": f"Bearer {TOKEN}"}
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 @dataclass(frozen=True, slots=True)
 class Api:
     parts: Master

@@ -19,11 +19,6 @@ KEYS = ("a", "b", "c")
 LATE_S = 0.03
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 def item(key: str, version: int = 0) -> pb.Item:
     return pb.Item(key=key, vip=pb.Vip(port=version))
 

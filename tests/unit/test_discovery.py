@@ -24,11 +24,6 @@ pytestmark = pytest.mark.anyio
 VIPS = ("/web:80", "/db:5432", "9.9.9.9:80")
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 def recomputed(parts: Master) -> list[Vip]:
     """The table by its definition. Only the addresses of names are taken as given."""
     online = {view.node.id for view in parts.nodes.all() if view.state is NodeState.ONLINE}

@@ -21,11 +21,6 @@ pytestmark = pytest.mark.anyio
 SHORT_S = 0.2
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 def connected(parts: Master, name: str) -> bool:
     view = parts.nodes.get(name)
     return view is not None and view.connected

@@ -19,11 +19,6 @@ pytestmark = pytest.mark.anyio
 BIG = CHUNK_BYTES * 600  # more than queue and connection hold together
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 class Node:
     """An agent whose tasks write what the test says, and end when it says so."""
 

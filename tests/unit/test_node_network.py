@@ -21,11 +21,6 @@ pytestmark = pytest.mark.anyio
 OVERLAY = ip_network("100.64.0.0/11")
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 class Node:
     def __init__(self) -> None:
         self.driver = Driver()

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from ipaddress import ip_address, ip_network
-from pathlib import Path
 
 import pytest
 
@@ -18,18 +16,6 @@ from model.node import NodeState
 from tests.unit.cluster import node, until
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[SqliteStore]:
-    store = await SqliteStore.open(tmp_path / "store.db")
-    yield store
-    await store.close()
 
 
 def state_of(nodes: Nodes, name: str) -> NodeState:

@@ -40,11 +40,6 @@ HOST = "127.0.0.1"
 MASTER = Identity(Role.MASTER, "m1")
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 class Master:
     """The authority in one directory, its token records in a dictionary, its enrolment port on a real socket."""
 

@@ -26,11 +26,6 @@ from tests.unit.node import Life, World, settled
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 def spec(task_id: str, *argv: str) -> TaskSpec:
     return replace(task(task_id), argv=argv or ("sleep",), kill_grace_s=0.01)
 

@@ -78,11 +78,6 @@ async def fault(kind: str) -> None:
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture
 async def client() -> AsyncIterator[httpx2.AsyncClient]:
     transport = httpx2.ASGITransport(create_app(matches, [router]), raise_app_exceptions=False)
     headers = {"Authorization": f"Bearer {TOKEN}"}

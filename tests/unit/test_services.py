@@ -36,18 +36,6 @@ def definition(app_id: str = "/web", instances: int = 1, **fields: Any) -> Defin
     return Definition.model_validate({**small, "id": app_id, "instances": instances, **fields})
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[SqliteStore]:
-    store = await SqliteStore.open(tmp_path / "store.db")
-    yield store
-    await store.close()
-
-
 @asynccontextmanager
 async def services(store: SqliteStore, cluster: Cluster) -> AsyncIterator[Services]:
     """A master's life: cancelled at its end as if it was killed."""

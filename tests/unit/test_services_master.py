@@ -41,18 +41,6 @@ class Master:
         await self.tasks.observe(record.node, status)
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[SqliteStore]:
-    store = await SqliteStore.open(tmp_path / "store.db")
-    yield store
-    await store.close()
-
-
 @asynccontextmanager
 async def master(store: SqliteStore, cpus: int = 2000) -> AsyncIterator[Master]:
     tasks, nodes, networks = Tasks(store), Nodes(store), Networks(store)

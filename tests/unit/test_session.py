@@ -29,11 +29,6 @@ from wire.tls import SERVER_OPTIONS, channel, server_credentials
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("agent.session.BACKOFF_FIRST_S", 0.02)

@@ -38,11 +38,6 @@ async def open_sqlite(directory: Path) -> Store:
 BACK_ENDS = {"sqlite": open_sqlite}
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 @pytest.fixture(params=sorted(BACK_ENDS))
 def reopen(request: pytest.FixtureRequest, tmp_path: Path) -> Open:
     """Opens the same store; called again, the way a restarted master would."""

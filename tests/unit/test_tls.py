@@ -34,11 +34,6 @@ Issue = Callable[..., Credentials]
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture
 def issue(tmp_path: Path) -> Issue:
     """Credentials of the cluster `ca` (a second name makes a second cluster)."""
 
