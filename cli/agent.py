@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from cli.output import Json, print_json
 from cli.paths import AGENT_STATE
 
 app = typer.Typer(no_args_is_help=True)
@@ -26,12 +27,17 @@ def join(
     name: Annotated[str, typer.Option(help="This node's name.")] = socket.gethostname(),
     control_port: Annotated[int, typer.Option(help="The master's port for agents.")] = 8444,
     state: State = AGENT_STATE,
+    json: Json = False,
 ) -> None:
     """Get this node a certificate. Its private key never leaves it."""
     from cli import agent_daemon
 
     secret = sys.stdin.readline().strip() if token == "-" else token
-    typer.echo(f"joined as {agent_daemon.join(state, enrolment, control_port, secret, name)}")
+    identity = agent_daemon.join(state, enrolment, control_port, secret, name)
+    if json:
+        print_json({"identity": identity})
+    else:
+        typer.echo(f"joined as {identity}")
 
 
 @app.command()
