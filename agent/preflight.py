@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 from pathlib import Path
@@ -13,6 +14,7 @@ from isolators.mount import parse_mountinfo
 FILESYSTEMS = ("overlay", "tmpfs", "proc", "sysfs", "mqueue", "devpts")
 NAMESPACES = ("mnt", "pid", "net", "ipc", "uts", "user", "cgroup")
 PROGRAMS = {"iptables": "iptables"}  # program -> Debian package
+LIBRARIES = {"libseccomp.so.2": "libseccomp2"}
 
 
 class NotFit(Exception):
@@ -23,7 +25,14 @@ def check(proc: Path = Path("/proc")) -> None:
     """Raises NotFit."""
     if os.geteuid() != 0:
         raise NotFit("the agent needs root: run it with sudo")
-    lacking = [*_filesystems(proc), *_namespaces(proc), *_controllers(proc), *_programs()]
+    lacking = [
+        *_filesystems(proc),
+        *_namespaces(proc),
+        *_controllers(proc),
+        *_seccomp(proc),
+        *_programs(),
+        *_libraries(),
+    ]
     if lacking:
         raise NotFit("this machine can not run an agent: " + "; ".join(lacking))
 
@@ -45,9 +54,25 @@ def _controllers(proc: Path) -> list[str]:
     return []
 
 
+def _seccomp(proc: Path) -> list[str]:
+    return [] if (proc / "sys/kernel/seccomp/actions_avail").exists() else ["its kernel lacks seccomp filters"]
+
+
 def _programs() -> list[str]:
     return [
         f"it lacks {name} (apt-get install {package})"
         for name, package in PROGRAMS.items()
         if shutil.which(name) is None
     ]
+
+
+def _libraries() -> list[str]:
+    return [f"it lacks {name} (apt-get install {package})" for name, package in LIBRARIES.items() if not _loads(name)]
+
+
+def _loads(library: str) -> bool:
+    try:
+        ctypes.CDLL(library)
+    except OSError:
+        return False
+    return True

@@ -21,6 +21,7 @@ from agent.reconciler import Reconciler
 from agent.session import Session
 from cli.problem import Problem
 from cli.settings import AgentSettings, SettingsError, load, machine_resources, source_address
+from isolators.rights import Rights
 from isolators.standard import standard_isolators
 from model.node import Node
 from model.resources import Resources
@@ -77,7 +78,8 @@ async def run(state: Path) -> None:
         ready = asyncio.Event()
         await networks.configure_vip_route(settings.vip_pools)
         network = NodeNetwork(networks, vips, tuple(settings.vip_pools))
-        isolators = standard_isolators(state, networks, launcher.userns_fd, settings.cgroup)
+        rights = Rights(frozenset(settings.capabilities), settings.unconfined_seccomp)
+        isolators = standard_isolators(state, networks, launcher.userns_fd, settings.cgroup, rights)
         containers = Containers(directories, isolators, launcher)
         session = Session(node, lambda: _dial(state, settings.master), network, ready)
         checkpoint = Checkpoint(directories.tasks)

@@ -54,7 +54,8 @@ class MasterSettings(_Settings):
 
 class AgentSettings(_Settings):
     """`cpus` (thousandths), `mem` and `disk` (MiB) are what may be handed out; None: what the machine has, less a
-    reserve for itself. `address` is the node's on the underlay; None: the one that leads to the master."""
+    reserve for itself. `address` is the node's on the underlay; None: the one that leads to the master.
+    `capabilities` and `unconfined_seccomp` permit tasks what the defaults do not (`isolators/rights.py`)."""
 
     model_config = SettingsConfigDict(env_prefix="TEPUI_AGENT_", extra="forbid")
 
@@ -65,6 +66,8 @@ class AgentSettings(_Settings):
     mem: int | None = Field(None, gt=0)
     disk: int | None = Field(None, ge=0)
     attributes: dict[str, str] = {}
+    capabilities: list[str] = []
+    unconfined_seccomp: bool = False
     vip_pools: list[IPv4Network | IPv6Network] = [ip_network("100.127.0.0/16")]
 
 

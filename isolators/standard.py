@@ -16,19 +16,23 @@ from isolators.namespaces import NamespacesIsolator
 from isolators.network import NetworkIsolator
 from isolators.privileges import PrivilegesIsolator
 from isolators.process import ProcessIsolator
+from isolators.rights import Rights
 from isolators.rlimits import RlimitsIsolator
+from isolators.seccomp import SeccompIsolator
 from netns.driver import Driver
 
 
 def standard_isolators(
-    state_directory: Path, networks: Driver, userns_fd: UserNamespace, cgroup: str
+    state_directory: Path, networks: Driver, userns_fd: UserNamespace, cgroup: str, rights: Rights
 ) -> tuple[Isolator, ...]:
-    """`cgroup` is the subtree, relative to each hierarchy's root, in which containers get theirs."""
+    """`cgroup` is the subtree, relative to each hierarchy's root, in which containers get theirs; `rights` is what
+    tasks may ask for beyond the defaults."""
     return (
         CgroupIsolator(cgroup),
         NamespacesIsolator(),
         FilesystemIsolator(state_directory, userns_fd),
-        CapabilitiesIsolator(),
+        CapabilitiesIsolator(rights),
+        SeccompIsolator(rights),
         PrivilegesIsolator(),
         RlimitsIsolator(),
         ProcessIsolator(),

@@ -85,6 +85,8 @@ class TaskSpec:
 
     `owner` is what the framework calls the thing this task belongs to (`/web`). An empty `rootfs` means the node's own
     file system, read-only, under a private writable layer. `pids` bounds processes and threads together.
+    `seccomp` is a profile in Docker's format, `unconfined`, or empty for the default. Capabilities are written like
+    `CAP_NET_RAW`; those dropped may be `ALL`.
     """
 
     id: str
@@ -102,6 +104,9 @@ class TaskSpec:
     rlimits: tuple[Rlimit, ...] = ()
     labels: tuple[tuple[str, str], ...] = ()
     kill_grace_s: float = 3.0
+    seccomp: str = ""
+    capabilities_add: tuple[str, ...] = ()
+    capabilities_drop: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

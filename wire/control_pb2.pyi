@@ -289,6 +289,9 @@ class Task(_message.Message):
     RLIMITS_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
     KILL_GRACE_S_FIELD_NUMBER: _builtins.int
+    SECCOMP_FIELD_NUMBER: _builtins.int
+    CAPABILITIES_ADD_FIELD_NUMBER: _builtins.int
+    CAPABILITIES_DROP_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     framework: _builtins.str
     owner: _builtins.str
@@ -298,6 +301,7 @@ class Task(_message.Message):
     rootfs: _builtins.str
     pids: _builtins.int
     kill_grace_s: _builtins.float
+    seccomp: _builtins.str
     @_builtins.property
     def argv(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -310,6 +314,10 @@ class Task(_message.Message):
     def rlimits(self) -> _containers.RepeatedCompositeFieldContainer[Global___Rlimit]: ...
     @_builtins.property
     def labels(self) -> _containers.RepeatedCompositeFieldContainer[Global___Pair]: ...
+    @_builtins.property
+    def capabilities_add(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def capabilities_drop(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
         self,
         *,
@@ -328,10 +336,13 @@ class Task(_message.Message):
         rlimits: _abc.Iterable[Global___Rlimit] | None = ...,
         labels: _abc.Iterable[Global___Pair] | None = ...,
         kill_grace_s: _builtins.float = ...,
+        seccomp: _builtins.str = ...,
+        capabilities_add: _abc.Iterable[_builtins.str] | None = ...,
+        capabilities_drop: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["resources", b"resources"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["argv", b"argv", "cwd", b"cwd", "env", b"env", "framework", b"framework", "id", b"id", "kill_grace_s", b"kill_grace_s", "labels", b"labels", "network", b"network", "owner", b"owner", "pids", b"pids", "ports", b"ports", "resources", b"resources", "rlimits", b"rlimits", "rootfs", b"rootfs", "user", b"user"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["argv", b"argv", "capabilities_add", b"capabilities_add", "capabilities_drop", b"capabilities_drop", "cwd", b"cwd", "env", b"env", "framework", b"framework", "id", b"id", "kill_grace_s", b"kill_grace_s", "labels", b"labels", "network", b"network", "owner", b"owner", "pids", b"pids", "ports", b"ports", "resources", b"resources", "rlimits", b"rlimits", "rootfs", b"rootfs", "seccomp", b"seccomp", "user", b"user"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

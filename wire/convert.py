@@ -48,6 +48,9 @@ def task_to_wire(task: TaskSpec) -> pb.Task:
         rlimits=[pb.Rlimit(kind=limit.kind, soft=limit.soft, hard=limit.hard) for limit in task.rlimits],
         labels=_pairs_to_wire(task.labels),
         kill_grace_s=task.kill_grace_s,
+        seccomp=task.seccomp,
+        capabilities_add=task.capabilities_add,
+        capabilities_drop=task.capabilities_drop,
     )
 
 
@@ -71,6 +74,9 @@ def task_from_wire(message: pb.Task) -> TaskSpec:
         rlimits=tuple(Rlimit(limit.kind, limit.soft, limit.hard) for limit in message.rlimits),
         labels=_pairs_from_wire(message.labels),
         kill_grace_s=_finite(message.kill_grace_s),
+        seccomp=message.seccomp,
+        capabilities_add=tuple(message.capabilities_add),
+        capabilities_drop=tuple(message.capabilities_drop),
     )
 
 

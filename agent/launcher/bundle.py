@@ -11,6 +11,7 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
+from agent.launcher import seccomp
 from agent.launcher import syscalls as sc
 from agent.launcher.mounts import Mount, parse_mount
 
@@ -91,6 +92,7 @@ class Bundle:
     masked: tuple[str, ...]
     read_only_paths: tuple[str, ...]
     process: Process
+    seccomp: bytes  # a BPF program; empty: none is to be loaded
 
 
 def read(directory: str) -> Bundle:
@@ -116,6 +118,7 @@ def parse(directory: str, config: dict[str, Any]) -> Bundle:
         masked=tuple(linux.get("maskedPaths", [])),
         read_only_paths=tuple(linux.get("readonlyPaths", [])),
         process=_process(config["process"]),
+        seccomp=seccomp.read(directory) if "seccomp" in linux else b"",
     )
 
 

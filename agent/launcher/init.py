@@ -3,6 +3,7 @@
     enter     new root, mounts, host name; nothing of the node is in reach afterwards
     [wait]    the agent puts the process into its cgroups and connects its network
     become    the process gives up what it may not keep: capabilities, ids, descriptors
+    confine   from here on its system calls are filtered
     execute   the program, which is pid 1 from then on
 
 It starts with all capabilities in a user namespace of its own, yet with the node's ids until `_take_ids`. That
@@ -20,6 +21,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
+from agent.launcher import seccomp
 from agent.launcher import syscalls as sc
 from agent.launcher.bundle import Bundle, Process
 from agent.launcher.channel import SetupError, failed, receive, send
@@ -40,6 +42,8 @@ def run(bundle: Bundle, keeper: socket.socket, stdout: int, stderr: int) -> NoRe
         _expect(keeper, "start")
         _become(bundle, keeper.fileno())
         send(keeper, {"event": "executing"})
+        if bundle.process.no_new_privileges:
+            _confine(bundle.seccomp)
         _execute(bundle.process)
     except SetupError as error:
         send(keeper, error.message())
@@ -122,6 +126,8 @@ def _become(bundle: Bundle, keeper: int) -> None:
     with _step("limit capabilities"):
         _limit_bounding_set(process.bounding)
         sc.prctl(sc.PR_SET_KEEPCAPS, 1)
+    if not process.no_new_privileges:  # then a filter takes a capability, which is about to go
+        _confine(bundle.seccomp)
     with _step(f"change to user {process.uid}:{process.gid}"):
         _take_ids(process.uid, process.gid, process.groups)
     with _step("set capabilities"):
@@ -135,6 +141,12 @@ def _become(bundle: Bundle, keeper: int) -> None:
         _change_directory(process.cwd)
     _reset_signals()
     os.umask(0o022)
+
+
+def _confine(program: bytes) -> None:
+    if program:
+        with _step("load seccomp filter"):
+            seccomp.load(program)
 
 
 def _execute(process: Process) -> NoReturn:

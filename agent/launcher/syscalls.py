@@ -18,9 +18,13 @@ _libc.syscall.restype = ctypes.c_long
 _locked = ctypes.PyDLL(None, use_errno=True)
 _locked.syscall.restype = ctypes.c_long
 
-_OLD_NUMBERS = {"x86_64": {"pivot_root": 155, "capset": 126}, "aarch64": {"pivot_root": 41, "capset": 91}}
+_OLD_NUMBERS = {
+    "x86_64": {"pivot_root": 155, "capset": 126, "seccomp": 317},
+    "aarch64": {"pivot_root": 41, "capset": 91, "seccomp": 277},
+}
 NR_PIVOT_ROOT = _OLD_NUMBERS[platform.machine()]["pivot_root"]
 NR_CAPSET = _OLD_NUMBERS[platform.machine()]["capset"]
+NR_SECCOMP = _OLD_NUMBERS[platform.machine()]["seccomp"]
 NR_OPEN_TREE = 428
 NR_MOVE_MOUNT = 429
 NR_FSOPEN = 430
@@ -166,6 +170,10 @@ def capset(effective: int, permitted: int, inheritable: int) -> None:
     header = struct.pack("Ii", _LINUX_CAPABILITY_VERSION_3, 0)
     words = [[mask >> shift & 0xFFFFFFFF for mask in (effective, permitted, inheritable)] for shift in (0, 32)]
     _syscall(f"{effective:#x}", NR_CAPSET, header, struct.pack("6I", *words[0], *words[1]))
+
+
+def seccomp(operation: int, arguments: bytes) -> None:
+    _syscall(f"operation {operation}", NR_SECCOMP, operation, 0, arguments)
 
 
 def _configure(context: int, option: str) -> None:

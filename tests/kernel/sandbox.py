@@ -26,7 +26,9 @@ from isolators.mount import mount_points
 from isolators.namespaces import NamespacesIsolator
 from isolators.privileges import PrivilegesIsolator
 from isolators.process import ProcessIsolator
+from isolators.rights import Rights
 from isolators.rlimits import RlimitsIsolator
+from isolators.seccomp import SeccompIsolator
 from model.resources import Resources
 from model.task import TaskSpec
 
@@ -35,6 +37,7 @@ INTERVAL_S = 0.01
 ID_BASE = 1_000_000
 CGROUPS = Path("/sys/fs/cgroup")
 CONTROLLERS = ("cpu", "cpuacct", "memory", "pids")
+NO_RIGHTS = Rights()
 PROGRAMS = ("sh", "cat", "ls", "touch", "true", "sleep", "stat", "id", "head")
 
 
@@ -86,7 +89,7 @@ class Sandbox:
 
 
 @asynccontextmanager
-async def sandbox(state: Path) -> AsyncIterator[Sandbox]:
+async def sandbox(state: Path, rights: Rights = NO_RIGHTS) -> AsyncIterator[Sandbox]:
     """Checks at its end that no mount, cgroup or process is left."""
     launcher = Launcher()
     prefix = f"tepui-test-{os.getpid()}"
@@ -95,7 +98,8 @@ async def sandbox(state: Path) -> AsyncIterator[Sandbox]:
         CgroupIsolator(prefix),
         NamespacesIsolator(),
         ProcessIsolator(),
-        CapabilitiesIsolator(),
+        CapabilitiesIsolator(rights),
+        SeccompIsolator(rights),
         PrivilegesIsolator(),
         RlimitsIsolator(),
     ]

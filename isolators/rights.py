@@ -1,0 +1,14 @@
+"""What this node's configuration lets tasks ask for beyond the defaults. Nothing, unless it says otherwise."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Rights:
+    """`capabilities` may be added to the default set. `unconfined`: system calls may go unfiltered, or be filtered by
+    a profile that is laxer than the default."""
+
+    capabilities: frozenset[str] = frozenset()
+    unconfined: bool = False
