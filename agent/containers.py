@@ -55,6 +55,7 @@ class Directories:
     def make(self) -> None:
         for directory in (self.state, self.tasks, self.bundles, self.logs):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            directory.chmod(0o700)  # it may be from before, or the work of another umask (CVE-2024-25621)
 
 
 class Containers:

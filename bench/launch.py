@@ -30,7 +30,7 @@ from agent.containers import Containers, Directories
 from agent.launcher.client import Launcher
 from agent.reconciler import Reconciler
 from bench.report import Report, Row, from_json, percentile
-from isolators.rights import Rights
+from isolators.rights import NO_RIGHTS
 from isolators.standard import standard_isolators
 from model.network import Block, Network, NetworkKind, Vtep, vtep_mac
 from model.resources import Resources
@@ -100,7 +100,7 @@ class Ours:
         await self._networks.configure(_overlay(node))
         await self._launcher.start()
         isolators = standard_isolators(
-            self._directories.state, self._networks, self._launcher.userns_fd, f"tepui-bench-{os.getpid()}", Rights()
+            self._directories.state, self._networks, self._launcher.userns_fd, f"tepui-bench-{os.getpid()}", NO_RIGHTS
         )
         containers = Containers(self._directories, isolators, self._launcher)
         checkpoint, ready = Checkpoint(self._directories.tasks), asyncio.Event()

@@ -42,7 +42,7 @@ MASKED_PATHS = (
     "/sys/devices/virtual/thermal",
     "/sys/firmware",
 )
-READ_ONLY_PATHS = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
+READ_ONLY_PATHS = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/pressure", "/proc/sys", "/proc/sysrq-trigger")
 
 TEMPORARY_MIB = 64  # of a tmpfs, and at least this; its pages count against the container's memory limit too
 

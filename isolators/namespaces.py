@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from isolators.base import BundlePart, Container, Isolator
+from isolators.base import BundlePart, Container, Isolator, Unsupported
+from isolators.rights import Rights
 
 KINDS = ("mount", "pid", "ipc", "uts", "user", "cgroup", "network")
 HOSTNAME_MAX = 63  # RFC 1035 section 2.3.4: one label
@@ -11,7 +12,12 @@ HOSTNAME_MAX = 63  # RFC 1035 section 2.3.4: one label
 class NamespacesIsolator(Isolator):
     name = "namespaces"
 
+    def __init__(self, rights: Rights) -> None:
+        self._rights = rights
+
     async def prepare(self, container: Container) -> BundlePart:
+        if container.task.network == "host" and not self._rights.host_network:
+            raise Unsupported("network host: set host_network in this node's agent.toml to permit it")
         ids = [{"containerID": 0, "hostID": container.id_base, "size": container.id_count}]
         kinds = [kind for kind in KINDS if kind != "network" or container.task.network != "host"]
         return {

@@ -29,7 +29,7 @@ def standard_isolators(
     tasks may ask for beyond the defaults."""
     return (
         CgroupIsolator(cgroup),
-        NamespacesIsolator(),
+        NamespacesIsolator(rights),
         FilesystemIsolator(state_directory, userns_fd),
         CapabilitiesIsolator(rights),
         SeccompIsolator(rights),

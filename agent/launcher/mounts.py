@@ -27,8 +27,15 @@ ATTRIBUTES = {
 # What is so without being asked for; `relatime` is the kernel's default.
 DEFAULTS = ("rw", "relatime", "bind", "rbind")
 IN_ROOT = sc.RESOLVE_IN_ROOT | sc.RESOLVE_NO_MAGICLINKS
-# A link in their place could put them where the paths to mask are not (CVE-2019-19921).
-NEVER_BY_LINK = ("proc", "sysfs")
+# A link in their place could put them where the paths to mask are not (CVE-2019-19921), or have devices and links made
+# where the container's root could not (CVE-2026-41579).
+NEVER_BY_LINK = ("/proc", "/sys", "/dev")
+# What the launcher puts there, and what an image or a volume may not cover (CVE-2025-52881).
+OWN_KINDS = {
+    "/proc": ("proc",),
+    "/sys": ("sysfs",),
+    "/dev": ("tmpfs", "devpts", "mqueue"),
+}
 MAX_LINKS = 40  # path_resolution(7)
 MASK_ATTRIBUTES = sc.MOUNT_ATTR_RDONLY | sc.MOUNT_ATTR_NOSUID | sc.MOUNT_ATTR_NODEV | sc.MOUNT_ATTR_NOEXEC
 
@@ -67,8 +74,7 @@ class Filesystem:
         return f"mount {self.kind} on {self.destination}"
 
     def execute(self, root: int) -> None:
-        resolve = IN_ROOT | sc.RESOLVE_NO_SYMLINKS if self.kind in NEVER_BY_LINK else IN_ROOT
-        target = open_target(root, self.destination, directory=True, resolve=resolve)
+        target = _mount_target(root, self.destination, directory=True)
         attach(sc.new_mount(self.kind, self.source, self.options, self.attributes), target, self.destination)
 
 
@@ -105,7 +111,7 @@ class Attach:
 
     def execute(self, root: int) -> None:
         directory = stat.S_ISDIR(os.fstat(self.tree).st_mode)
-        attach(self.tree, open_target(root, self.destination, directory=directory), self.destination)
+        attach(self.tree, _mount_target(root, self.destination, directory=directory), self.destination)
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,10 +188,11 @@ Mount = Filesystem | Bind
 
 
 def parse_mount(mount: dict[str, Any]) -> Mount:
-    """One element of `mounts` (config.md, "Mounts"). Raises ValueError for a relative destination."""
+    """One element of `mounts` (config.md, "Mounts"). Raises ValueError for a destination where nothing may go."""
     destination, options = mount["destination"], mount.get("options", [])
     if not destination.startswith("/"):
         raise ValueError(f"mounts: destination {destination!r} is not absolute")
+    _check_own(mount, destination)
     attributes = 0
     for option in options:
         attributes |= ATTRIBUTES.get(option, 0)
@@ -193,6 +200,27 @@ def parse_mount(mount: dict[str, Any]) -> Mount:
         return Bind(mount["source"], destination, "rbind" in options, attributes)
     rest = tuple(option for option in options if option not in ATTRIBUTES and option not in DEFAULTS)
     return Filesystem(mount["type"], mount.get("source", mount["type"]), destination, attributes, rest)
+
+
+def _check_own(mount: dict[str, Any], destination: str) -> None:
+    """By the plain path. Where links lead is looked at when it is mounted (`_mount_target`)."""
+    plain = os.path.normpath("/" + destination.lstrip("/"))
+    if (plain, mount.get("source")) == ("/sys", "/sys"):  # the node's, with the node's network
+        return
+    for path, kinds in OWN_KINDS.items():
+        if os.path.commonpath((plain, path)) == path and mount.get("type") not in kinds:
+            raise ValueError(f"mounts: {mount.get('source')} may not be mounted on {destination}")
+
+
+def _mount_target(root: int, path: str, *, directory: bool) -> int:
+    """Opens where to mount. Nothing may cover a part of procfs or sysfs, by whatever links it is reached: masks and
+    settings would go to a file of the container's choice (CVE-2025-52881)."""
+    resolve = IN_ROOT | sc.RESOLVE_NO_SYMLINKS if path in NEVER_BY_LINK else IN_ROOT
+    target = open_target(root, path, directory=directory, resolve=resolve)
+    if sc.fstatfs_type(target) in (sc.PROC_SUPER_MAGIC, sc.SYSFS_MAGIC):
+        os.close(target)
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM), path)
+    return target
 
 
 def attach(tree: int, target: int, path: str) -> None:

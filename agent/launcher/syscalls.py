@@ -67,6 +67,10 @@ RESOLVE_NO_SYMLINKS = 0x04
 RESOLVE_IN_ROOT = 0x10
 O_PATH = 0o10000000
 
+# linux/magic.h
+PROC_SUPER_MAGIC = 0x9FA0
+SYSFS_MAGIC = 0x62656572
+
 MAX_FD = 0x7FFFFFFF
 
 PR_SET_KEEPCAPS = 8
@@ -139,6 +143,15 @@ def new_mount(kind: str, source: str, options: tuple[str, ...], attributes: int)
 def openat2(directory: int, path: str, flags: int, resolve: int, mode: int = 0) -> int:
     how = struct.pack("3Q", flags | os.O_CLOEXEC, mode, resolve)
     return _syscall(path, NR_OPENAT2, directory, os.fsencode(path), how, len(how))
+
+
+def fstatfs_type(descriptor: int) -> int:
+    """The magic number of the file system that the file is on."""
+    buffer = ctypes.create_string_buffer(256)
+    if _libc.fstatfs(ctypes.c_int(descriptor), buffer) < 0:
+        raise _error(f"fd {descriptor}")
+    kind: int = struct.unpack_from("l", buffer)[0]
+    return kind
 
 
 def pivot_root(new_root: str, put_old: str) -> None:

@@ -26,7 +26,7 @@ from isolators.mount import mount_points
 from isolators.namespaces import NamespacesIsolator
 from isolators.privileges import PrivilegesIsolator
 from isolators.process import ProcessIsolator
-from isolators.rights import Rights
+from isolators.rights import NO_RIGHTS, Rights
 from isolators.rlimits import RlimitsIsolator
 from isolators.seccomp import SeccompIsolator
 from model.resources import Resources
@@ -37,7 +37,6 @@ INTERVAL_S = 0.01
 ID_BASE = 1_000_000
 CGROUPS = Path("/sys/fs/cgroup")
 CONTROLLERS = ("cpu", "cpuacct", "memory", "pids")
-NO_RIGHTS = Rights()
 PROGRAMS = ("sh", "cat", "ls", "touch", "true", "sleep", "stat", "id", "head")
 
 
@@ -96,7 +95,7 @@ async def sandbox(state: Path, rights: Rights = NO_RIGHTS) -> AsyncIterator[Sand
     isolators: list[Isolator] = [
         FilesystemIsolator(state, launcher.userns_fd),
         CgroupIsolator(prefix),
-        NamespacesIsolator(),
+        NamespacesIsolator(rights),
         ProcessIsolator(),
         CapabilitiesIsolator(rights),
         SeccompIsolator(rights),

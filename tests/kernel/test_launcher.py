@@ -18,6 +18,7 @@ from agent.launcher import record
 from agent.launcher.adopt import look
 from agent.launcher.client import LaunchError
 from isolators.base import Container
+from isolators.rights import Rights
 from model.task import Rlimit
 from tests.kernel.sandbox import (
     ID_BASE,
@@ -92,10 +93,11 @@ async def test_only_its_own_namespaces(node: Sandbox) -> None:
     assert [kind for kind in kinds if inside[kind] == outside[kind]] == []
 
 
-async def test_host_network_is_the_nodes(node: Sandbox) -> None:
-    _container, launch = await node.start(task("web.1", *FOREVER, network="host"))
-    assert os.readlink(f"/proc/{launch.pid}/ns/net") == os.readlink("/proc/thread-self/ns/net")
-    flags = {path: fields[5] for path, fields in mounts_of(launch.pid).items()}
+async def test_host_network_is_the_nodes(tmp_path: Path) -> None:
+    async with sandbox(tmp_path, Rights(host_network=True)) as node:
+        _container, launch = await node.start(task("web.1", *FOREVER, network="host"))
+        assert os.readlink(f"/proc/{launch.pid}/ns/net") == os.readlink("/proc/thread-self/ns/net")
+        flags = {path: fields[5] for path, fields in mounts_of(launch.pid).items()}
     assert all(flags[path].startswith("ro,") for path in flags if path.startswith("/sys"))
 
 

@@ -1,0 +1,37 @@
+"""All that can be found from inside a default container, compared with the list that is committed.
+
+A difference is either a hole or a reason to look at `expected.json` again: the test writes what it found to the test's
+temporary directory, and says where.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from isolators.rights import Rights
+from tests.kernel.attacks.attacker import SWEEP, Attacker
+from tests.kernel.sandbox import sandbox
+
+pytestmark = pytest.mark.anyio
+
+EXPECTED = Path(__file__).with_name("expected.json").read_text()
+
+
+async def test_a_default_container_finds_what_is_expected_and_no_more(attacker: Attacker, tmp_path: Path) -> None:
+    found = await attacker.find(f"{SWEEP}\nfound = sweep()", network="none")
+    (tmp_path / "found.json").write_text(json.dumps(found, indent=2) + "\n")
+    assert found == json.loads(EXPECTED), tmp_path / "found.json"
+
+
+async def test_the_sweep_sees_what_is_open(host_mounts: None, tmp_path: Path) -> None:
+    """Else it would prove nothing: the same look at a container without a filter."""
+    async with sandbox(tmp_path, Rights(frozenset({"CAP_NET_RAW"}), unconfined=True)) as node:
+        found = await Attacker(node).find(
+            f"{SWEEP}\nfound = sweep()", seccomp="unconfined", capabilities_add=("CAP_NET_RAW",)
+        )
+    assert found["status"]["Seccomp"] == "0"
+    assert found["calls"]["keyctl"] not in ("EPERM", "ENOSYS")
+    assert 17 in found["families"]
