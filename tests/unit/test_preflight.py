@@ -27,6 +27,9 @@ def proc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         for number, name in enumerate(("cpu", "memory", "pids", "cpuset", "devices", "freezer", "blkio"), 30)
     ]
     (tmp_path / "self" / "mountinfo").write_text("".join(mounts))
+    seccomp = tmp_path / "sys" / "kernel" / "seccomp"
+    seccomp.mkdir(parents=True)
+    (seccomp / "actions_avail").write_text("kill_process errno allow\n")
     return tmp_path
 
 
@@ -38,10 +41,11 @@ def test_everything_that_lacks_is_told_at_once(proc: Path, monkeypatch: pytest.M
     (proc / "filesystems").write_text("nodev\ttmpfs\nnodev\tproc\nnodev\tsysfs\nnodev\tmqueue\nnodev\tdevpts\n")
     (proc / "self" / "ns" / "user").unlink()
     (proc / "self" / "mountinfo").write_text("")
+    (proc / "sys" / "kernel" / "seccomp" / "actions_avail").unlink()
     monkeypatch.setattr(shutil, "which", lambda program: None)
     with pytest.raises(NotFit) as caught:
         preflight.check(proc)
-    for words in ("overlay (modprobe overlay)", "user namespaces", "cgroup", "apt-get install iptables"):
+    for words in ("overlay (modprobe overlay)", "user namespaces", "cgroup", "seccomp", "apt-get install iptables"):
         assert words in str(caught.value)
     assert "\n" not in str(caught.value) and "tmpfs" not in str(caught.value)
 
