@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
 from typing import TypeAlias
 
 import grpc
@@ -19,6 +18,7 @@ import structlog
 from agent.logs import LogFeed
 from agent.node_network import NodeNetwork
 from agent.reconciler import Reconciler
+from agent.renewal import Dial, describe
 from model.node import Node
 from model.task import TaskStatus
 from pki.credentials import CredentialError
@@ -31,7 +31,6 @@ BACKOFF_FIRST_S = 0.2
 BACKOFF_MOST_S = 5.0
 RETRY_AFTER_S = 2.0  # what the kernel refused
 
-Dial = Callable[[], grpc.aio.Channel]
 Call: TypeAlias = "grpc.aio.StreamStreamCall[pb.AgentMessage, pb.MasterMessage]"
 
 
@@ -78,7 +77,7 @@ class Session:
                 try:
                     reason = await conversation.run()
                 except grpc.aio.AioRpcError as error:
-                    reason = f"{error.code().name}: {error.details()}"
+                    reason = describe(error)
                 return conversation.begun, reason
         except CredentialError as error:
             return False, str(error)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from contextlib import AsyncExitStack
+from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from agent.launcher.client import Launcher
 from agent.logs import LogFeed
 from agent.node_network import NodeNetwork
 from agent.reconciler import Reconciler
+from agent.renewal import keep_renewed
 from agent.session import Session
 from cli.problem import Problem
 from cli.settings import AgentSettings, SettingsError, load, machine_resources, source_address
@@ -81,14 +83,17 @@ async def run(state: Path) -> None:
         rights = Rights(frozenset(settings.capabilities), settings.unconfined_seccomp, settings.host_network)
         isolators = standard_isolators(state, networks, launcher.userns_fd, settings.cgroup, rights)
         containers = Containers(directories, isolators, launcher)
-        session = Session(node, lambda: _dial(state, settings.master), network, ready)
+        dial = partial(_dial, state, settings.master)
+        session = Session(node, dial, network, ready)
         checkpoint = Checkpoint(directories.tasks)
         reconciler = Reconciler(containers, checkpoint, node.boot_id, node.resources, session.report, ready)
         logs = LogFeed(directories.log, reconciler.over)
         stack.push_async_callback(logs.close)
         stack.push_async_callback(reconciler.close)
         await reconciler.recover()
-        await session.run(reconciler, logs)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(session.run(reconciler, logs))
+            group.create_task(keep_renewed(pki_directory(state), dial))
 
 
 async def _joined(state: Path) -> str:

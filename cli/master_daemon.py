@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -27,6 +27,7 @@ from frameworks.services.framework import Services
 from frameworks.services.rest import PUBLIC, routers
 from master.allocator import Allocator
 from master.auth import token as admin_token
+from master.certificates import Certificates
 from master.desired import Desired
 from master.discovery import Discovery
 from master.dispatcher import Dispatcher
@@ -41,12 +42,21 @@ from master.store.sqlite import SqliteStore
 from master.tasks import Tasks
 from master.tokens import Tokens
 from pki.authority import Authority, AuthorityError
-from pki.credentials import CredentialError, Credentials, issue_to, load_credentials, renewal_due, server_context
+from pki.credentials import (
+    CERTIFICATE_FILE,
+    KEY_FILE,
+    CredentialError,
+    Credentials,
+    issue_to,
+    load_credentials,
+    renewal_due,
+    server_context,
+)
 from pki.enrolment_server import enrolment_app
 from pki.files import PRIVATE, write_atomic
 from pki.identity import Identity, Role
 from pki.key import KeyFileError
-from wire.control_pb2_grpc import add_ControlServicer_to_server
+from wire.control_pb2_grpc import add_CertificatesServicer_to_server, add_ControlServicer_to_server
 from wire.tls import SERVER_OPTIONS, server_credentials
 
 log = structlog.get_logger()
@@ -56,6 +66,7 @@ SETTINGS_FILE = "master.toml"
 TOKEN_FILE = "admin.digest"
 STORE_FILE = "store.db"
 STOP_DEADLINE_S = 2.0
+RENEWAL_INTERVAL_S = 3600.0
 OLDEST_TLS = ssl.TLSVersion.TLSv1_2  # of clients of the API; our own speak 1.3
 Failures = (AuthorityError, CredentialError, KeyFileError, ServerError, StoreError, OSError)
 
@@ -87,24 +98,68 @@ async def run(state: Path) -> None:
     settings = _settings(state)
     try:
         authority = Authority.load(pki_directory(state))
-        credentials = _renewed(state, authority, settings)
+        credentials = MasterCredentials(state, authority, settings.names)
         digest = (state / TOKEN_FILE).read_text()
         store = await SqliteStore.open(state / STORE_FILE)
     except Failures as error:
         raise Problem(str(error)) from error
     try:
-        await _Master(settings, authority, credentials, digest, store).run(state)
+        await _Master(settings, authority, credentials, digest, store).run()
     except Failures as error:
         raise Problem(str(error)) from error
     finally:
         await store.close()
 
 
+class MasterCredentials:
+    """The master's certificate. The authority is at hand, so it never has to expire; ports that are open follow."""
+
+    def __init__(self, state: Path, authority: Authority, names: Sequence[str]) -> None:
+        """Raises CredentialError, KeyFileError or OSError."""
+        self._directory = pki_directory(state)
+        self._authority = authority
+        self._names = names
+        self._contexts: list[ssl.SSLContext] = []
+        try:
+            self._credentials = load_credentials(self._directory, Role.MASTER)
+        except CredentialError as error:
+            log.warning("issuing a new certificate to this master", reason=str(error))
+            self._credentials = self._issue()
+        self.renew_if_due(datetime.now(UTC))
+
+    def current(self) -> Credentials:
+        return self._credentials
+
+    def context(self, minimum: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3) -> ssl.SSLContext:
+        """For a port whose clients have no certificate. Later handshakes get the certificate of then."""
+        context = server_context(self._directory, minimum)
+        self._contexts.append(context)
+        return context
+
+    async def keep_renewed(self) -> None:
+        """Until cancelled."""
+        while True:
+            await asyncio.sleep(RENEWAL_INTERVAL_S)
+            self.renew_if_due(datetime.now(UTC))
+
+    def renew_if_due(self, now: datetime) -> None:
+        if not renewal_due(self._credentials, now):
+            return
+        self._credentials = self._issue()
+        for context in self._contexts:
+            context.load_cert_chain(self._directory / CERTIFICATE_FILE, self._directory / KEY_FILE)
+        log.info("certificate renewed", until=self._credentials.not_after.isoformat())
+
+    def _issue(self) -> Credentials:
+        identity = Identity(Role.MASTER, NAME, self._authority.domain)
+        return issue_to(self._directory, self._authority, identity, self._names)
+
+
 class _Master:
     """The parts of a master and how they hang together."""
 
     def __init__(
-        self, settings: MasterSettings, authority: Authority, credentials: Credentials, digest: str, store: Store
+        self, settings: MasterSettings, authority: Authority, credentials: MasterCredentials, digest: str, store: Store
     ) -> None:
         self.settings = settings
         self.authority = authority
@@ -122,22 +177,22 @@ class _Master:
         self.allocator = Allocator(self.tasks, self.nodes, self.networks)
         self.services = Services(store, self.allocator.subscribe(FRAMEWORK))
 
-    async def run(self, state: Path) -> None:
+    async def run(self) -> None:
         """Until cancelled."""
         self.refuse_ports_in_use()
         for part in (self.tasks, self.networks, self.nodes, self.discovery, self.dispatcher):
             await part.load()
         host = str(self.settings.listen)
-        pki = pki_directory(state)
         enrolment = enrolment_app(self.authority, self.tokens.redeem)
         try:
             async with (
-                serving(self.api(), host, self.settings.api_port, server_context(pki, OLDEST_TLS)),
-                serving(enrolment, host, self.settings.enrol_port, server_context(pki)),
+                serving(self.api(), host, self.settings.api_port, self.credentials.context(OLDEST_TLS)),
+                serving(enrolment, host, self.settings.enrol_port, self.credentials.context()),
                 self.control(self.settings.listen),
                 asyncio.TaskGroup() as group,
             ):
                 log.info("master runs", listen=host, api=self.settings.api_port, control=self.settings.control_port)
+                group.create_task(self.credentials.keep_renewed())
                 group.create_task(self.allocator.run())
                 group.create_task(self.services.run())
         finally:
@@ -167,10 +222,11 @@ class _Master:
         """The port for agents."""
         server = grpc.aio.server(options=SERVER_OPTIONS)
         add_ControlServicer_to_server(self.dispatcher, server)
+        add_CertificatesServicer_to_server(Certificates(self.authority), server)
         host = f"[{listen}]" if listen.version == 6 else str(listen)
         target = f"{host}:{self.settings.control_port}"
         try:
-            server.add_secure_port(target, server_credentials(self.credentials))
+            server.add_secure_port(target, server_credentials(self.credentials.current))
         except RuntimeError as error:
             raise ServerError(f"listen on {target}: address already in use") from error
         await server.start()
@@ -190,18 +246,6 @@ def _settings(state: Path) -> MasterSettings:
         return load(MasterSettings, state / SETTINGS_FILE)
     except SettingsError as error:
         raise Problem(str(error)) from error
-
-
-def _renewed(state: Path, authority: Authority, settings: MasterSettings) -> Credentials:
-    """The master's credentials. The authority is at hand, so they never have to expire."""
-    directory = pki_directory(state)
-    try:
-        credentials = load_credentials(directory, Role.MASTER)
-        if not renewal_due(credentials, datetime.now(UTC)):
-            return credentials
-    except CredentialError as error:
-        log.warning("issuing a new certificate to this master", reason=str(error))
-    return issue_to(directory, authority, Identity(Role.MASTER, NAME, authority.domain), settings.names)
 
 
 def _new_admin(state: Path, url: str, master: Credentials) -> Path:

@@ -26,10 +26,9 @@ from master.store.base import StoreError
 from master.tasks import TaskRecord, Tasks, active
 from model.node import Node, NodeState
 from model.task import TaskState, TaskStatus
-from pki.identity import Role
 from wire import control_pb2 as pb
 from wire import control_pb2_grpc, convert
-from wire.tls import PeerError, peer_identity
+from wire.tls import agent_name
 
 log = structlog.get_logger()
 
@@ -71,7 +70,7 @@ class Dispatcher(control_pb2_grpc.ControlServicer):
     async def Session(
         self, request_iterator: AsyncIterator[pb.AgentMessage], context: SessionContext
     ) -> AsyncIterator[pb.MasterMessage]:
-        node_id = await _agent(context)
+        node_id = await agent_name(context)
         statuses = await self._hello(node_id, request_iterator, context)
         # From "connected", above, to the block below that takes it back, nothing waits, so nothing can be cancelled.
         session = self._sessions[node_id] = _Session(self._desired.open(node_id))
@@ -89,7 +88,7 @@ class Dispatcher(control_pb2_grpc.ControlServicer):
                 self._nodes.disconnected(node_id)
 
     async def SendLog(self, request_iterator: AsyncIterator[pb.LogChunk], context: LogContext) -> pb.LogEnd:
-        await _agent(context)
+        await agent_name(context)
         metadata = dict(context.invocation_metadata() or ())
         await self._logs.receive(str(metadata.get("request", "")), request_iterator)
         return pb.LogEnd()
@@ -253,16 +252,3 @@ async def _until_stored(name: str, work: Callable[[], Awaitable[object]]) -> Non
         except StoreError as error:
             log.error("trying again", work=name, error=str(error))
         await asyncio.sleep(STORE_RETRY_S)
-
-
-async def _agent(context: SessionContext | LogContext) -> str:
-    """The name of the node that calls. Anybody else is turned away."""
-    try:
-        identity = peer_identity(context)
-        if identity.role is Role.AGENT:
-            return identity.name
-        reason = f"{identity.uri} is no agent"
-    except PeerError as error:
-        reason = str(error)
-    log.warning("call refused", reason=reason)
-    await context.abort(grpc.StatusCode.PERMISSION_DENIED, reason)

@@ -53,3 +53,19 @@ class ControlServicer(metaclass=_abc_1.ABCMeta):
         """
 
 def add_ControlServicer_to_server(servicer: ControlServicer, server: _aio.Server) -> None: ...
+
+class CertificatesStub:
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    Renew: _aio.UnaryUnaryMultiCallable[_control_pb2.SigningRequest, _control_pb2.Certificate]
+    """A new certificate for the caller, on the key of its signing request. Every name in the request is ignored."""
+
+class CertificatesServicer(metaclass=_abc_1.ABCMeta):
+    @_abc_1.abstractmethod
+    def Renew(
+        self,
+        request: _control_pb2.SigningRequest,
+        context: _aio.ServicerContext[_control_pb2.SigningRequest, _abc.Awaitable[_control_pb2.Certificate]],
+    ) -> _abc.Awaitable[_control_pb2.Certificate]:
+        """A new certificate for the caller, on the key of its signing request. Every name in the request is ignored."""
+
+def add_CertificatesServicer_to_server(servicer: CertificatesServicer, server: _aio.Server) -> None: ...

@@ -7,13 +7,19 @@ There is no function here for a connection without TLS.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import grpc
 import grpc.aio
+import structlog
 
 from pki.credentials import Credentials
-from pki.identity import Identity, parse_identity
+from pki.identity import Identity, Role, parse_identity
+
+log = structlog.get_logger()
+Request = TypeVar("Request")
+Response = TypeVar("Response")
 
 MESSAGE_LIMIT = 16 * 1024 * 1024
 KEEPALIVE_MS = 10_000
@@ -59,10 +65,12 @@ class PeerError(Exception):
     """The connection does not say who the peer is, or is not what it must be: refuse the call."""
 
 
-def server_credentials(credentials: Credentials) -> grpc.ServerCredentials:
-    """For `add_secure_port` of a server made with SERVER_OPTIONS. Handshakes without a client certificate fail."""
-    pairs = [(credentials.key, credentials.chain)]
-    return grpc.ssl_server_credentials(pairs, credentials.ca, require_client_auth=True)
+def server_credentials(current: Callable[[], Credentials]) -> grpc.ServerCredentials:
+    """For `add_secure_port` of a server made with SERVER_OPTIONS. Handshakes without a client certificate fail.
+    `current` is asked at each handshake, by a thread of gRPC's, so that a renewed certificate needs no restart."""
+    return grpc.dynamic_ssl_server_credentials(
+        _server_configuration(current()), lambda: _server_configuration(current()), require_client_authentication=True
+    )
 
 
 def channel(target: str, credentials: Credentials) -> grpc.aio.Channel:
@@ -70,6 +78,19 @@ def channel(target: str, credentials: Credentials) -> grpc.aio.Channel:
     tls = grpc.ssl_channel_credentials(credentials.ca, credentials.key, credentials.chain)
     name = ("grpc.ssl_target_name_override", credentials.identity.server_name)
     return grpc.aio.secure_channel(target, tls, options=(*CHANNEL_OPTIONS, name))
+
+
+async def agent_name(context: grpc.aio.ServicerContext[Request, Response]) -> str:
+    """The name of the node that calls. Anybody else is turned away."""
+    try:
+        identity = peer_identity(context)
+        if identity.role is Role.AGENT:
+            return identity.name
+        reason = f"{identity.uri} is no agent"
+    except PeerError as error:
+        reason = str(error)
+    log.warning("call refused", reason=reason)
+    await context.abort(grpc.StatusCode.PERMISSION_DENIED, reason)
 
 
 def peer_identity(context: grpc.aio.ServicerContext[Any, Any]) -> Identity:
@@ -84,3 +105,8 @@ def peer_identity(context: grpc.aio.ServicerContext[Any, Any]) -> Identity:
         return parse_identity(uris[0].decode())
     except ValueError as error:
         raise PeerError(f"peer {context.peer()}: {error}") from error
+
+
+def _server_configuration(credentials: Credentials) -> grpc.ServerCertificateConfiguration:
+    pairs = [(credentials.key, credentials.chain)]
+    return grpc.ssl_server_certificate_configuration(pairs, credentials.ca)

@@ -126,7 +126,7 @@ def certificates(directory: Path) -> Certificates:
 async def serving(parts: Master, credentials: Credentials) -> AsyncIterator[str]:
     server = grpc.aio.server(options=SERVER_OPTIONS)
     add_ControlServicer_to_server(parts.dispatcher, server)
-    port = server.add_secure_port("127.0.0.1:0", server_credentials(credentials))
+    port = server.add_secure_port("127.0.0.1:0", server_credentials(lambda: credentials))
     await server.start()
     try:
         yield f"127.0.0.1:{port}"

@@ -228,7 +228,8 @@ class Script(control_pb2_grpc.ControlServicer):
 async def playing(bed: Bed, script: Script) -> AsyncIterator[Agent]:
     server = grpc.aio.server(options=SERVER_OPTIONS)
     add_ControlServicer_to_server(script, server)
-    port = server.add_secure_port("127.0.0.1:0", server_credentials(bed.certificates.issue(Role.MASTER, "m1")))
+    master = bed.certificates.issue(Role.MASTER, "m1")
+    port = server.add_secure_port("127.0.0.1:0", server_credentials(lambda: master))
     await server.start()
     try:
         yield bed.agent("n1", f"127.0.0.1:{port}")

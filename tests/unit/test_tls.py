@@ -71,7 +71,7 @@ async def serving(credentials: Credentials) -> AsyncIterator[str]:
     }
     server = grpc.aio.server(options=SERVER_OPTIONS)
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test.Peer", methods),))
-    port = server.add_secure_port(f"{HOST}:0", server_credentials(credentials))
+    port = server.add_secure_port(f"{HOST}:0", server_credentials(lambda: credentials))
     await server.start()
     try:
         yield f"{HOST}:{port}"
@@ -266,7 +266,7 @@ async def test_a_port_in_use_is_refused(master: Credentials) -> None:
     async with serving(master) as target:
         second = grpc.aio.server(options=SERVER_OPTIONS)
         with pytest.raises(RuntimeError, match="Failed to bind"):
-            second.add_secure_port(target, server_credentials(master))
+            second.add_secure_port(target, server_credentials(lambda: master))
 
 
 @pytest.mark.parametrize(
