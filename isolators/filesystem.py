@@ -71,6 +71,10 @@ class FilesystemIsolator(Isolator):
             await self._mount(container)
         except OSError as error:
             raise _failed("mount root file system", container, error) from error
+        return self.part(container)
+
+    def part(self, container: Container) -> BundlePart:
+        """What `prepare` returns; nothing is made for it."""
         return {
             "root": {"path": str(container.rootfs), "readonly": False},
             "mounts": _mounts(container),
