@@ -6,13 +6,13 @@ is touched. One file a task, so that a damaged one costs one task; it is moved a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import structlog
 
 from model.codec import Codec, Damaged
-from model.task import TaskSpec, TaskStatus
+from model.task import Secret, TaskSpec, TaskStatus
 from pki.files import PRIVATE, sync_directory, write_atomic
 
 log = structlog.get_logger()
@@ -59,7 +59,7 @@ class Checkpoint:
         return records
 
     def save(self, record: TaskRecord) -> None:
-        write_atomic(self._path(record.spec.id), CODEC.encode(record), PRIVATE)
+        write_atomic(self._path(record.spec.id), CODEC.encode(_without_secrets(record)), PRIVATE)
 
     def forget(self, task_id: str) -> None:
         self._path(task_id).unlink(missing_ok=True)
@@ -67,3 +67,9 @@ class Checkpoint:
 
     def _path(self, task_id: str) -> Path:
         return self._directory / f"{task_id}.json"
+
+
+def _without_secrets(record: TaskRecord) -> TaskRecord:
+    """Their names alone: what is on a disk can be found there long after the task."""
+    names = tuple(Secret(secret.name, None) for secret in record.spec.secrets)
+    return replace(record, spec=replace(record.spec, secrets=names))

@@ -11,7 +11,6 @@ the image mean ids in the container and no file is copied or changed for it.
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 from collections.abc import Awaitable, Callable
@@ -61,7 +60,7 @@ class FilesystemIsolator(Isolator):
         kept = {container.rootfs for container in known}
         for point in reversed(mount.mount_points()):
             if point.path.is_relative_to(self._state_directory) and _is_ours(point.path) and point.path not in kept:
-                _unmount(point.path)
+                mount.unmount(point.path)
 
     async def prepare(self, container: Container) -> BundlePart:
         for name in ("lower", "work", "rootfs"):
@@ -84,7 +83,7 @@ class FilesystemIsolator(Isolator):
     async def cleanup(self, container: Container) -> None:
         for path in (container.rootfs, container.directory / "lower"):
             try:
-                _unmount(path)
+                mount.unmount(path)
             except OSError as error:
                 raise _failed("unmount root file system", container, error) from error
         for name in ("upper", "work"):
@@ -168,15 +167,6 @@ def _new(kind: str, destination: str, options: list[str]) -> dict[str, Any]:
 
 def _is_ours(path: Path) -> bool:
     return path.name in ("rootfs", "lower")
-
-
-def _unmount(path: Path) -> None:
-    """Lazily: a process that lingers in it keeps it to itself. Accepts what is not mounted, or not there."""
-    try:
-        mount.umount2(path, mount.MNT_DETACH | mount.UMOUNT_NOFOLLOW)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOENT):
-            raise
 
 
 def _failed(operation: str, container: Container, error: OSError) -> IsolatorError:

@@ -6,6 +6,7 @@ The launcher has its own: it imports nothing of ours, so that it stays a process
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import re
 import struct
@@ -28,6 +29,7 @@ MOUNT_ATTR_RDONLY = 0x1
 MOUNT_ATTR_IDMAP = 0x00100000
 MS_NOSUID = 0x2
 MS_NODEV = 0x4
+MS_NOEXEC = 0x8
 MNT_DETACH = 0x2
 UMOUNT_NOFOLLOW = 0x8
 RESOLVE_IN_ROOT = 0x10
@@ -55,6 +57,15 @@ def mount(source: str, target: Path, kind: str, flags: int, data: str) -> None:
 def umount2(target: Path, flags: int) -> None:
     if _libc.umount2(os.fsencode(target), ctypes.c_int(flags)) < 0:
         raise _error(str(target))
+
+
+def unmount(path: Path) -> None:
+    """Lazily: a process that lingers in it keeps it to itself. Accepts what is not mounted, or not there."""
+    try:
+        umount2(path, MNT_DETACH | UMOUNT_NOFOLLOW)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOENT):
+            raise
 
 
 def open_tree(path: Path) -> int:

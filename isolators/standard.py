@@ -19,6 +19,8 @@ from isolators.process import ProcessIsolator
 from isolators.rights import Rights
 from isolators.rlimits import RlimitsIsolator
 from isolators.seccomp import SeccompIsolator
+from isolators.secrets import SecretsIsolator
+from isolators.sysctls import SysctlsIsolator
 from netns.driver import Driver
 
 
@@ -35,6 +37,8 @@ def standard_isolators(
         SeccompIsolator(rights),
         PrivilegesIsolator(),
         RlimitsIsolator(),
+        SysctlsIsolator(),
         ProcessIsolator(),
+        SecretsIsolator(state_directory),
         NetworkIsolator(networks),
     )

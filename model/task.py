@@ -80,6 +80,14 @@ class Rlimit:
 
 
 @dataclass(frozen=True, slots=True)
+class Secret:
+    """A file in /run/secrets. Its `value` is kept out of logs and of the agent's disk, where it is None."""
+
+    name: str
+    value: str | None = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class TaskSpec:
     """Everything an agent needs to run a task. Never changes after the task was accepted.
 
@@ -107,6 +115,8 @@ class TaskSpec:
     seccomp: str = ""
     capabilities_add: tuple[str, ...] = ()
     capabilities_drop: tuple[str, ...] = ()
+    sysctls: tuple[tuple[str, str], ...] = ()
+    secrets: tuple[Secret, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

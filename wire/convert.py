@@ -12,7 +12,7 @@ from ipaddress import ip_address, ip_network
 from model.network import Block, Network, NetworkKind, Vtep
 from model.node import Node
 from model.resources import Resources
-from model.task import Port, Protocol, Rlimit, TaskSpec, TaskState, TaskStatus, Usage
+from model.task import Port, Protocol, Rlimit, Secret, TaskSpec, TaskState, TaskStatus, Usage
 from model.vip import Backend, Vip
 from wire import control_pb2 as pb
 
@@ -51,6 +51,8 @@ def task_to_wire(task: TaskSpec) -> pb.Task:
         seccomp=task.seccomp,
         capabilities_add=task.capabilities_add,
         capabilities_drop=task.capabilities_drop,
+        sysctls=_pairs_to_wire(task.sysctls),
+        secrets=[pb.Pair(key=secret.name, value=secret.value or "") for secret in task.secrets],
     )
 
 
@@ -77,6 +79,8 @@ def task_from_wire(message: pb.Task) -> TaskSpec:
         seccomp=message.seccomp,
         capabilities_add=tuple(message.capabilities_add),
         capabilities_drop=tuple(message.capabilities_drop),
+        sysctls=_pairs_from_wire(message.sysctls),
+        secrets=tuple(Secret(secret.key, secret.value) for secret in message.secrets),
     )
 
 

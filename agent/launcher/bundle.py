@@ -92,6 +92,7 @@ class Bundle:
     masked: tuple[str, ...]
     read_only_paths: tuple[str, ...]
     process: Process
+    sysctls: tuple[tuple[str, str], ...]
     seccomp: bytes  # a BPF program; empty: none is to be loaded
 
 
@@ -118,6 +119,7 @@ def parse(directory: str, config: dict[str, Any]) -> Bundle:
         masked=tuple(linux.get("maskedPaths", [])),
         read_only_paths=tuple(linux.get("readonlyPaths", [])),
         process=_process(config["process"]),
+        sysctls=tuple(linux.get("sysctl", {}).items()),
         seccomp=seccomp.read(directory) if "seccomp" in linux else b"",
     )
 

@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
-from agent.launcher import seccomp
+from agent.launcher import seccomp, sysctl
 from agent.launcher import syscalls as sc
 from agent.launcher.bundle import Bundle, Process
 from agent.launcher.channel import SetupError, failed, receive, send
@@ -36,10 +36,11 @@ def run(bundle: Bundle, keeper: socket.socket, stdout: int, stderr: int) -> NoRe
     """Never returns. The keeper sees `ready`, then `executing`, then the end of the socket; or an error."""
     try:
         _expect(keeper, "mapped")
-        _enter(bundle)
+        proc = _enter(bundle)
         _connect_streams(stdout, stderr)
         send(keeper, {"event": "ready"})
         _expect(keeper, "start")
+        _set_sysctls(proc, bundle)
         _become(bundle, keeper.fileno())
         send(keeper, {"event": "executing"})
         if bundle.process.no_new_privileges:
@@ -52,7 +53,8 @@ def run(bundle: Bundle, keeper: socket.socket, stdout: int, stderr: int) -> NoRe
         os._exit(SETUP_FAILED)
 
 
-def _enter(bundle: Bundle) -> None:
+def _enter(bundle: Bundle) -> int:
+    """Returns a private procfs, open, for the settings that are made when the network is there."""
     with _step("open root file system"):
         root = sc.open_tree(bundle.rootfs, sc.OPEN_TREE_CLONE | sc.AT_RECURSIVE)
     operations = [_opened(mount) for mount in bundle.mounts]
@@ -67,11 +69,14 @@ def _enter(bundle: Bundle) -> None:
     if bundle.namespaces & sc.CLONE_NEWNET:
         with _step("set link lo up"):
             _loopback_up()
+    with _step("mount private proc"):
+        proc = sysctl.open_proc() if bundle.sysctls else -1
     for operation in _operations(bundle, operations):
         with _step(operation.describe()):
             operation.execute(root)
     with _step("pivot root"):
         _pivot(root, bundle)
+    return proc
 
 
 def _opened(mount: Mount) -> Operation:
@@ -116,6 +121,12 @@ def _connect_streams(stdout: int, stderr: int) -> None:
         os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
         os.dup2(stdout, 1)
         os.dup2(stderr, 2)
+
+
+def _set_sysctls(proc: int, bundle: Bundle) -> None:
+    for name, value in bundle.sysctls:
+        with _step(f"set sysctl {name}"):
+            sysctl.write(proc, name, value)
 
 
 def _become(bundle: Bundle, keeper: int) -> None:

@@ -29,6 +29,8 @@ from isolators.process import ProcessIsolator
 from isolators.rights import NO_RIGHTS, Rights
 from isolators.rlimits import RlimitsIsolator
 from isolators.seccomp import SeccompIsolator
+from isolators.secrets import SecretsIsolator
+from isolators.sysctls import SysctlsIsolator
 from model.resources import Resources
 from model.task import TaskSpec
 
@@ -101,6 +103,8 @@ async def sandbox(state: Path, rights: Rights = NO_RIGHTS) -> AsyncIterator[Sand
         SeccompIsolator(rights),
         PrivilegesIsolator(),
         RlimitsIsolator(),
+        SysctlsIsolator(),
+        SecretsIsolator(state),
     ]
     made = Sandbox(state, prefix, launcher, isolators)
     try:

@@ -18,7 +18,6 @@ from isolators.cgroup.isolator import CgroupIsolator
 from isolators.filesystem import FilesystemIsolator
 from isolators.namespaces import hostname
 from isolators.network import NetworkIsolator
-from isolators.process import ProcessIsolator, parse_user
 from isolators.rlimits import RlimitsIsolator
 from model.network import Address
 from model.resources import Resources
@@ -173,32 +172,6 @@ async def test_a_missing_image_is_refused(node: Sandbox, tmp_path: Path) -> None
 async def test_a_path_that_overlay_mounts_can_not_have_is_refused(node: Sandbox) -> None:
     with pytest.raises(ValueError, match="state directory"):
         FilesystemIsolator(Path("/var/lib/a,b"), node.launcher.userns_fd)
-
-
-@pytest.mark.parametrize(
-    "user", ["-1:0", "0:0:0", "00:0", "+0", " 0", "70000", "0:65536", "\u0660", "a b", "", "0x0", "../x"]
-)
-def test_users_that_are_none(user: str) -> None:
-    with pytest.raises(Unsupported):
-        parse_user(user)
-
-
-@pytest.mark.parametrize(("user", "ids"), [("0:0", (0, 0)), ("1000", (1000, 1000)), ("65535:1", (65535, 1))])
-def test_users_by_number(user: str, ids: tuple[int, int]) -> None:
-    found = parse_user(user)
-    assert found is not None and (found.uid, found.gid) == ids
-
-
-async def test_users_are_looked_up_inside(tmp_path: Path) -> None:
-    container = made(task("web.1", "true", user="daemon"), tmp_path)
-    (container.rootfs / "etc").mkdir(parents=True)
-    (container.rootfs / "etc/passwd").symlink_to("/../../../../../../etc/passwd")
-    with pytest.raises(IsolatorError):  # the link leads to itself inside, and to the node's file outside
-        await ProcessIsolator().prepare(container)
-    (container.rootfs / "etc/passwd").unlink()
-    os.mkfifo(container.rootfs / "etc/passwd")
-    with pytest.raises(Unsupported, match="not a file"):
-        await ProcessIsolator().prepare(container)
 
 
 @pytest.mark.parametrize(
