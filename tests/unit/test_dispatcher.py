@@ -17,7 +17,7 @@ from tests.unit.cluster import node, until
 from tests.unit.control import Agent, Master, cluster, master, task
 from wire import control_pb2 as pb
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("one_loop")]
 SHORT_S = 0.2
 
 

@@ -26,7 +26,7 @@ from wire import control_pb2 as pb
 from wire.control_pb2_grpc import CertificatesStub, add_CertificatesServicer_to_server
 from wire.tls import SERVER_OPTIONS, channel, server_credentials
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("one_loop")]
 
 
 @pytest.fixture

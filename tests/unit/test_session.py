@@ -26,7 +26,7 @@ from wire import control_pb2_grpc, convert
 from wire.control_pb2_grpc import add_ControlServicer_to_server
 from wire.tls import SERVER_OPTIONS, channel, server_credentials
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("one_loop")]
 
 
 @pytest.fixture(autouse=True)

@@ -22,7 +22,7 @@ from pki.identity import Identity, Role
 from pki.key import read_key, signing_request
 from wire.tls import MESSAGE_LIMIT, SERVER_OPTIONS, PeerError, channel, peer_identity, server_credentials
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("one_loop")]
 ROOT = Path(__file__).parents[2]
 HOST = "127.0.0.1"
 DEADLINE_S = 5.0
