@@ -26,7 +26,7 @@ from pki.token import TokenRefused, parse_token
 from tests.unit.cluster import node, until
 from tests.unit.control import Agent, Dial, Master, certificates, cluster, task
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("one_loop")]
 TOKEN, KEPT = admin_token.mint()
 HEADERS = {"Authorization": f"Bearer {TOKEN}"}
 
