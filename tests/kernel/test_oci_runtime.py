@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from isolators.base import Container
-from tests.kernel.sandbox import DEADLINE_S, Sandbox, exit_of, output, sandbox, task
+from tests.kernel.sandbox import CGROUPS, DEADLINE_S, Sandbox, exit_of, output, sandbox, task
 from tests.oci import violations
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("host_mounts")]
@@ -37,6 +37,8 @@ async def node() -> AsyncIterator[Sandbox]:
     try:
         async with sandbox(state) as made:
             yield made
+        for directory in CGROUPS.glob(f"*/{made.prefix}"):  # it makes them in trees that we leave alone too
+            directory.rmdir()
     finally:
         shutil.rmtree(state)
 
