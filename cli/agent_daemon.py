@@ -80,7 +80,12 @@ async def run(state: Path) -> None:
         ready = asyncio.Event()
         await networks.configure_vip_route(settings.vip_pools)
         network = NodeNetwork(networks, vips, tuple(settings.vip_pools))
-        rights = Rights(frozenset(settings.capabilities), settings.unconfined_seccomp, settings.host_network)
+        rights = Rights(
+            frozenset(settings.capabilities),
+            settings.unconfined_seccomp,
+            settings.host_network,
+            frozenset(settings.devices),
+        )
         isolators = standard_isolators(state, networks, launcher.userns_fd, settings.cgroup, rights)
         containers = Containers(directories, isolators, launcher)
         dial = partial(_dial, state, settings.master)

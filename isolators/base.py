@@ -3,7 +3,7 @@
 The agent calls, from one event loop:
 
     prepare   -> [the launcher makes the namespaces; the container's first process waits] -> isolate -> [exec]
-    update, usage, watch: any number of times while it runs
+    update, usage, watch, exceeded, pause, resume: any number of times while it runs
     cleanup   <- always once `prepare` was called, also when that failed, in the reverse order of `prepare`
 
 Several containers may be under way. For one container `prepare` and `cleanup` go from isolator to isolator; `isolate`
@@ -81,8 +81,19 @@ class Isolator:
         """Ends when the container hit a limit, with that limit. None at once: this isolator has nothing to watch."""
         return None
 
+    async def exceeded(self, container: Container) -> Limit | None:
+        """The limit that the container has hit so far, also when `watch` had no time to see it: asked at the end."""
+        return None
+
     async def update(self, container: Container, resources: Resources) -> None:
-        """Change limits of a running container in place."""
+        """Change limits of a running container in place, to `resources` and what else `container.task` says. Raises
+        Unsupported, or IsolatorError when the kernel can't: less memory than is in use."""
+
+    async def pause(self, container: Container) -> None:
+        """Stop all processes of a running container; returns when they stand still."""
+
+    async def resume(self, container: Container) -> None:
+        """Let them go on. Accepts a container that is not paused."""
 
     async def usage(self, container: Container, usage: Usage) -> Usage:
         """`usage` with this isolator's figures filled in from the kernel."""

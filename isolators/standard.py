@@ -30,7 +30,7 @@ def standard_isolators(
     """`cgroup` is the subtree, relative to each hierarchy's root, in which containers get theirs; `rights` is what
     tasks may ask for beyond the defaults."""
     return (
-        CgroupIsolator(cgroup),
+        CgroupIsolator(cgroup, rights),
         NamespacesIsolator(rights),
         FilesystemIsolator(state_directory, userns_fd),
         CapabilitiesIsolator(rights),

@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 
+from model.limits import TaskLimits
 from model.resources import Resources
 
 
@@ -117,6 +118,7 @@ class TaskSpec:
     capabilities_drop: tuple[str, ...] = ()
     sysctls: tuple[tuple[str, str], ...] = ()
     secrets: tuple[Secret, ...] = ()
+    limits: TaskLimits = field(default_factory=TaskLimits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +131,10 @@ class Usage:
     mem_limit_bytes: int | None = None
     pids: int = 0
     pids_limit: int | None = None
+    cpu_throttled_s: float = 0.0  # in which it could have run, had the quota been greater
+    mem_peak_bytes: int = 0
+    io_read_bytes: int = 0
+    io_write_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -332,6 +332,7 @@ class Task(_message.Message):
     CAPABILITIES_DROP_FIELD_NUMBER: _builtins.int
     SYSCTLS_FIELD_NUMBER: _builtins.int
     SECRETS_FIELD_NUMBER: _builtins.int
+    LIMITS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     framework: _builtins.str
     owner: _builtins.str
@@ -364,6 +365,8 @@ class Task(_message.Message):
     def secrets(self) -> _containers.RepeatedCompositeFieldContainer[Global___Pair]:
         """name of the file, content"""
 
+    @_builtins.property
+    def limits(self) -> Global___TaskLimits: ...
     def __init__(
         self,
         *,
@@ -387,14 +390,139 @@ class Task(_message.Message):
         capabilities_drop: _abc.Iterable[_builtins.str] | None = ...,
         sysctls: _abc.Iterable[Global___Pair] | None = ...,
         secrets: _abc.Iterable[Global___Pair] | None = ...,
+        limits: Global___TaskLimits | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["resources", b"resources"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits", "resources", b"resources"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["argv", b"argv", "capabilities_add", b"capabilities_add", "capabilities_drop", b"capabilities_drop", "cwd", b"cwd", "env", b"env", "framework", b"framework", "id", b"id", "kill_grace_s", b"kill_grace_s", "labels", b"labels", "network", b"network", "owner", b"owner", "pids", b"pids", "ports", b"ports", "resources", b"resources", "rlimits", b"rlimits", "rootfs", b"rootfs", "seccomp", b"seccomp", "secrets", b"secrets", "sysctls", b"sysctls", "user", b"user"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["argv", b"argv", "capabilities_add", b"capabilities_add", "capabilities_drop", b"capabilities_drop", "cwd", b"cwd", "env", b"env", "framework", b"framework", "id", b"id", "kill_grace_s", b"kill_grace_s", "labels", b"labels", "limits", b"limits", "network", b"network", "owner", b"owner", "pids", b"pids", "ports", b"ports", "resources", b"resources", "rlimits", b"rlimits", "rootfs", b"rootfs", "seccomp", b"seccomp", "secrets", b"secrets", "sysctls", b"sysctls", "user", b"user"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Task: _TypeAlias = Task  # noqa: Y015
+
+@_typing.final
+class TaskLimits(_message.Message):
+    """As in model/limits.py; absent fields are the defaults there, but for the OOM score, which is always sent."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SWAP_FIELD_NUMBER: _builtins.int
+    MEM_HIGH_FIELD_NUMBER: _builtins.int
+    OOM_SCORE_ADJ_FIELD_NUMBER: _builtins.int
+    CPUSET_FIELD_NUMBER: _builtins.int
+    CPU_BURST_US_FIELD_NUMBER: _builtins.int
+    IO_FIELD_NUMBER: _builtins.int
+    IO_WEIGHT_FIELD_NUMBER: _builtins.int
+    HUGE_PAGES_FIELD_NUMBER: _builtins.int
+    DEVICES_FIELD_NUMBER: _builtins.int
+    swap: _builtins.int
+    mem_high: _builtins.int
+    oom_score_adj: _builtins.int
+    cpuset: _builtins.str
+    cpu_burst_us: _builtins.int
+    io_weight: _builtins.int
+    @_builtins.property
+    def io(self) -> _containers.RepeatedCompositeFieldContainer[Global___IoLimit]: ...
+    @_builtins.property
+    def huge_pages(self) -> _containers.RepeatedCompositeFieldContainer[Global___HugePages]: ...
+    @_builtins.property
+    def devices(self) -> _containers.RepeatedCompositeFieldContainer[Global___Device]: ...
+    def __init__(
+        self,
+        *,
+        swap: _builtins.int = ...,
+        mem_high: _builtins.int = ...,
+        oom_score_adj: _builtins.int = ...,
+        cpuset: _builtins.str = ...,
+        cpu_burst_us: _builtins.int = ...,
+        io: _abc.Iterable[Global___IoLimit] | None = ...,
+        io_weight: _builtins.int = ...,
+        huge_pages: _abc.Iterable[Global___HugePages] | None = ...,
+        devices: _abc.Iterable[Global___Device] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpu_burst_us", b"cpu_burst_us", "cpuset", b"cpuset", "devices", b"devices", "huge_pages", b"huge_pages", "io", b"io", "io_weight", b"io_weight", "mem_high", b"mem_high", "oom_score_adj", b"oom_score_adj", "swap", b"swap"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TaskLimits: _TypeAlias = TaskLimits  # noqa: Y015
+
+@_typing.final
+class IoLimit(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEVICE_FIELD_NUMBER: _builtins.int
+    READ_BPS_FIELD_NUMBER: _builtins.int
+    WRITE_BPS_FIELD_NUMBER: _builtins.int
+    READ_IOPS_FIELD_NUMBER: _builtins.int
+    WRITE_IOPS_FIELD_NUMBER: _builtins.int
+    device: _builtins.str
+    read_bps: _builtins.int
+    write_bps: _builtins.int
+    read_iops: _builtins.int
+    write_iops: _builtins.int
+    def __init__(
+        self,
+        *,
+        device: _builtins.str = ...,
+        read_bps: _builtins.int = ...,
+        write_bps: _builtins.int = ...,
+        read_iops: _builtins.int = ...,
+        write_iops: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "read_bps", b"read_bps", "read_iops", b"read_iops", "write_bps", b"write_bps", "write_iops", b"write_iops"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___IoLimit: _TypeAlias = IoLimit  # noqa: Y015
+
+@_typing.final
+class HugePages(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SIZE_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    size: _builtins.str
+    limit: _builtins.int
+    """MiB"""
+    def __init__(
+        self,
+        *,
+        size: _builtins.str = ...,
+        limit: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["limit", b"limit", "size", b"size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HugePages: _TypeAlias = HugePages  # noqa: Y015
+
+@_typing.final
+class Device(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    ACCESS_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    access: _builtins.str
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+        access: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["access", b"access", "path", b"path"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Device: _TypeAlias = Device  # noqa: Y015
 
 @_typing.final
 class Pair(_message.Message):
@@ -577,12 +705,20 @@ class Usage(_message.Message):
     MEM_LIMIT_BYTES_FIELD_NUMBER: _builtins.int
     PIDS_FIELD_NUMBER: _builtins.int
     PIDS_LIMIT_FIELD_NUMBER: _builtins.int
+    CPU_THROTTLED_S_FIELD_NUMBER: _builtins.int
+    MEM_PEAK_BYTES_FIELD_NUMBER: _builtins.int
+    IO_READ_BYTES_FIELD_NUMBER: _builtins.int
+    IO_WRITE_BYTES_FIELD_NUMBER: _builtins.int
     cpu_s: _builtins.float
     cpu_limit: _builtins.float
     mem_bytes: _builtins.int
     mem_limit_bytes: _builtins.int
     pids: _builtins.int
     pids_limit: _builtins.int
+    cpu_throttled_s: _builtins.float
+    mem_peak_bytes: _builtins.int
+    io_read_bytes: _builtins.int
+    io_write_bytes: _builtins.int
     def __init__(
         self,
         *,
@@ -592,10 +728,14 @@ class Usage(_message.Message):
         mem_limit_bytes: _builtins.int | None = ...,
         pids: _builtins.int = ...,
         pids_limit: _builtins.int | None = ...,
+        cpu_throttled_s: _builtins.float = ...,
+        mem_peak_bytes: _builtins.int = ...,
+        io_read_bytes: _builtins.int = ...,
+        io_write_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_cpu_limit", b"_cpu_limit", "_mem_limit_bytes", b"_mem_limit_bytes", "_pids_limit", b"_pids_limit", "cpu_limit", b"cpu_limit", "mem_limit_bytes", b"mem_limit_bytes", "pids_limit", b"pids_limit"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cpu_limit", b"_cpu_limit", "_mem_limit_bytes", b"_mem_limit_bytes", "_pids_limit", b"_pids_limit", "cpu_limit", b"cpu_limit", "cpu_s", b"cpu_s", "mem_bytes", b"mem_bytes", "mem_limit_bytes", b"mem_limit_bytes", "pids", b"pids", "pids_limit", b"pids_limit"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cpu_limit", b"_cpu_limit", "_mem_limit_bytes", b"_mem_limit_bytes", "_pids_limit", b"_pids_limit", "cpu_limit", b"cpu_limit", "cpu_s", b"cpu_s", "cpu_throttled_s", b"cpu_throttled_s", "io_read_bytes", b"io_read_bytes", "io_write_bytes", b"io_write_bytes", "mem_bytes", b"mem_bytes", "mem_limit_bytes", b"mem_limit_bytes", "mem_peak_bytes", b"mem_peak_bytes", "pids", b"pids", "pids_limit", b"pids_limit"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__cpu_limit: _TypeAlias = _typing.Literal["cpu_limit"]  # noqa: Y015
     _WhichOneofArgType__cpu_limit: _TypeAlias = _typing.Literal["_cpu_limit", b"_cpu_limit"]  # noqa: Y015

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import asdict
 from ipaddress import ip_address, ip_network
 
+from model.limits import Device, HugePages, IoLimit, TaskLimits
 from model.network import Block, Network, NetworkKind, Vtep
 from model.node import Node
 from model.resources import Resources
@@ -53,6 +55,7 @@ def task_to_wire(task: TaskSpec) -> pb.Task:
         capabilities_drop=task.capabilities_drop,
         sysctls=_pairs_to_wire(task.sysctls),
         secrets=[pb.Pair(key=secret.name, value=secret.value or "") for secret in task.secrets],
+        limits=limits_to_wire(task.limits),
     )
 
 
@@ -81,6 +84,38 @@ def task_from_wire(message: pb.Task) -> TaskSpec:
         capabilities_drop=tuple(message.capabilities_drop),
         sysctls=_pairs_from_wire(message.sysctls),
         secrets=tuple(Secret(secret.key, secret.value) for secret in message.secrets),
+        limits=limits_from_wire(message.limits) if message.HasField("limits") else TaskLimits(),
+    )
+
+
+def limits_to_wire(limits: TaskLimits) -> pb.TaskLimits:
+    return pb.TaskLimits(
+        swap=limits.swap,
+        mem_high=limits.mem_high,
+        oom_score_adj=limits.oom_score_adj,
+        cpuset=limits.cpuset,
+        cpu_burst_us=limits.cpu_burst_us,
+        io=[pb.IoLimit(**asdict(limit)) for limit in limits.io],
+        io_weight=limits.io_weight,
+        huge_pages=[pb.HugePages(size=pages.size, limit=pages.limit) for pages in limits.huge_pages],
+        devices=[pb.Device(path=device.path, access=device.access) for device in limits.devices],
+    )
+
+
+def limits_from_wire(message: pb.TaskLimits) -> TaskLimits:
+    return TaskLimits(
+        swap=message.swap,
+        mem_high=message.mem_high,
+        oom_score_adj=message.oom_score_adj,
+        cpuset=message.cpuset,
+        cpu_burst_us=message.cpu_burst_us,
+        io=tuple(
+            IoLimit(limit.device, limit.read_bps, limit.write_bps, limit.read_iops, limit.write_iops)
+            for limit in message.io
+        ),
+        io_weight=message.io_weight,
+        huge_pages=tuple(HugePages(pages.size, pages.limit) for pages in message.huge_pages),
+        devices=tuple(Device(device.path, device.access) for device in message.devices),
     )
 
 
@@ -104,6 +139,10 @@ def status_to_wire(status: TaskStatus) -> pb.Status:
             mem_limit_bytes=usage.mem_limit_bytes,
             pids=usage.pids,
             pids_limit=usage.pids_limit,
+            cpu_throttled_s=usage.cpu_throttled_s,
+            mem_peak_bytes=usage.mem_peak_bytes,
+            io_read_bytes=usage.io_read_bytes,
+            io_write_bytes=usage.io_write_bytes,
         ),
     )
 
@@ -128,6 +167,10 @@ def status_from_wire(message: pb.Status) -> TaskStatus:
             mem_limit_bytes=usage.mem_limit_bytes if usage.HasField("mem_limit_bytes") else None,
             pids=usage.pids,
             pids_limit=usage.pids_limit if usage.HasField("pids_limit") else None,
+            cpu_throttled_s=_finite(usage.cpu_throttled_s),
+            mem_peak_bytes=usage.mem_peak_bytes,
+            io_read_bytes=usage.io_read_bytes,
+            io_write_bytes=usage.io_write_bytes,
         ),
     )
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from agent.launcher import seccomp
 from agent.launcher import syscalls as sc
-from agent.launcher.mounts import Mount, parse_mount
+from agent.launcher.mounts import Device, Mount, parse_mount
 
 NAMESPACES = {
     "mount": sc.CLONE_NEWNS,
@@ -89,6 +89,7 @@ class Bundle:
     uid_maps: tuple[IdMap, ...]
     gid_maps: tuple[IdMap, ...]
     mounts: tuple[Mount, ...]
+    devices: tuple[Device, ...]
     masked: tuple[str, ...]
     read_only_paths: tuple[str, ...]
     process: Process
@@ -116,6 +117,7 @@ def parse(directory: str, config: dict[str, Any]) -> Bundle:
         uid_maps=tuple(_id_map(entry) for entry in linux["uidMappings"]),
         gid_maps=tuple(_id_map(entry) for entry in linux["gidMappings"]),
         mounts=tuple(parse_mount(mount) for mount in config.get("mounts", [])),
+        devices=tuple(_device(entry) for entry in linux.get("devices", [])),
         masked=tuple(linux.get("maskedPaths", [])),
         read_only_paths=tuple(linux.get("readonlyPaths", [])),
         process=_process(config["process"]),
@@ -145,6 +147,14 @@ def _namespaces(entries: list[dict[str, str]]) -> int:
 
 def _id_map(entry: dict[str, int]) -> IdMap:
     return IdMap(entry["containerID"], entry["hostID"], entry["size"])
+
+
+def _device(entry: dict[str, Any]) -> Device:
+    """One element of `linux.devices` (config-linux.md, "Devices")."""
+    path, kind = entry["path"], entry["type"]
+    if kind not in ("c", "b") or os.path.normpath(path) != path or not path.startswith("/dev/"):
+        raise BundleError(f"linux/devices: can't make {entry}")
+    return Device(path, kind, entry["major"], entry["minor"])
 
 
 def _process(process: dict[str, Any]) -> Process:

@@ -25,7 +25,7 @@ from agent.launcher import seccomp, sysctl
 from agent.launcher import syscalls as sc
 from agent.launcher.bundle import Bundle, Process
 from agent.launcher.channel import SetupError, failed, receive, send
-from agent.launcher.mounts import DEVICES, Device, DeviceLinks, Mask, Mount, Operation, ReadOnly
+from agent.launcher.mounts import DEVICES, DeviceLinks, Mask, Mount, Operation, ReadOnly
 
 SETUP_FAILED = 127
 SIOCSIFFLAGS = 0x8914
@@ -87,7 +87,8 @@ def _opened(mount: Mount) -> Operation:
 def _operations(bundle: Bundle, mounts: list[Operation]) -> Iterator[Operation]:
     """Masks last: they cover what was mounted before."""
     yield from mounts
-    yield from (Device(name) for name in DEVICES)
+    yield from DEVICES
+    yield from bundle.devices
     yield DeviceLinks()
     yield from (ReadOnly(path) for path in bundle.read_only_paths)
     yield from (Mask(path) for path in bundle.masked)

@@ -39,8 +39,6 @@ OWN_KINDS = {
 MAX_LINKS = 40  # path_resolution(7)
 MASK_ATTRIBUTES = sc.MOUNT_ATTR_RDONLY | sc.MOUNT_ATTR_NOSUID | sc.MOUNT_ATTR_NODEV | sc.MOUNT_ATTR_NOEXEC
 
-# Every OCI runtime supplies these (config-linux.md, "Default Devices"): name -> major, minor of the character device.
-DEVICES = {"null": (1, 3), "zero": (1, 5), "full": (1, 7), "random": (1, 8), "urandom": (1, 9), "tty": (5, 0)}
 # config-linux.md, "Dev symbolic links", and the container's own ptmx.
 DEVICE_LINKS = {
     "fd": "/proc/self/fd",
@@ -116,21 +114,36 @@ class Attach:
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """A device of the node: a user namespace can not make any. Checked, so that a replaced file is not passed on."""
+    """A device of the node: a user namespace can not make any. Checked, so that a replaced file is not passed on.
+    `kind` is `c` or `b`."""
 
-    name: str
+    path: str
+    kind: str
+    major: int
+    minor: int
 
     def describe(self) -> str:
-        return f"bind device /dev/{self.name}"
+        return f"bind device {self.path}"
 
     def execute(self, root: int) -> None:
-        path = f"/dev/{self.name}"
-        tree = sc.open_tree(path, sc.OPEN_TREE_CLONE)
+        tree = sc.open_tree(self.path, sc.OPEN_TREE_CLONE)
         status = os.fstat(tree)
-        if not stat.S_ISCHR(status.st_mode) or status.st_rdev != os.makedev(*DEVICES[self.name]):
-            raise OSError(errno.ENODEV, "not the character device it should be", path)
-        sc.mount_setattr(tree, 0, path, attr_set=sc.MOUNT_ATTR_NOSUID | sc.MOUNT_ATTR_NOEXEC)
-        attach(tree, open_target(root, path, directory=False), path)
+        is_kind = stat.S_ISBLK if self.kind == "b" else stat.S_ISCHR
+        if not is_kind(status.st_mode) or status.st_rdev != os.makedev(self.major, self.minor):
+            raise OSError(errno.ENODEV, "not the device it should be", self.path)
+        sc.mount_setattr(tree, 0, self.path, attr_set=sc.MOUNT_ATTR_NOSUID | sc.MOUNT_ATTR_NOEXEC)
+        attach(tree, open_target(root, self.path, directory=False), self.path)
+
+
+# Every OCI runtime supplies these (config-linux.md, "Default Devices").
+DEVICES = (
+    Device("/dev/null", "c", 1, 3),
+    Device("/dev/zero", "c", 1, 5),
+    Device("/dev/full", "c", 1, 7),
+    Device("/dev/random", "c", 1, 8),
+    Device("/dev/urandom", "c", 1, 9),
+    Device("/dev/tty", "c", 5, 0),
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,14 +14,18 @@ from isolators.base import Unsupported
 from isolators.mount import MountPoint
 
 REQUIRED = ("cpu", "memory", "pids")
-OPTIONAL = ("cpuacct",)  # on v1 the time used is counted by a controller of its own
+# What a task that asks for it needs, and more than that where the node has it. On v1 the time used is counted by a
+# controller of its own, cpuacct.
+OPTIONAL = ("cpuacct", "cpuset", "blkio", "devices", "freezer", "hugetlb")
 
 
 @dataclass(frozen=True, slots=True)
 class V1:
-    """Mount point of each controller that we use; two may share one (`/sys/fs/cgroup/cpu,cpuacct`)."""
+    """Mount point of each controller that we use; two may share one (`/sys/fs/cgroup/cpu,cpuacct`). `unified` is the
+    version 2 tree beside them, where there is one: it has the controllers that no version 1 mount took."""
 
     mounts: tuple[tuple[str, Path], ...]
+    unified: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,17 +40,21 @@ def detect(points: Iterable[MountPoint]) -> V1 | V2:
     unified = next((point.path for point in found if point.kind == "cgroup2"), None)
     missing = [controller for controller in REQUIRED if controller not in v1]
     if not missing:
-        return V1(tuple(v1.items()))
-    if unified is not None and not set(REQUIRED) - set(_v2_controllers(unified)):
+        return V1(tuple(v1.items()), unified)
+    if unified is not None and not set(REQUIRED) - set(v2_controllers(unified)):
         return V2(unified)
     raise Unsupported(f"cgroup controllers {', '.join(missing)} are not mounted on this node")
+
+
+def v2_controllers(mount: Path) -> list[str]:
+    """Those that a version 2 tree offers."""
+    try:
+        return (mount / "cgroup.controllers").read_text().split()
+    except FileNotFoundError:
+        return []
 
 
 def _v1_controllers(point: MountPoint) -> list[str]:
     if point.kind != "cgroup":
         return []
     return [option for option in point.options if option in REQUIRED + OPTIONAL]
-
-
-def _v2_controllers(mount: Path) -> list[str]:
-    return (mount / "cgroup.controllers").read_text().split()

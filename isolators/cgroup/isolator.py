@@ -1,4 +1,5 @@
-"""Limits CPU time, memory and number of processes of a container, and kills what is left of it.
+"""Limits what a container takes of its node (CPU time, memory, processes, input and output, huge pages, devices),
+pauses it, and kills what is left of it.
 
 Writes `<controller>/<prefix>/<container id>` in each tree of the node's control groups and nothing outside of the
 prefix, so several agents can share a machine. All of it is learnt from the kernel: nothing is kept here.
@@ -9,34 +10,39 @@ from __future__ import annotations
 import asyncio
 import errno
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import closing, contextmanager
 from pathlib import Path
 
-from isolators.base import BundlePart, Container, Isolator, IsolatorError
+from isolators.base import BundlePart, Container, Isolator, IsolatorError, Limit, Unsupported
+from isolators.cgroup import devices
 from isolators.cgroup.grace import GracePeriod, own_procs
 from isolators.cgroup.hierarchy import V1, V2, detect
-from isolators.cgroup.limits import limits, oci_resources
+from isolators.cgroup.limits import MIB, Limits, Throttle, check, limits, oci_resources
 from isolators.cgroup.tree import Cgroups
 from isolators.cgroup.v1 import CgroupsV1
 from isolators.cgroup.v2 import CgroupsV2
 from isolators.mount import mount_points
+from isolators.rights import NO_RIGHTS, Rights
 from model.network import Address
 from model.resources import Resources
 from model.task import Usage
 
 KILL_DEADLINE_S = 10.0
 KILL_INTERVAL_S = 0.002
+OOM_LOOKS, OOM_INTERVAL_S = 100, 0.01
+FREEZE_DEADLINE_S = 10.0
+FREEZE_INTERVAL_S = 0.002
 
 
 class CgroupIsolator(Isolator):
     name = "cgroup"
 
-    def __init__(self, prefix: str, hierarchy: V1 | V2 | None = None) -> None:
+    def __init__(self, prefix: str, rights: Rights = NO_RIGHTS, hierarchy: V1 | V2 | None = None) -> None:
         """`prefix` is a path below the root of each tree, such as `tepui/n1`. Raises Unsupported."""
         found = hierarchy or detect(mount_points())
         self._cgroups: Cgroups = CgroupsV1(found, prefix) if isinstance(found, V1) else CgroupsV2(found, prefix)
         self._grace = GracePeriod(own_procs(found, Path("/proc/self/cgroup").read_text()))
+        self._rights = rights
 
     async def recover(self, known: list[Container], orphans: list[str]) -> None:
         kept = {container.id for container in known}
@@ -46,11 +52,19 @@ class CgroupIsolator(Isolator):
 
     async def prepare(self, container: Container) -> BundlePart:
         self._grace.begin()
-        limit = limits(container.task.resources, container.task.pids)
+        limit = self._limits(container, container.task.resources)
         with _operation("create cgroup", container.id):
             self._cgroups.create(container.id)
+        with _operation("limit cgroup", container.id), _refusals(container.id):
             self._cgroups.limit(container.id, limit)
-        return {"linux": {"cgroupsPath": self._cgroups.path(container.id), "resources": oci_resources(limit)}}
+        return {
+            "process": {"oomScoreAdj": container.task.limits.oom_score_adj},
+            "linux": {
+                "cgroupsPath": self._cgroups.path(container.id),
+                "resources": oci_resources(limit),
+                "devices": [devices.node(device) for device in container.task.limits.devices],
+            },
+        }
 
     async def isolate(self, container: Container, pid: int) -> tuple[Address, ...]:
         await self._grace.over()
@@ -59,25 +73,76 @@ class CgroupIsolator(Isolator):
             await asyncio.to_thread(self._cgroups.add, container.id, pid)
         return ()
 
+    async def watch(self, container: Container) -> Limit | None:
+        with _operation("watch memory of", container.id), closing(self._cgroups.oom_news(container.id)) as news:
+            limit = await self.exceeded(container)
+            while limit is None:
+                await _readable(news.fileno())
+                news.drain()
+                limit = await self._soon_exceeded(container)
+        return limit
+
+    async def exceeded(self, container: Container) -> Limit | None:
+        with _operation("read memory of", container.id):
+            if not self._cgroups.oom_kills(container.id):
+                return None
+            usage = self._cgroups.usage(container.id, Usage())
+        limit = (usage.mem_limit_bytes or 0) // MIB
+        return Limit(f"memory limit {limit} MiB exceeded (peak {usage.mem_peak_bytes / MIB:.1f} MiB)")
+
     async def update(self, container: Container, resources: Resources) -> None:
-        with _operation("resize cgroup", container.id):
-            self._cgroups.limit(container.id, limits(resources, container.task.pids))
+        limit = self._limits(container, resources)
+        with _operation("resize cgroup", container.id), _refusals(container.id):
+            self._cgroups.limit(container.id, limit)
+
+    async def pause(self, container: Container) -> None:
+        with _operation("freeze", container.id):
+            self._cgroups.freeze(container.id, True)
+            deadline = asyncio.get_running_loop().time() + FREEZE_DEADLINE_S
+            while not self._cgroups.frozen(container.id):  # nobody is told of it on version 1
+                if asyncio.get_running_loop().time() > deadline:
+                    self._cgroups.freeze(container.id, False)
+                    raise IsolatorError(f"freeze {container.id}: not done after {FREEZE_DEADLINE_S:g} s")
+                await asyncio.sleep(FREEZE_INTERVAL_S)
+
+    async def resume(self, container: Container) -> None:
+        with _operation("thaw", container.id):
+            self._cgroups.freeze(container.id, False)
 
     async def usage(self, container: Container, usage: Usage) -> Usage:
         with _operation("read cgroup", container.id):
-            seen = self._cgroups.usage(container.id)
-        return replace(
-            usage,
-            cpu_s=seen.cpu_s,
-            cpu_limit=seen.cpu_limit,
-            mem_bytes=seen.mem_bytes,
-            mem_limit_bytes=seen.mem_limit_bytes,
-            pids=seen.pids,
-            pids_limit=seen.pids_limit,
-        )
+            return self._cgroups.usage(container.id, usage)
 
     async def cleanup(self, container: Container) -> None:
         await self._destroy(container.id)
+
+    def _limits(self, container: Container, resources: Resources) -> Limits:
+        """Raises Unsupported for what this task, or any, can not have here."""
+        check(container.task, resources)
+        wanted = container.task.limits
+        for device in wanted.devices:
+            if device.path not in self._rights.devices:
+                raise Unsupported(f"limits.devices {device.path}: is not a device that this node lends to tasks")
+        rules = (*devices.DEFAULT, *map(devices.rule, wanted.devices))
+        throttles = [
+            Throttle(
+                devices.disk(limit, container.directory.parent),
+                limit.read_bps,
+                limit.write_bps,
+                limit.read_iops,
+                limit.write_iops,
+            )
+            for limit in wanted.io
+        ]
+        return limits(container.task, resources, throttles, rules)
+
+    async def _soon_exceeded(self, container: Container) -> Limit | None:
+        """On version 1 the news comes before the kernel has chosen whom to kill (mem_cgroup_oom), or kills nobody."""
+        for _ in range(OOM_LOOKS):
+            if (limit := await self.exceeded(container)) is not None:
+                return limit
+            await asyncio.sleep(OOM_INTERVAL_S)
+        return None
 
     async def _destroy(self, name: str) -> None:
         """Killed again and again, for a process may fork between the look and the kill; the cgroup can be removed when
@@ -99,6 +164,27 @@ class CgroupIsolator(Isolator):
                 raise
             return False
         return True
+
+
+async def _readable(descriptor: int) -> None:
+    loop = asyncio.get_running_loop()
+    ready = asyncio.Event()
+    loop.add_reader(descriptor, ready.set)
+    try:
+        await ready.wait()
+    finally:
+        loop.remove_reader(descriptor)
+
+
+@contextmanager
+def _refusals(name: str) -> Iterator[None]:
+    """What the kernel will never take is no failure that might pass."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENODEV, errno.EOPNOTSUPP):
+            raise
+        raise Unsupported(f"limit {name}: {error.strerror}: {error.filename}") from error
 
 
 @contextmanager

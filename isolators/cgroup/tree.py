@@ -1,8 +1,5 @@
-"""What both versions have in common: the contract that the isolator uses, cgroupspy's nodes for single cgroups, and
-the file descriptors that cgroupspy lacks.
-
-cgroupspy's `Tree()` reads every cgroup of the node and fails when one vanishes meanwhile. Here a `Node` is opened for
-the one cgroup that is needed, by its path.
+"""What both versions have in common: the contract that the isolator uses, and what is done with directories of cgroups
+and the processes in them.
 """
 
 from __future__ import annotations
@@ -14,22 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
-from cgroupspy.controllers import Controller
-from cgroupspy.interfaces import BaseFileInterface
-from cgroupspy.nodes import Node, NodeControlGroup
-
 from isolators.cgroup.limits import Limits
+from isolators.cgroup.memory import OomNews
 from model.task import Usage
-
-
-class LimitFile(BaseFileInterface):  # type: ignore[misc]
-    """A number, or `max` for none: None here."""
-
-    def sanitize_get(self, value: str) -> int | None:
-        return None if value == "max" else int(value)
-
-    def sanitize_set(self, value: int | None) -> str:
-        return "max" if value is None else str(value)
 
 
 class Cgroups(Protocol):
@@ -42,7 +26,18 @@ class Cgroups(Protocol):
 
     def add(self, name: str, pid: int) -> None: ...
 
-    def usage(self, name: str) -> Usage: ...
+    def usage(self, name: str, usage: Usage) -> Usage:
+        """`usage` with all that is counted here."""
+
+    def oom_kills(self, name: str) -> int:
+        """How many processes the kernel has killed at the memory limit."""
+
+    def oom_news(self, name: str) -> OomNews: ...
+
+    def freeze(self, name: str, wanted: bool) -> None:
+        """Begins to stop all processes, or lets them go on."""
+
+    def frozen(self, name: str) -> bool: ...
 
     def kill(self, name: str) -> bool:
         """Sends SIGKILL to whatever is in it; False when nothing is."""
@@ -56,19 +51,12 @@ class Cgroups(Protocol):
         """As in /proc/PID/cgroup."""
 
 
-def open_group(name: str, directories: dict[str, Path], controllers: dict[str, type[Controller]]) -> NodeControlGroup:
-    """cgroupspy's view of one cgroup: `group.memory.limit_in_bytes`. Opens nothing yet."""
-    group = NodeControlGroup(name.encode())
-    for kind, directory in directories.items():
-        node = Node(str(directory))
-        node.controller_type = kind.encode()
-        node.controller = controllers[kind](node)
-        group.add_node(node)
-    return group
-
-
 def make(directory: Path) -> None:
     directory.mkdir(mode=0o755)
+
+
+def join(directory: Path, pid: int) -> None:
+    (directory / "cgroup.procs").write_text(str(pid))
 
 
 def remove(directory: Path) -> None:

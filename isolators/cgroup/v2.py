@@ -7,56 +7,34 @@ the prefix itself, for a cgroup with controllers for its children can not have a
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
-from cgroupspy.controllers import Controller
-from cgroupspy.interfaces import BaseFileInterface, DictFile, FlagFile, IntegerFile
+from cgroupspy.interfaces import BaseFileInterface, DictFile, FlagFile
 
 from isolators.cgroup import tree
-from isolators.cgroup.hierarchy import REQUIRED, V2
-from isolators.cgroup.limits import PERIOD_US, Limits
+from isolators.cgroup.controller import Controller, Files, open_files
+from isolators.cgroup.cpu import CpuV2
+from isolators.cgroup.cpuset import CpusetV2
+from isolators.cgroup.device_list import DevicesV2
+from isolators.cgroup.freezer import FreezerV2
+from isolators.cgroup.hierarchy import REQUIRED, V2, v2_controllers
+from isolators.cgroup.hugetlb import Hugetlb
+from isolators.cgroup.io import IoV2
+from isolators.cgroup.limits import Limits
+from isolators.cgroup.memory import MemoryV2, OomNews
+from isolators.cgroup.pids import Pids
 from model.task import Usage
 
-
-class QuotaFile(BaseFileInterface):  # type: ignore[misc]
-    """`QUOTA PERIOD` in microseconds, QUOTA may be `max`: (quota or None, period) here."""
-
-    def sanitize_get(self, value: str) -> tuple[int | None, int]:
-        quota, period = value.split()
-        return None if quota == "max" else int(quota), int(period)
-
-    def sanitize_set(self, value: tuple[int | None, int]) -> str:
-        quota, period = value
-        return f"{'max' if quota is None else quota} {period}"
+CONTROLLERS: tuple[Controller, ...] = (CpuV2(), MemoryV2(), Pids(), CpusetV2(), IoV2(), Hugetlb("max"))
 
 
-class Core(Controller):  # type: ignore[misc]
+class Core(Files):  # type: ignore[misc]
     """cgroup-v2.rst, "Core Interface Files"."""
 
     subtree_control = BaseFileInterface("cgroup.subtree_control")
     events = DictFile("cgroup.events", readonly=True)
     kill = FlagFile("cgroup.kill", writeonly=True)
-
-
-class CpuV2(Controller):  # type: ignore[misc]
-    weight = IntegerFile("cpu.weight")
-    max = QuotaFile("cpu.max")
-    stat = DictFile("cpu.stat", readonly=True)
-
-
-class MemoryV2(Controller):  # type: ignore[misc]
-    max = tree.LimitFile("memory.max")
-    swap_max = tree.LimitFile("memory.swap.max")
-    current = IntegerFile("memory.current", readonly=True)
-
-
-class PidsV2(Controller):  # type: ignore[misc]
-    max = tree.LimitFile("pids.max")
-    current = IntegerFile("pids.current", readonly=True)
-
-
-CONTROLLERS: dict[str, type[Controller]] = {"core": Core, "cpu": CpuV2, "memory": MemoryV2, "pids": PidsV2}
 
 
 class CgroupsV2:
@@ -66,41 +44,41 @@ class CgroupsV2:
         self._mount = hierarchy.mount
         self._prefix = prefix
         self._base = hierarchy.mount / prefix
+        offered = {*REQUIRED, *v2_controllers(hierarchy.mount)}
+        self._controllers = [controller for controller in CONTROLLERS if controller.name in offered]
 
     def create(self, name: str) -> None:
         self._base.mkdir(parents=True, exist_ok=True)
-        below = self._base.relative_to(self._mount).parents
-        for directory in (*(self._mount / parent for parent in reversed(below)), self._base):
-            _open(directory).core.subtree_control = " ".join(f"+{controller}" for controller in REQUIRED)
+        switch_on([controller.name for controller in self._controllers], self._base, self._mount)
         tree.make(self._base / name)
 
     def limit(self, name: str, limits: Limits) -> None:
-        group = _open(self._base / name)
-        group.cpu.weight = limits.weight
-        group.cpu.max = (limits.quota_us, PERIOD_US)
-        group.memory.max = limits.memory_bytes
-        if Path(group.memory.filepath(b"memory.swap.max").decode()).exists():  # not without CONFIG_SWAP
-            group.memory.swap_max = 0
-        group.pids.max = limits.pids
+        for controller in (*self._controllers, DevicesV2()):
+            controller.limit(self._base / name, limits)
 
     def add(self, name: str, pid: int) -> None:
-        _open(self._base / name).core.procs = [pid]
+        tree.join(self._base / name, pid)
 
-    def usage(self, name: str) -> Usage:
-        group = _open(self._base / name)
-        quota, period = group.cpu.max
-        return Usage(
-            cpu_s=group.cpu.stat["usage_usec"] / 1e6,
-            cpu_limit=None if quota is None else quota / period,
-            mem_bytes=group.memory.current,
-            mem_limit_bytes=group.memory.max,
-            pids=group.pids.current,
-            pids_limit=group.pids.max,
-        )
+    def usage(self, name: str, usage: Usage) -> Usage:
+        for controller in self._controllers:
+            usage = controller.usage(self._base / name, usage)
+        return usage
+
+    def oom_kills(self, name: str) -> int:
+        return MemoryV2().oom_kills(self._base / name)
+
+    def oom_news(self, name: str) -> OomNews:
+        return MemoryV2().oom_news(self._base / name)
+
+    def freeze(self, name: str, wanted: bool) -> None:
+        FreezerV2().freeze(self._base / name, wanted)
+
+    def frozen(self, name: str) -> bool:
+        return FreezerV2().frozen(self._base / name)
 
     def kill(self, name: str) -> bool:
         """cgroup.kill (Linux 5.14) takes the cgroups below too, and no fork escapes it."""
-        core = _open(self._base / name).core
+        core = open_files(Core, self._base / name)
         try:
             populated = bool(core.events["populated"])
             if populated:
@@ -121,5 +99,9 @@ class CgroupsV2:
         return f"/{self._prefix}/{name}"
 
 
-def _open(directory: Path) -> Any:
-    return tree.open_group(directory.name, dict.fromkeys(CONTROLLERS, directory), CONTROLLERS)
+def switch_on(controllers: Iterable[str], base: Path, top: Path) -> None:
+    """For the cgroups below `base`, which means in each cgroup from `top`, the root of the tree, down to it."""
+    wanted = " ".join(f"+{controller}" for controller in controllers)
+    above = [top / parent for parent in reversed(base.relative_to(top).parents)]
+    for directory in (*above, base):
+        open_files(Core, directory).subtree_control = wanted

@@ -21,7 +21,7 @@ from master.rest.errors import ApiError
 from master.tasks import TaskRecord, Tasks
 from master.tokens import Tokens
 from model.resources import Resources
-from model.task import TaskState
+from model.task import TaskState, Usage
 from model.vip import Vip
 from wire import control_pb2 as pb
 
@@ -149,6 +149,19 @@ def task_json(task: TaskRecord | TaskView) -> dict[str, Any]:
         "network": spec.network,
         "resources": resources_json(spec.resources),
         "limits": {"cpus": usage.cpu_limit, "mem_bytes": usage.mem_limit_bytes, "pids": usage.pids_limit},
+        "usage": usage_json(usage),
+    }
+
+
+def usage_json(usage: Usage) -> dict[str, float]:
+    return {
+        "cpu_s": usage.cpu_s,
+        "cpu_throttled_s": usage.cpu_throttled_s,
+        "mem_bytes": usage.mem_bytes,
+        "mem_peak_bytes": usage.mem_peak_bytes,
+        "io_read_bytes": usage.io_read_bytes,
+        "io_write_bytes": usage.io_write_bytes,
+        "pids": usage.pids,
     }
 
 

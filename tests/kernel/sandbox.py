@@ -38,7 +38,6 @@ DEADLINE_S = 20.0
 INTERVAL_S = 0.01
 ID_BASE = 1_000_000
 CGROUPS = Path("/sys/fs/cgroup")
-CONTROLLERS = ("cpu", "cpuacct", "memory", "pids")
 PROGRAMS = ("sh", "cat", "ls", "touch", "true", "sleep", "stat", "id", "head")
 
 
@@ -96,7 +95,7 @@ async def sandbox(state: Path, rights: Rights = NO_RIGHTS) -> AsyncIterator[Sand
     prefix = f"tepui-test-{os.getpid()}"
     isolators: list[Isolator] = [
         FilesystemIsolator(state, launcher.userns_fd),
-        CgroupIsolator(prefix),
+        CgroupIsolator(prefix, rights),
         NamespacesIsolator(rights),
         ProcessIsolator(),
         CapabilitiesIsolator(rights),
@@ -149,13 +148,12 @@ def alive(pid: int) -> bool:
 
 def cgroups(prefix: str) -> list[str]:
     """Cgroups below the prefix in any tree."""
-    return [str(path) for name in CONTROLLERS for path in (CGROUPS / name / prefix).glob("*/")]
+    return [str(path) for path in CGROUPS.glob(f"*/{prefix}/*/")]
 
 
 def remove_prefix(prefix: str) -> None:
-    for name in CONTROLLERS:
-        if (CGROUPS / name / prefix).exists():
-            (CGROUPS / name / prefix).rmdir()
+    for path in CGROUPS.glob(f"*/{prefix}"):
+        path.rmdir()
 
 
 def mounts_below(directory: Path) -> list[Path]:

@@ -6,6 +6,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 from hypothesis import strategies as st
 
+from model.limits import Device, HugePages, IoLimit, TaskLimits
 from model.network import Address, Block, Network, NetworkKind, Subnet, Vtep
 from model.node import Node
 from model.resources import Resources
@@ -39,6 +40,10 @@ usages = st.builds(
     mem_limit_bytes=st.none() | numbers,
     pids=numbers,
     pids_limit=st.none() | numbers,
+    cpu_throttled_s=seconds,
+    mem_peak_bytes=numbers,
+    io_read_bytes=numbers,
+    io_write_bytes=numbers,
 )
 statuses = st.builds(
     TaskStatus,
@@ -53,6 +58,18 @@ statuses = st.builds(
     exit_code=st.none() | st.integers(-(2**31), 2**31 - 1),
     healthy=st.none() | st.booleans(),
     usage=usages,
+)
+limits = st.builds(
+    TaskLimits,
+    swap=numbers,
+    mem_high=numbers,
+    oom_score_adj=st.integers(-1000, 1000),
+    cpuset=texts,
+    cpu_burst_us=numbers,
+    io=st.lists(st.builds(IoLimit, texts, numbers, numbers, numbers, numbers), max_size=2).map(tuple),
+    io_weight=numbers,
+    huge_pages=st.lists(st.builds(HugePages, texts, numbers), max_size=2).map(tuple),
+    devices=st.lists(st.builds(Device, texts, texts), max_size=2).map(tuple),
 )
 specs = st.builds(
     TaskSpec,
@@ -73,6 +90,7 @@ specs = st.builds(
     rlimits=st.lists(st.builds(Rlimit, texts, numbers, numbers), max_size=2).map(tuple),
     labels=pairs,
     kill_grace_s=seconds,
+    limits=limits,
 )
 nodes = st.builds(
     Node,
