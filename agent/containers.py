@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +21,7 @@ import structlog
 from agent.launcher import record
 from agent.launcher.adopt import wait_exit
 from agent.launcher.client import Launch, Launcher
-from isolators.base import Container, Isolator, IsolatorError, merge
+from isolators.base import Container, Isolator, IsolatorError, Limit, merge
 from model.network import Address
 from model.task import TaskSpec, Usage
 from pki.files import PRIVATE, write_atomic
@@ -129,6 +129,26 @@ class Containers:
             usage = await isolator.usage(container, usage)
         return usage
 
+    async def watch(self, container: Container) -> Limit:
+        """The first limit that is hit; there may never be one."""
+        watches = [asyncio.ensure_future(isolator.watch(container)) for isolator in self._isolators]
+        try:
+            for watch in asyncio.as_completed(watches):
+                if (limit := await _limit(watch)) is not None:
+                    return limit
+            never: asyncio.Future[Limit] = asyncio.get_running_loop().create_future()
+            return await never
+        finally:
+            for watch in watches:
+                watch.cancel()
+
+    async def exceeded(self, container: Container) -> Limit | None:
+        """The limit that it has hit so far."""
+        for isolator in self._isolators:
+            if (limit := await _limit(isolator.exceeded(container))) is not None:
+                return limit
+        return None
+
     async def cleanup(self, container: Container) -> None:
         """Undo all of it, the last isolator first. Collects what fails and goes on (ExceptionGroup at the end)."""
         errors: list[Exception] = []
@@ -153,6 +173,15 @@ def _addresses(results: Sequence[tuple[Address, ...] | BaseException]) -> tuple[
             raise result
         addresses += result
     return addresses
+
+
+async def _limit(asked: Awaitable[Limit | None]) -> Limit | None:
+    """A container that can not be watched runs on: what enforces the limits is the kernel."""
+    try:
+        return await asked
+    except (IsolatorError, OSError) as error:
+        log.warning("limits are not watched", error=str(error))
+        return None
 
 
 def _absent_is_fine(function: object, path: str, failure: tuple[type[BaseException], BaseException, object]) -> None:

@@ -30,9 +30,9 @@ from agent.checkpoint import Checkpoint, TaskRecord
 from agent.containers import Containers
 from agent.launcher.client import Launch, LaunchError
 from agent.launcher.record import STARTING, Exit
-from isolators.base import Container, IsolatorError, Unsupported
+from isolators.base import Container, IsolatorError, Limit, Unsupported
 from model.resources import Resources, describe
-from model.task import TASK_ID, TaskSpec, TaskState, TaskStatus
+from model.task import TASK_ID, TaskSpec, TaskState, TaskStatus, Usage
 from netns.driver import NetworkError
 
 log = structlog.get_logger()
@@ -206,12 +206,27 @@ class Reconciler:
         self._observe(starting, TaskState.RUNNING, usage=usage)
 
     async def _await_end(self, record: TaskRecord) -> None:
-        exited = asyncio.ensure_future(self._containers.exited(self._container(record)))
-        await _either(exited, self._kills[record.spec.id].wait())
+        container = self._container(record)
+        exited = asyncio.ensure_future(self._containers.exited(container))
+        limited = asyncio.ensure_future(self._containers.watch(container))
+        await _either(exited, limited, self._kills[record.spec.id].wait())
         if exited.done() and not exited.cancelled():
             await self._exited(record, exited.result())
+        elif limited.done() and not limited.cancelled():
+            await self._end_limited(record, limited.result())
         else:
             self._observe(record, TaskState.KILLING)
+
+    async def _end_limited(self, record: TaskRecord, limit: Limit) -> None:
+        """A container that is over a limit has lost a process, or disturbs others: it ends as a whole, at once."""
+        container = self._container(record)
+        self._containers.signal(container, signal.SIGKILL)
+        try:
+            end = await asyncio.wait_for(self._containers.exited(container), KILL_DEADLINE_S)
+        except TimeoutError:
+            log.error("container survives SIGKILL, trying again", task=record.spec.id, limit=limit.reason)
+        else:
+            await self._exited(record, end, limit)
 
     async def _kill(self, record: TaskRecord) -> None:
         """SIGTERM, the task's grace, SIGKILL."""
@@ -227,15 +242,36 @@ class Reconciler:
             exited.cancel()
         log.error("container survives SIGKILL, trying again", task=record.spec.id, pid=record.status.pid)
 
-    async def _exited(self, record: TaskRecord, end: Exit) -> None:
+    async def _exited(self, record: TaskRecord, end: Exit, limit: Limit | None = None) -> None:
+        container = self._container(record)
+        limit = limit or await self._containers.exceeded(container)  # it may have ended before the watch could tell
+        usage = await self._last_usage(record, container)
         if self._records[record.spec.id].kill:
-            await self._end(record, TaskState.KILLED, describe_exit(end), end.code)
+            await self._end(record, TaskState.KILLED, describe_exit(end), end.code, usage)
+        elif limit is not None:
+            await self._end(record, TaskState.FAILED, limit.reason, end.code, usage)
         else:
             state = TaskState.FINISHED if end.code == 0 else TaskState.FAILED
-            await self._end(record, state, describe_exit(end), end.code)
+            await self._end(record, state, describe_exit(end), end.code, usage)
 
-    async def _end(self, record: TaskRecord, state: TaskState, reason: str, exit_code: int | None = None) -> None:
-        end = _next(self._records[record.spec.id].status, state, reason=reason, exit_code=exit_code)
+    async def _last_usage(self, record: TaskRecord, container: Container) -> Usage:
+        """What it has used in all: the peak of its memory is of interest when it is over."""
+        try:
+            return await self._containers.usage(container)
+        except IsolatorError as error:
+            log.warning("last usage not read", task=record.spec.id, error=str(error))
+            return record.status.usage
+
+    async def _end(
+        self,
+        record: TaskRecord,
+        state: TaskState,
+        reason: str,
+        exit_code: int | None = None,
+        usage: Usage | None = None,
+    ) -> None:
+        before = self._records[record.spec.id].status
+        end = _next(before, state, reason=reason, exit_code=exit_code, usage=usage or before.usage)
         await self._write_down(record.spec.id, end=end)
         await self._clear(record, end)
 

@@ -1,0 +1,69 @@
+"""An agent for tests without a master: reconciler, checkpoint, isolators and launcher, and what it reports."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from agent.checkpoint import Checkpoint
+from agent.containers import Containers, Directories
+from agent.reconciler import Reconciler
+from model.resources import Resources
+from model.task import TaskSpec, TaskState, TaskStatus
+from tests.kernel.sandbox import DEADLINE_S, Sandbox, sandbox
+
+CAPACITY = Resources(cpus=2000, mem=1024, disk=1024)
+
+
+@dataclass
+class Agent:
+    node: Sandbox
+    directories: Directories
+    reports: list[TaskStatus] = field(default_factory=list)
+    heard: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        ready = asyncio.Event()
+        ready.set()
+        self.containers = Containers(self.directories, self.node.isolators, self.node.launcher)
+        checkpoint = Checkpoint(self.directories.tasks)
+        self.reconciler = Reconciler(self.containers, checkpoint, "this-boot", CAPACITY, self.report, ready)
+
+    def report(self, status: TaskStatus) -> None:
+        self.reports.append(status)
+        self.heard.set()
+
+    async def run(self, spec: TaskSpec) -> TaskStatus:
+        """How the task ended."""
+        self.reconciler.assign(spec, kill=False)
+        return await self.reached(spec.id, TaskState.FINISHED)
+
+    async def reached(self, task_id: str, state: TaskState) -> TaskStatus:
+        """The first report of this state or a greater one."""
+        async with asyncio.timeout(DEADLINE_S):
+            while True:
+                for status in self.reports:
+                    if status.task_id == task_id and status.state >= state:
+                        return status
+                self.heard.clear()
+                await self.heard.wait()
+
+
+@asynccontextmanager
+async def agent(state: Path) -> AsyncIterator[Agent]:
+    """Checks at its end, as `sandbox` does, that nothing is left."""
+    directories = Directories(state)
+    directories.make()
+    async with sandbox(directories.bundles) as node:
+        made = Agent(node, directories)
+        await made.reconciler.recover()
+        try:
+            yield made
+        finally:
+            for spec in [record.spec for record in made.reconciler._records.values() if not record.over]:
+                made.reconciler.assign(spec, kill=True)
+                await made.reached(spec.id, TaskState.FINISHED)
+            await made.reconciler.close()
