@@ -86,7 +86,7 @@ async def config(directory: Path, changes: dict[str, Any]) -> dict[str, Any]:
         RlimitsIsolator(),
         ProcessIsolator(),
     ]
-    resources = oci_resources(limits(task.resources, task.pids))
+    resources = oci_resources(limits(task, task.resources))
     return merge(
         [
             *[await isolator.prepare(container) for isolator in prepared],
