@@ -44,6 +44,7 @@ ID_RANGES = (1 << 31) // ID_RANGE_SIZE - ID_RANGE_START // ID_RANGE_SIZE
 LAUNCHES_AT_ONCE = 8
 KILL_DEADLINE_S = 10.0  # after SIGKILL
 ABORT_DEADLINE_S = 5.0  # for a keeper that lost its agent before the start
+CLEANUP_TRIES = 3
 RETRY_S = 1.0  # after the disk, or a step, failed
 
 Report = Callable[[TaskStatus], None]
@@ -276,14 +277,22 @@ class Reconciler:
         await self._clear(record, end)
 
     async def _clear(self, record: TaskRecord, end: TaskStatus) -> None:
+        tries = CLEANUP_TRIES
+        while not await self._cleaned(record) and (tries := tries - 1):
+            await asyncio.sleep(RETRY_S)
+        await self._write_down(record.spec.id, status=end)
+        self._report(end)
+
+    async def _cleaned(self, record: TaskRecord) -> bool:
+        """What can not be cleared away at all is found as an orphan at the next start."""
+        complete = True
         try:
             await self._containers.cleanup(self._container(record))
         except* (IsolatorError, NetworkError, OSError) as group:
-            # What could not be cleared away now is found as an orphan at the next start.
+            complete = False
             for error in group.exceptions:
                 log.error("clean-up incomplete", task=record.spec.id, error=str(error))
-        await self._write_down(record.spec.id, status=end)
-        self._report(end)
+        return complete
 
     async def _try_resume(self, record: TaskRecord) -> None:
         """One container that resists must not keep the others from being looked after."""

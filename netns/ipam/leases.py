@@ -204,7 +204,8 @@ def _rest(path: Path) -> float:
     """Mark the address of a lease as given back now. Returns the time."""
     rested = path.with_name(path.name + RESTED)
     now = time.time()
-    path.rename(rested)
+    with suppress(FileNotFoundError):  # a release that failed half way is repeated
+        path.rename(rested)
     rested.write_bytes(b"")
     os.utime(rested, (now, now))
     return now
