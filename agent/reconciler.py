@@ -277,8 +277,9 @@ class Reconciler:
         await self._clear(record, end)
 
     async def _clear(self, record: TaskRecord, end: TaskStatus) -> None:
-        tries = CLEANUP_TRIES
-        while not await self._cleaned(record) and (tries := tries - 1):
+        for _ in range(CLEANUP_TRIES):
+            if await self._cleaned(record):
+                break
             await asyncio.sleep(RETRY_S)
         await self._write_down(record.spec.id, status=end)
         self._report(end)
