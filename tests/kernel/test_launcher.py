@@ -163,7 +163,8 @@ async def test_named_user_is_the_images(node: Sandbox, tmp_path: Path) -> None:
 
 async def test_only_the_standard_streams_are_open(node: Sandbox) -> None:
     _container, launch = await node.start(task("web.1", *FOREVER))
-    assert sorted(os.listdir(f"/proc/{launch.pid}/fd")) == ["0", "1", "2"]
+    # The program's loader opens libraries, and closes them again.
+    await until(lambda: sorted(os.listdir(f"/proc/{launch.pid}/fd")) == ["0", "1", "2"], "no other descriptor is open")
     assert os.readlink(f"/proc/{launch.pid}/fd/0") == "/dev/null"
 
 
