@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -12,6 +14,13 @@ from netns import reconcile, sysctl
 from netns.netlink import Netlink, Operation
 from tests.kernel import namespaces
 from tests.kernel.namespaces import Echo, NetnsProcess
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """On a disk, as an agent's state is: where /tmp is a tmpfs there is nothing to limit the I/O of."""
+    with TemporaryDirectory(prefix="tepui-test-", dir="/var/tmp") as directory:
+        yield Path(directory)
 
 
 @pytest.fixture(autouse=True)
