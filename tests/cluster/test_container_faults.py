@@ -42,7 +42,7 @@ def test_exit_code_of_a_container_is_told(cluster: Cluster) -> None:
     assert "exited with 7" in why
 
 
-def test_container_that_takes_too_much_memory_is_killed_and_told(cluster: Cluster) -> None:
+def test_container_that_takes_too_much_memory_is_ended_and_the_limit_told(cluster: Cluster) -> None:
     greedy = "exec /usr/bin/python3 -c 'x = bytearray(200 << 20)'"
     cluster.run(bed.command("/greedy", greedy))
     failure = eventually(lambda: cluster.get("/v2/apps/greedy")["app"].get("lastTaskFailure"), "a failure is told")
