@@ -1,8 +1,11 @@
-"""The parent of one container: makes it, tells the agent, waits for its end, writes that down.
+"""The parent of one container: has it made, waits for its end, writes that down in `exit.json`.
 
-It reads the bundle's `config.json`; it writes `keeper.json`, `exit.json` and the two log files. It has a session of
-its own and needs neither agent nor launcher once the container has started. Before that, the end of the agent's socket
-means that nobody would ever say "start": the container is killed, so that no half-made one is left.
+It is forked ahead of its time, and waits with its maker (`maker.py`) for a request. It has a session of its own and
+needs neither agent nor launcher once the container has started.
+
+It lives as long as the container, and there is one for each: so it does next to nothing. Whatever Python does writes
+to pages that keepers would otherwise share with the launcher (every look at an object counts a reference in it), and
+so the making, which does a lot, is done by the maker, whose memory goes with it.
 
 A container survives its keeper (nothing asks the kernel for a signal at the parent's death). Only its exit code is
 lost then.
@@ -10,38 +13,31 @@ lost then.
 
 from __future__ import annotations
 
-import errno
 import os
-import resource
-import select
 import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import NoReturn
 
-from agent.launcher import bundle as bundles
-from agent.launcher import init, record
+from agent.launcher import maker, record
 from agent.launcher import syscalls as sc
-from agent.launcher.bundle import Bundle, BundleError
-from agent.launcher.channel import Message, SetupError, failed, pair, receive, send
-from agent.launcher.record import Exit, Keeper
+from agent.launcher.record import Exit
 
 TITLE = b"tepui-keeper"
-LOG_FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+PATH_MAX = 4096
 
 
-class Aborted(Exception):
-    """The agent took the container back, or ended, before the start."""
-
-
-def run(request: Message, agent: socket.socket) -> NoReturn:
-    """The keeper's whole life; never returns."""
+def run(requests: socket.socket) -> NoReturn:
+    """The keeper's whole life; never returns. One request comes by `requests`, or its end."""
     try:
-        _detach(agent)
-        _keep(request, agent)
+        _detach(requests)
+        told, tell = os.pipe()
+        making = _fork_maker(requests, tell)
+        requests.close()
+        os.close(tell)
+        _release_log()
+        _keep(told, making)
     finally:
         error = sys.exc_info()[1]
         if error is not None:  # a fault of ours: nobody above this frame would say so
@@ -49,58 +45,22 @@ def run(request: Message, agent: socket.socket) -> NoReturn:
         os._exit(0)
 
 
-def _keep(request: Message, agent: socket.socket) -> None:
-    directory = request["bundle"]
-    try:
-        ended = _live(request, agent)
-    except Aborted:
-        ended = Exit(at=time.time(), error="aborted before the start")
-    except SetupError as error:
-        ended = Exit(at=time.time(), error=str(error))
-        _tell(agent, error.message())
-    record.write_exit(directory, ended)
-
-
-def _live(request: Message, agent: socket.socket) -> Exit:
-    me = record.identify(os.getpid())
-    assert me is not None
-    directory, boot_id = request["bundle"], record.boot_id()
-    with _step("write keeper.json"):
-        record.write_keeper(directory, Keeper(me, boot_id, record.CREATING))
-    bundle = _read_bundle(directory)
-    pid, pidfd, channel = _clone(bundle, request)
-    container = record.identify(pid)
-    try:
-        _map_ids(bundle, pid)
-        send(channel, {"op": "mapped"})
-        with _step("write keeper.json"):
-            record.write_keeper(directory, Keeper(me, boot_id, record.CREATED, container))
-        _tell(agent, {"event": "created", "pid": pid})
-        _await_start(agent, channel)
-        with _step("write keeper.json"):
-            record.write_keeper(directory, Keeper(me, boot_id, record.STARTING, container))
-        _set_limits(bundle, pid)
-        send(channel, {"op": "start"})
-        _await_exec(channel)
-    except (Aborted, SetupError):
-        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-        os.waitpid(pid, 0)
-        raise
-    channel.close()
-    _tell(agent, {"event": "started", "pid": pid})
-    agent.close()
-    _release_log()
-    return _wait(pid)
-
-
-def _detach(agent: socket.socket) -> None:
+def _detach(requests: socket.socket) -> None:
     """Out of the launcher's session, with none of its descriptors."""
     os.setsid()
     os.chdir("/")
     sc.prctl(sc.PR_SET_NAME, TITLE)
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    sc.close_all_but(agent.fileno())
+    sc.close_all_but(requests.fileno())
+
+
+def _fork_maker(requests: socket.socket, tell: int) -> int:
+    parent = os.getpid()
+    pid = os.fork()
+    if pid == 0:
+        maker.run(requests, tell, parent)
+    return pid
 
 
 def _release_log() -> None:
@@ -110,122 +70,34 @@ def _release_log() -> None:
     os.close(null)
 
 
-def _read_bundle(directory: str) -> Bundle:
+def _keep(told: int, making: int) -> None:
+    """The children are the maker and, once it has made it, the container. The maker has told which bundle it is."""
+    statuses: dict[int, int] = {}
+    while (ended := _wait()) is not None:
+        statuses[ended[0]] = ended[1]
+    directory = os.read(told, PATH_MAX).decode()
+    made = os.waitstatus_to_exitcode(statuses.pop(making))
+    if not directory or made == maker.FAILED:
+        return  # there was nothing to make, or it has written why it was not made
+    if made == maker.MADE or _started(directory):
+        record.write_exit(directory, _exit(statuses.popitem()[1]))
+    else:
+        record.write_exit(directory, Exit(at=time.time(), error="its maker was killed before the start"))
+
+
+def _wait() -> tuple[int, int] | None:
     try:
-        return bundles.read(directory)
-    except OSError as error:
-        raise failed("read bundle", error) from error
-    except BundleError as error:
-        raise SetupError(f"read bundle: {error}", directory, errno.EINVAL) from error
+        return os.wait()
+    except ChildProcessError:
+        return None
 
 
-def _clone(bundle: Bundle, request: Message) -> tuple[int, int, socket.socket]:
-    """The cgroup namespace is not among these: its root is to be the cgroup that the agent puts the process in."""
-    stdout, stderr = _open_log(request["stdout"], bundle), _open_log(request["stderr"], bundle)
-    ours, theirs = pair()
-    with _step("clone into namespaces"):
-        pid, pidfd = sc.clone3(bundle.namespaces & ~sc.CLONE_NEWCGROUP)
-    if pid == 0:
-        ours.close()
-        init.run(bundle, theirs, stdout, stderr)
-    for descriptor in (stdout, stderr):
-        os.close(descriptor)
-    theirs.close()
-    return pid, pidfd, ours
+def _started(directory: str) -> bool:
+    keeper = record.read_keeper(directory)
+    return keeper is not None and keeper.phase == record.STARTING
 
 
-def _open_log(path: str, bundle: Bundle) -> int:
-    """Owned by the container's user, who may open it again by way of /dev/stdout."""
-    with _step("open log"):
-        descriptor = os.open(path, LOG_FLAGS, 0o600)
-        try:
-            user = bundles.outside(bundle.uid_maps, bundle.process.uid)
-            os.fchown(descriptor, user, bundles.outside(bundle.gid_maps, bundle.process.gid))
-        except BundleError as error:
-            raise SetupError(f"open log: {error}", path, errno.EINVAL) from error
-        return descriptor
-
-
-def _map_ids(bundle: Bundle, pid: int) -> None:
-    """A write to uid_map or gid_map must be one call, and is possible once."""
-    with _step("map ids"):
-        _write(f"/proc/{pid}/uid_map", "\n".join(str(entry) for entry in bundle.uid_maps))
-        _write(f"/proc/{pid}/gid_map", "\n".join(str(entry) for entry in bundle.gid_maps))
-    with _step("adjust OOM score"):
-        _write(f"/proc/{pid}/oom_score_adj", str(bundle.process.oom_score_adj))
-
-
-def _await_start(agent: socket.socket, channel: socket.socket) -> None:
-    """Until the agent said `start` and init is ready, in either order. A failure of init waits for the agent's word:
-    meanwhile isolators work on a process that lives, and none of them fails for want of it."""
-    sockets = {agent.fileno(): agent, channel.fileno(): channel}
-    poll = select.poll()
-    for descriptor in sockets:
-        poll.register(descriptor, select.POLLIN)
-    answers: dict[int, Message | None] = {}
-    while len(answers) < len(sockets):
-        for descriptor, _ in poll.poll():
-            poll.unregister(descriptor)
-            answers[descriptor] = receive(sockets[descriptor])
-            if descriptor == agent.fileno():
-                _expect_start(answers[descriptor])
-    _expect_ready(answers[channel.fileno()])
-
-
-def _expect_start(message: Message | None) -> None:
-    if message is None or message["op"] != "start":
-        raise Aborted
-
-
-def _expect_ready(message: Message | None) -> None:
-    if message is None:
-        raise SetupError("prepare container", "init", errno.ESRCH)
-    if message["event"] == "error":
-        raise SetupError(message["operation"], message["path"], message["errno"])
-
-
-def _set_limits(bundle: Bundle, pid: int) -> None:
-    """From outside, where CAP_SYS_RESOURCE counts, and last, for they would bind init's own set-up too."""
-    for limit in bundle.process.rlimits:
-        with _step(f"set {limit.kind}"):
-            resource.prlimit(pid, getattr(resource, limit.kind), (limit.soft, limit.hard))
-
-
-def _await_exec(channel: socket.socket) -> None:
-    """The end of init's socket, which closes on exec, once init said that it would."""
-    _expect_ready(receive(channel))
-    message = receive(channel)
-    if message is not None:
-        _expect_ready(message)
-
-
-def _wait(pid: int) -> Exit:
-    _, status = os.waitpid(pid, 0)
+def _exit(status: int) -> Exit:
     if os.WIFSIGNALED(status):
         return Exit(signal=os.WTERMSIG(status), at=time.time())
     return Exit(code=os.WEXITSTATUS(status), at=time.time())
-
-
-def _tell(agent: socket.socket, message: Message) -> None:
-    try:
-        send(agent, message)
-    except (BrokenPipeError, ConnectionResetError):
-        return  # it ended, and learns from the record
-
-
-def _write(path: str, text: str) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-    try:
-        os.write(descriptor, text.encode())
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, path) from error
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def _step(operation: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise failed(operation, error) from error

@@ -1,12 +1,15 @@
-"""The fork server: reads requests from the agent, forks a keeper for each, reaps keepers. It ends with the agent.
+"""The fork server: reads requests from the agent, gives each to a keeper, reaps keepers. It ends with the agent.
 
 A request is one packet with one socket, on which the answer goes, so that requests never wait for one another:
 
     {"op": "create", "bundle": DIR, "stdout": FILE, "stderr": FILE}    see keeper.py
     {"op": "userns", "base": B, "count": N}                            answered here, with a descriptor
 
-One thread, no state. What Python has loaded is frozen before the first fork: a garbage collection in a keeper would
-write to every object's header, and so copy pages that all keepers share.
+A keeper is forked before it is needed, so that a request need not wait for a fork; the next one only when nothing has
+been asked for a moment, since forking takes time from those that are being made.
+
+One thread, and no state but the spare keeper. What Python has loaded is frozen before the first fork: a garbage
+collection in a keeper would write to every object's header, and so copy pages that all keepers share.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from agent.launcher import syscalls as sc
 from agent.launcher.channel import MAX_MESSAGE, Message, decode, failed, pair, send
 
 TITLE = b"tepui-launcher"
+QUIET_MS = 30
 
 
 def serve(agent: socket.socket) -> None:
@@ -34,36 +38,70 @@ def serve(agent: socket.socket) -> None:
     poll = select.poll()
     poll.register(agent, select.POLLIN)
     poll.register(woken, select.POLLIN)
+    spare = _spare_keeper()
     while True:
-        ready = {descriptor for descriptor, _ in poll.poll()}
+        ready = {descriptor for descriptor, _ in poll.poll(None if spare else QUIET_MS)}
+        if not ready:
+            spare = _spare_keeper()
         if woken.fileno() in ready:
             woken.recv(MAX_MESSAGE)
             _reap()
-        if agent.fileno() in ready and not _serve_one(agent):
-            return
+        if agent.fileno() in ready:
+            packet, descriptors, _, _ = socket.recv_fds(agent, MAX_MESSAGE, 1)
+            if not packet:
+                signal.set_wakeup_fd(-1)
+                return
+            with socket.socket(fileno=descriptors[0]) as answer:
+                spare = _serve_one(packet, answer, spare)
 
 
-def _serve_one(agent: socket.socket) -> bool:
-    packet, descriptors, _, _ = socket.recv_fds(agent, MAX_MESSAGE, 1)
+def _serve_one(packet: bytes, answer: socket.socket, spare: socket.socket | None) -> socket.socket | None:
+    """Returns the spare keeper, unless it has got something to do."""
     request = decode(packet)
-    if request is None:
-        return False
-    with socket.socket(fileno=descriptors[0]) as answer:
-        if request["op"] == "create":
-            _fork_keeper(request, answer)
-        else:
-            _answer_userns(request, answer)
-    return True
-
-
-def _fork_keeper(request: Message, answer: socket.socket) -> None:
+    assert request is not None
+    if request["op"] != "create":
+        _answer_userns(request, answer)
+        return spare
     try:
-        pid = os.fork()
+        _hand_over(packet, answer, spare)
     except OSError as error:
         send(answer, failed("fork keeper", error).message())
-        return
-    if pid == 0:
-        keeper.run(request, answer)
+    return None
+
+
+def _hand_over(packet: bytes, answer: socket.socket, spare: socket.socket | None) -> None:
+    """To the spare keeper; to a new one when that was killed."""
+    if spare is not None:
+        with spare:
+            try:
+                socket.send_fds(spare, [packet], [answer.fileno()])
+                return
+            except (BrokenPipeError, ConnectionResetError):
+                pass
+    with fork_keeper() as keeper_socket:
+        socket.send_fds(keeper_socket, [packet], [answer.fileno()])
+
+
+def _spare_keeper() -> socket.socket | None:
+    """None when the node has no room for it now: who then asks for a container hears of it."""
+    try:
+        return fork_keeper()
+    except OSError:
+        return None
+
+
+def fork_keeper() -> socket.socket:
+    """Where it waits for its request."""
+    ours, theirs = pair()
+    with theirs:
+        try:
+            pid = os.fork()
+        except OSError:
+            ours.close()
+            raise
+        if pid == 0:
+            keeper.run(theirs)
+    return ours
 
 
 def _answer_userns(request: Message, answer: socket.socket) -> None:

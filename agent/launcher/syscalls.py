@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import signal
 import struct
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -36,6 +37,7 @@ NR_OPENAT2 = 437
 NR_MOUNT_SETATTR = 442
 
 CLONE_PIDFD = 0x00001000
+CLONE_PARENT = 0x00008000
 CLONE_NEWNS = 0x00020000
 CLONE_NEWCGROUP = 0x02000000
 CLONE_NEWUTS = 0x04000000
@@ -74,6 +76,7 @@ SYSFS_MAGIC = 0x62656572
 
 MAX_FD = 0x7FFFFFFF
 
+PR_SET_PDEATHSIG = 1
 PR_SET_KEEPCAPS = 8
 PR_SET_NAME = 15
 PR_CAPBSET_READ = 23
@@ -86,11 +89,12 @@ _LINUX_CAPABILITY_VERSION_3 = 0x20080522
 
 
 def clone3(flags: int) -> tuple[int, int]:
-    """Like fork, into new namespaces: (0, -1) in the child, (pid, pidfd) in the parent."""
+    """Like fork, into new namespaces: (0, -1) in the child, (pid, pidfd) in the parent. With CLONE_PARENT the child is
+    a sibling, and its end is told as ours is."""
     pidfd = ctypes.c_int(-1)
     address = ctypes.addressof(pidfd)
-    sigchld = 17
-    arguments = struct.pack("8Q", flags | CLONE_PIDFD, address, 0, 0, sigchld, 0, 0, 0)
+    exit_signal = 0 if flags & CLONE_PARENT else signal.SIGCHLD
+    arguments = struct.pack("8Q", flags | CLONE_PIDFD, address, 0, 0, exit_signal, 0, 0, 0)
     pid = _locked.syscall(ctypes.c_long(NR_CLONE3), arguments, ctypes.c_long(len(arguments)))
     if pid < 0:
         raise _error(f"flags {flags:#x}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -43,14 +44,16 @@ def look(state: Path, prefix: str, mark: str) -> Remains:
 
 
 def _processes(mark: str) -> list[str]:
-    found = []
+    """How many of each name: the launcher has a keeper ready that is not always the same process."""
+    names: Counter[str] = Counter()
     for directory in Path("/proc").glob("[0-9]*"):
         try:
-            if f"{MARK}={mark}".encode() in (directory / "environ").read_bytes().split(b"\0"):
-                found.append(f"{directory.name} {(directory / 'comm').read_text().strip()}")
+            marked = f"{MARK}={mark}".encode() in (directory / "environ").read_bytes().split(b"\0")
+            if marked and directory.name != str(os.getpid()):
+                names[(directory / "comm").read_text().strip()] += 1
         except (FileNotFoundError, ProcessLookupError, PermissionError):
             continue
-    return [process for process in found if process.split()[0] != str(os.getpid())]
+    return [f"{count} {name}" for name, count in names.items()]
 
 
 def _descriptors() -> list[str]:

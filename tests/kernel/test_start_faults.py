@@ -36,7 +36,7 @@ from tests.kernel import remains
 from tests.kernel.agent import Agent, agent
 from tests.kernel.namespaces import run
 from tests.kernel.remains import Remains
-from tests.kernel.sandbox import INTERVAL_S, task
+from tests.kernel.sandbox import INTERVAL_S, task, until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("host_mounts"), pytest.mark.timeout(600)]
 
@@ -72,6 +72,11 @@ class Node:
 
     def look(self) -> Remains:
         return remains.look(self.agent.directories.state, self.agent.node.prefix, self.mark)
+
+    async def at_rest(self) -> Remains:
+        """With a keeper ready for the next container."""
+        await until(lambda: "1 tepui-keeper" in self.look().processes, "a keeper is ready")
+        return self.look()
 
     async def is_as_before(self, before: Remains, after_what: str) -> None:
         """Soon: a keeper ends a moment after it has written down how its container ended."""
@@ -118,7 +123,7 @@ class Fault:
 
 
 async def test_a_fault_at_any_step_of_the_agent_leaves_nothing(node: Node, tmp_path: Path) -> None:
-    before = node.look()
+    before = await node.at_rest()
     for at in range(1, MOST_STEPS):
         with faults(Fault(at), tmp_path) as fault:
             ended = await node.ends(node.spec())
@@ -133,7 +138,7 @@ async def test_a_fault_at_any_step_of_the_agent_leaves_nothing(node: Node, tmp_p
 async def test_a_fault_of_any_isolator_is_the_reason_and_leaves_nothing(
     node: Node, verb: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = node.look()
+    before = await node.at_rest()
     for isolator in node.agent.node.isolators:
         for after in (False, True):
             with monkeypatch.context() as patch:
@@ -178,14 +183,16 @@ SYSTEM_CALLS = (
 
 @pytest.mark.parametrize(("call", "times"), SYSTEM_CALLS)
 async def test_a_fault_at_any_step_of_the_launcher_leaves_nothing(node: Node, call: str, times: int) -> None:
-    before = node.look()
+    before = await node.at_rest()
     await node.agent.node.launcher.start()
     states = set()
     for at in range(1, times + 1):
         with injected(node.agent.node.launcher.pid or 0, call, at):
+            await node.ends(node.spec())  # by the keeper that was ready before
             ended = await node.ends(node.spec())
         assert ended.state in (TaskState.FAILED, TaskState.FINISHED), ended
         states.add(ended.state)
+        assert (await node.ends(node.spec())).state is TaskState.FINISHED
         await node.is_as_before(before, f"a fault at {call} {at}: {ended.reason}")
     assert TaskState.FAILED in states
 
@@ -211,7 +218,7 @@ async def test_a_fault_at_any_step_of_the_launcher_leaves_nothing(node: Node, ca
 async def test_bad_input_is_refused_with_a_reason_and_leaves_nothing(
     node: Node, changes: dict[str, Any], state: TaskState
 ) -> None:
-    before = node.look()
+    before = await node.at_rest()
     ended = await node.ends(node.spec(**changes))
     assert ended.state is state and ended.reason, ended
     await node.is_as_before(before, ended.reason)
