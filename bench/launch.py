@@ -66,7 +66,7 @@ def run() -> Report:
 
 async def measure(directory: Path) -> Report:
     rootfs = _rootfs(directory)
-    await _underlay()
+    await underlay()
     peer = RuncWithCni(directory, rootfs)
     ours: list[float] = []
     theirs: list[float] = []
@@ -229,7 +229,7 @@ def _rootfs(directory: Path) -> Path:
     return rootfs
 
 
-async def _underlay() -> None:
+async def underlay() -> None:
     """A link with this node's address, as a network card would be."""
     async with AsyncIPRoute() as route:
         await route.link("add", ifname="under0", kind="veth", peer={"ifname": "under1"})
