@@ -11,6 +11,7 @@ from pathlib import Path
 from isolators.base import Isolator
 from isolators.capabilities import CapabilitiesIsolator
 from isolators.cgroup.isolator import CgroupIsolator
+from isolators.disk import DiskIsolator
 from isolators.filesystem import FilesystemIsolator, UserNamespace
 from isolators.namespaces import NamespacesIsolator
 from isolators.network import NetworkIsolator
@@ -33,6 +34,7 @@ def standard_isolators(
         CgroupIsolator(cgroup, rights),
         NamespacesIsolator(rights),
         FilesystemIsolator(state_directory, userns_fd),
+        DiskIsolator(state_directory),
         CapabilitiesIsolator(rights),
         SeccompIsolator(rights),
         PrivilegesIsolator(),

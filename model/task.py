@@ -135,6 +135,8 @@ class Usage:
     mem_peak_bytes: int = 0
     io_read_bytes: int = 0
     io_write_bytes: int = 0
+    disk_bytes: int = 0  # of the writable layer
+    disk_limit_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

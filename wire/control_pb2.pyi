@@ -709,6 +709,8 @@ class Usage(_message.Message):
     MEM_PEAK_BYTES_FIELD_NUMBER: _builtins.int
     IO_READ_BYTES_FIELD_NUMBER: _builtins.int
     IO_WRITE_BYTES_FIELD_NUMBER: _builtins.int
+    DISK_BYTES_FIELD_NUMBER: _builtins.int
+    DISK_LIMIT_BYTES_FIELD_NUMBER: _builtins.int
     cpu_s: _builtins.float
     cpu_limit: _builtins.float
     mem_bytes: _builtins.int
@@ -719,6 +721,8 @@ class Usage(_message.Message):
     mem_peak_bytes: _builtins.int
     io_read_bytes: _builtins.int
     io_write_bytes: _builtins.int
+    disk_bytes: _builtins.int
+    disk_limit_bytes: _builtins.int
     def __init__(
         self,
         *,
@@ -732,19 +736,25 @@ class Usage(_message.Message):
         mem_peak_bytes: _builtins.int = ...,
         io_read_bytes: _builtins.int = ...,
         io_write_bytes: _builtins.int = ...,
+        disk_bytes: _builtins.int = ...,
+        disk_limit_bytes: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_cpu_limit", b"_cpu_limit", "_mem_limit_bytes", b"_mem_limit_bytes", "_pids_limit", b"_pids_limit", "cpu_limit", b"cpu_limit", "mem_limit_bytes", b"mem_limit_bytes", "pids_limit", b"pids_limit"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cpu_limit", b"_cpu_limit", "_disk_limit_bytes", b"_disk_limit_bytes", "_mem_limit_bytes", b"_mem_limit_bytes", "_pids_limit", b"_pids_limit", "cpu_limit", b"cpu_limit", "disk_limit_bytes", b"disk_limit_bytes", "mem_limit_bytes", b"mem_limit_bytes", "pids_limit", b"pids_limit"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cpu_limit", b"_cpu_limit", "_mem_limit_bytes", b"_mem_limit_bytes", "_pids_limit", b"_pids_limit", "cpu_limit", b"cpu_limit", "cpu_s", b"cpu_s", "cpu_throttled_s", b"cpu_throttled_s", "io_read_bytes", b"io_read_bytes", "io_write_bytes", b"io_write_bytes", "mem_bytes", b"mem_bytes", "mem_limit_bytes", b"mem_limit_bytes", "mem_peak_bytes", b"mem_peak_bytes", "pids", b"pids", "pids_limit", b"pids_limit"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cpu_limit", b"_cpu_limit", "_disk_limit_bytes", b"_disk_limit_bytes", "_mem_limit_bytes", b"_mem_limit_bytes", "_pids_limit", b"_pids_limit", "cpu_limit", b"cpu_limit", "cpu_s", b"cpu_s", "cpu_throttled_s", b"cpu_throttled_s", "disk_bytes", b"disk_bytes", "disk_limit_bytes", b"disk_limit_bytes", "io_read_bytes", b"io_read_bytes", "io_write_bytes", b"io_write_bytes", "mem_bytes", b"mem_bytes", "mem_limit_bytes", b"mem_limit_bytes", "mem_peak_bytes", b"mem_peak_bytes", "pids", b"pids", "pids_limit", b"pids_limit"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__cpu_limit: _TypeAlias = _typing.Literal["cpu_limit"]  # noqa: Y015
     _WhichOneofArgType__cpu_limit: _TypeAlias = _typing.Literal["_cpu_limit", b"_cpu_limit"]  # noqa: Y015
+    _WhichOneofReturnType__disk_limit_bytes: _TypeAlias = _typing.Literal["disk_limit_bytes"]  # noqa: Y015
+    _WhichOneofArgType__disk_limit_bytes: _TypeAlias = _typing.Literal["_disk_limit_bytes", b"_disk_limit_bytes"]  # noqa: Y015
     _WhichOneofReturnType__mem_limit_bytes: _TypeAlias = _typing.Literal["mem_limit_bytes"]  # noqa: Y015
     _WhichOneofArgType__mem_limit_bytes: _TypeAlias = _typing.Literal["_mem_limit_bytes", b"_mem_limit_bytes"]  # noqa: Y015
     _WhichOneofReturnType__pids_limit: _TypeAlias = _typing.Literal["pids_limit"]  # noqa: Y015
     _WhichOneofArgType__pids_limit: _TypeAlias = _typing.Literal["_pids_limit", b"_pids_limit"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__cpu_limit) -> _WhichOneofReturnType__cpu_limit | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__disk_limit_bytes) -> _WhichOneofReturnType__disk_limit_bytes | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__mem_limit_bytes) -> _WhichOneofReturnType__mem_limit_bytes | None: ...
     @_typing.overload

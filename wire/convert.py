@@ -143,6 +143,8 @@ def status_to_wire(status: TaskStatus) -> pb.Status:
             mem_peak_bytes=usage.mem_peak_bytes,
             io_read_bytes=usage.io_read_bytes,
             io_write_bytes=usage.io_write_bytes,
+            disk_bytes=usage.disk_bytes,
+            disk_limit_bytes=usage.disk_limit_bytes,
         ),
     )
 
@@ -171,6 +173,8 @@ def status_from_wire(message: pb.Status) -> TaskStatus:
             mem_peak_bytes=usage.mem_peak_bytes,
             io_read_bytes=usage.io_read_bytes,
             io_write_bytes=usage.io_write_bytes,
+            disk_bytes=usage.disk_bytes,
+            disk_limit_bytes=usage.disk_limit_bytes if usage.HasField("disk_limit_bytes") else None,
         ),
     )
 

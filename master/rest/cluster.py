@@ -148,8 +148,17 @@ def task_json(task: TaskRecord | TaskView) -> dict[str, Any]:
         "healthy": status.healthy,
         "network": spec.network,
         "resources": resources_json(spec.resources),
-        "limits": {"cpus": usage.cpu_limit, "mem_bytes": usage.mem_limit_bytes, "pids": usage.pids_limit},
+        "limits": limits_json(usage),
         "usage": usage_json(usage),
+    }
+
+
+def limits_json(usage: Usage) -> dict[str, float | None]:
+    return {
+        "cpus": usage.cpu_limit,
+        "mem_bytes": usage.mem_limit_bytes,
+        "disk_bytes": usage.disk_limit_bytes,
+        "pids": usage.pids_limit,
     }
 
 
@@ -161,6 +170,7 @@ def usage_json(usage: Usage) -> dict[str, float]:
         "mem_peak_bytes": usage.mem_peak_bytes,
         "io_read_bytes": usage.io_read_bytes,
         "io_write_bytes": usage.io_write_bytes,
+        "disk_bytes": usage.disk_bytes,
         "pids": usage.pids,
     }
 

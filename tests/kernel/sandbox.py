@@ -21,6 +21,7 @@ from agent.launcher.record import Exit
 from isolators.base import Container, Isolator, merge
 from isolators.capabilities import CapabilitiesIsolator
 from isolators.cgroup.isolator import CgroupIsolator
+from isolators.disk import DiskIsolator
 from isolators.filesystem import FilesystemIsolator
 from isolators.mount import mount_points
 from isolators.namespaces import NamespacesIsolator
@@ -95,6 +96,7 @@ async def sandbox(state: Path, rights: Rights = NO_RIGHTS) -> AsyncIterator[Sand
     prefix = f"tepui-test-{os.getpid()}"
     isolators: list[Isolator] = [
         FilesystemIsolator(state, launcher.userns_fd),
+        DiskIsolator(state),
         CgroupIsolator(prefix, rights),
         NamespacesIsolator(rights),
         ProcessIsolator(),

@@ -113,7 +113,7 @@ async def test_cpu_quota_holds(node: Sandbox) -> None:
     container, _ = await node.start(
         task("web.1", "sh", "-c", "while :; do :; done", resources=Resources(cpus=100, mem=32))
     )
-    limiter = node.isolators[1]
+    limiter = next(isolator for isolator in node.isolators if isinstance(isolator, CgroupIsolator))
     await until_cpu(limiter, container, 0.02)
     first, began = (await limiter.usage(container, Usage())).cpu_s, loop.time()
     await until_cpu(limiter, container, first + 0.1)

@@ -44,6 +44,8 @@ usages = st.builds(
     mem_peak_bytes=numbers,
     io_read_bytes=numbers,
     io_write_bytes=numbers,
+    disk_bytes=numbers,
+    disk_limit_bytes=st.none() | numbers,
 )
 statuses = st.builds(
     TaskStatus,

@@ -74,7 +74,7 @@ async def test_nodes_tasks_and_vips_as_json(tmp_path: Path) -> None:
         (listed,) = (await cluster.get("/tasks"))["tasks"]
         assert listed == (await cluster.get("/tasks/a.1"))["task"]
         assert (listed["state"], listed["addresses"]) == ("RUNNING", ["100.64.0.2"])
-        assert listed["limits"] == {"cpus": 0.1, "mem_bytes": 32 << 20, "pids": 64}
+        assert listed["limits"] == {"cpus": 0.1, "mem_bytes": 32 << 20, "disk_bytes": None, "pids": 64}
         await until(lambda: bool(cluster.parts.discovery.table()))
         (vip,) = (await cluster.get("/vips"))["vips"]
         assert (vip["name"], vip["port"], [backend["task_id"] for backend in vip["backends"]]) == (
