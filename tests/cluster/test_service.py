@@ -59,7 +59,8 @@ def test_limits_are_the_kernels_and_what_was_asked_for(cluster: Cluster) -> None
         seen = traces.limits(cluster.lab.node(task["node"]), task["id"])
         assert math.isclose(seen["cpu_quota_us"] / seen["cpu_period_us"], 0.25)
         assert seen["mem_bytes"] == 48 * 2**20
-        assert task["limits"] == {"cpus": 0.25, "mem_bytes": 48 * 2**20, "pids": seen["pids"]}
+        wanted = {"cpus": 0.25, "mem_bytes": 48 * 2**20, "disk_bytes": None, "pids": seen["pids"]}
+        assert task["limits"] == wanted
 
 
 def test_every_backend_answers_a_node_and_a_container(cluster: Cluster) -> None:
