@@ -12,9 +12,10 @@ import os
 import socket
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from agent.launcher import record
 from agent.launcher.channel import MAX_MESSAGE, Message, decode, encode, pair
@@ -38,16 +39,33 @@ class LauncherGone(LaunchError):
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """A container whose first process `pid` waits in its namespaces."""
+    """A sandbox whose first process `pid` waits in its namespaces for a task."""
 
     bundle: Path
     pid: int
     keeper: socket.socket
 
+    @property
+    def waits(self) -> bool:
+        """Whether it still does: it may have been killed."""
+        try:
+            self.keeper.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return True
+        except ConnectionResetError:
+            pass
+        return False
+
+    async def fill(self, stdout: Path, stderr: Path) -> None:
+        """Begin to do what the bundle says; the program is not executed before `start`."""
+        with suppress(LauncherGone):  # `start` will say why
+            await _send(self.keeper, {"op": "fill", "stdout": str(stdout), "stderr": str(stderr)})
+
     async def start(self) -> None:
         """Returns when the program runs. Raises LaunchError when it can not; nothing is left then."""
         try:
-            await _send(self.keeper, {"op": "start"})
+            with suppress(LauncherGone):  # then why is waiting to be read
+                await _send(self.keeper, {"op": "start"})
             await _answer(self.keeper, "start", self.bundle)
         finally:
             self.keeper.close()
@@ -83,9 +101,9 @@ class Launcher:
             if self._process is None or self._process.returncode is not None:
                 await self._execute()
 
-    async def create(self, bundle: Path, stdout: Path, stderr: Path) -> Launch:
-        """Makes the container of `bundle` up to the point where its first process waits for `Launch.start`."""
-        request = {"op": "create", "bundle": str(bundle), "stdout": str(stdout), "stderr": str(stderr)}
+    async def create(self, bundle: Path, frame: dict[str, Any]) -> Launch:
+        """Makes a sandbox, of what `frame` has of the bundle's configuration, and a process that waits in it."""
+        request = {"op": "create", "bundle": str(bundle), "frame": frame}
         try:
             return await self._create(bundle, request)
         except LauncherGone:
@@ -93,13 +111,6 @@ class Launcher:
                 raise
             # The launcher died before it forked: the end of the socket says that nobody holds it, so nothing was made.
             return await self._create(bundle, request)
-
-    async def userns_fd(self, id_base: int, id_count: int) -> int:
-        """A user namespace in which ids from 0 are `id_base` and up; the caller closes it."""
-        answer = await self._request({"op": "userns", "base": id_base, "count": id_count})
-        with answer:
-            _, descriptors = await _answer(answer, "make user namespace", MAIN)
-        return descriptors[0]
 
     async def stop(self) -> None:
         """Ends the launcher. Containers that were started go on; others are taken back by their keepers."""
@@ -113,9 +124,10 @@ class Launcher:
     async def _create(self, bundle: Path, request: Message) -> Launch:
         keeper = await self._request(request)
         try:
-            answer, _ = await _answer(keeper, "create", bundle)
+            answer = await _answer(keeper, "create", bundle)
         except BaseException:
-            keeper.close()
+            with keeper:
+                await _abandon(keeper)
             raise
         return Launch(bundle, answer["pid"], keeper)
 
@@ -169,22 +181,29 @@ async def _send(channel: socket.socket, message: Message, descriptors: list[int]
                 raise LauncherGone("reach launcher", message["op"], error.errno or 0) from error
 
 
-async def _answer(channel: socket.socket, operation: str, bundle: Path) -> tuple[Message, list[int]]:
+async def _answer(channel: socket.socket, operation: str, bundle: Path) -> Message:
     async with _deadline(operation, str(bundle)):
-        answer, descriptors = await _receive(channel)
+        answer = await _receive(channel)
         if answer is None:
             raise LauncherGone(operation, str(bundle), errno.ECONNRESET)
         if answer["event"] == "error":
             await _end(channel)
             raise LaunchError(answer["operation"], answer["path"], answer["errno"])
-        return answer, descriptors
+        return answer
 
 
 async def _end(channel: socket.socket) -> None:
     """The keeper's end: with it everything that it made is gone."""
     async with _deadline("wait for the end of", "keeper"):
-        while (await _receive(channel))[0] is not None:
+        while await _receive(channel) is not None:
             pass
+
+
+async def _abandon(keeper: socket.socket) -> None:
+    """Returns when nothing of it is left, also when nobody waits for it any more."""
+    keeper.shutdown(socket.SHUT_WR)
+    with suppress(LauncherGone):
+        await _end(keeper)
 
 
 @asynccontextmanager
@@ -196,15 +215,14 @@ async def _deadline(operation: str, path: str) -> AsyncIterator[None]:
         raise LauncherGone(operation, path, errno.ETIMEDOUT) from error
 
 
-async def _receive(channel: socket.socket) -> tuple[Message | None, list[int]]:
+async def _receive(channel: socket.socket) -> Message | None:
     while True:
         try:
-            packet, descriptors, _, _ = socket.recv_fds(channel, MAX_MESSAGE, 1)
-            return decode(packet), descriptors
+            return decode(channel.recv(MAX_MESSAGE))
         except BlockingIOError:
             await _ready(channel, writing=False)
-        except ConnectionResetError:
-            return None, []
+        except ConnectionResetError:  # told once; what the other side said before it ended comes after it
+            continue
 
 
 async def _ready(channel: socket.socket, *, writing: bool) -> None:

@@ -60,12 +60,16 @@ class CgroupsV1:
 
     def create(self, name: str) -> None:
         for base in self._bases:
-            base.mkdir(parents=True, exist_ok=True)
-            if self._unified is not None and base.is_relative_to(self._unified):
-                switch_on(self._switched, base, self._unified)
+            if not base.is_dir():
+                self._make_base(base)
             tree.make(base / name)
         for controller, mount in self._controllers:
             controller.enter(mount / self._prefix / name, mount)
+
+    def _make_base(self, base: Path) -> None:
+        base.mkdir(parents=True, exist_ok=True)
+        if self._unified is not None and base.is_relative_to(self._unified):
+            switch_on(self._switched, base, self._unified)
 
     def limit(self, name: str, limits: Limits) -> None:
         for controller, mount in self._controllers:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from agent.launcher.client import Launch
 from isolators.base import Container
 from tests.kernel.sandbox import CGROUPS, DEADLINE_S, Sandbox, exit_of, output, sandbox, task
 from tests.oci import violations
@@ -44,21 +45,23 @@ async def node() -> AsyncIterator[Sandbox]:
 
 
 async def test_runc_runs_a_default_bundle_and_confines_it_alike(node: Sandbox) -> None:
-    ours, theirs = await prepared(node, "web.1"), await prepared(node, "web.2")
-    await (await node.create(ours)).start()
+    (ours, launch), (theirs, unused) = await prepared(node, "web.1"), await prepared(node, "web.2")
+    await unused.abort()
+    await node.fill(ours, launch)
     await exit_of(ours)
     seen = output(ours).splitlines()
     assert "NoNewPrivs:\t1" in seen and "Seccomp:\t2" in seen and "filtered" in seen
     assert seen == await run_with_runc(theirs)
 
 
-async def prepared(node: Sandbox, name: str) -> Container:
+async def prepared(node: Sandbox, name: str) -> tuple[Container, Launch]:
     container = node.container(task(name, "sh", "-c", LOOK, user="0:0"))
     container.directory.chmod(0o711)
+    launch = await node.create(container)
     await node.prepare(container)
     config = json.loads((container.directory / "config.json").read_text())
     assert violations(config) == []
-    return container
+    return container, launch
 
 
 async def run_with_runc(container: Container) -> list[str]:

@@ -162,6 +162,7 @@ SAVED: list[tuple[Any, st.SearchStrategy[Any]]] = [
             strategies.specs,
             strategies.statuses,
             strategies.texts,
+            strategies.names,
             strategies.numbers,
             st.booleans(),
             end=st.none() | strategies.statuses,
