@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import struct
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from isolators.base import Container, IsolatorError, Unsupported
-from isolators.cgroup import device_list
+from isolators.cgroup import bpf, device_list, device_program
 from isolators.cgroup.devices import DEFAULT, Rule
 from isolators.cgroup.hierarchy import V1, detect
 from isolators.cgroup.isolator import CgroupIsolator
@@ -238,6 +239,16 @@ async def test_a_device_program_is_loaded_and_obeyed(unified: Path) -> None:
     assert opens(unified, script) == "f"
 
 
+async def test_a_device_program_tolerates_another_and_replaces_it(unified: Path) -> None:
+    """OCI runtimes attach one of their own to the cgroup that they are given."""
+    script = "read go; head -c 1 /dev/zero; head -c 1 /dev/full | tr '\\0' f"
+    device_list.attach(unified, DEFAULT)
+    attach_beside(unified, (Rule("c", 1, 7, "r"),))
+    assert opens(unified, script) == "f"
+    device_list.attach(unified, DEFAULT)
+    assert opens(unified, script) == "\0f"
+
+
 async def test_news_of_a_version_2_file_arrive(unified: Path) -> None:
     loop = asyncio.get_running_loop()
     news = FileNews(unified / "cgroup.events")
@@ -275,6 +286,14 @@ async def test_limits_that_are_refused_leave_nothing(node: Sandbox, changes: dic
         await limiter(node).prepare(container)
     await limiter(node).cleanup(container)
     assert directories(node.prefix) == []
+
+
+def attach_beside(cgroup: Path, rules: tuple[Rule, ...]) -> None:
+    directory, program = os.open(cgroup, os.O_RDONLY), bpf.load_device_program(device_program.program(rules))
+    attributes = struct.pack("=IIII", directory, program, bpf.BPF_CGROUP_DEVICE, bpf.BPF_F_ALLOW_MULTI)
+    bpf._bpf(bpf.BPF_PROG_ATTACH, attributes, "attach")
+    for descriptor in (directory, program):
+        os.close(descriptor)
 
 
 def opens(cgroup: Path, script: str) -> str:
