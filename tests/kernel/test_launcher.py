@@ -6,6 +6,7 @@ import asyncio
 import errno
 import glob
 import os
+import resource
 import signal
 import stat
 from collections.abc import AsyncIterator
@@ -197,6 +198,12 @@ async def test_rlimits_are_set(node: Sandbox) -> None:
     rows = {line[:26].strip(): line[26:].split()[:2] for line in text.splitlines()}
     assert rows["Max open files"] == ["100", "200"]
     assert rows["Max core file size"] == ["0", "0"]
+
+
+async def test_open_files_are_limited_alike_however_the_agent_was_started(node: Sandbox) -> None:
+    text = await shell(node, "ulimit -Sn; ulimit -Hn")
+    _, own = resource.getrlimit(resource.RLIMIT_NOFILE)
+    assert text.split() == ["1024", str(min(own, 524_288))]
 
 
 async def test_environment_and_directory(node: Sandbox) -> None:
