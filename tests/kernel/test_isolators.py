@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
@@ -16,6 +17,7 @@ import pytest
 from isolators.base import Container, IsolatorError, Unsupported
 from isolators.cgroup.isolator import CgroupIsolator
 from isolators.filesystem import FilesystemIsolator
+from isolators.mount import open_in_root
 from isolators.namespaces import hostname
 from isolators.network import NetworkIsolator
 from isolators.rlimits import RlimitsIsolator
@@ -160,6 +162,21 @@ async def test_an_image_is_idmapped_and_not_changed(node: Sandbox, tmp_path: Pat
     assert (container.rootfs / "bin/true").stat().st_uid == ID_BASE
     assert (image / "bin/true").stat().st_uid == 0
     await isolator.cleanup(container)
+
+
+def test_a_look_up_on_a_busy_node_is_not_given_up(tmp_path: Path) -> None:
+    """Another process renames files all the time, each time making what is looked up uncertain."""
+    (tmp_path / "root/below").mkdir(parents=True)
+    (tmp_path / "root/file").write_text("x")
+    (tmp_path / "a").touch()
+    rename = "import os\nwhile True: os.rename('a', 'b'); os.rename('b', 'a')"
+    renaming = subprocess.Popen([sys.executable, "-I", "-S", "-c", rename], cwd=tmp_path)
+    try:
+        for _ in range(5000):
+            os.close(open_in_root(tmp_path / "root", "below/../below/../file"))
+    finally:
+        renaming.kill()
+        renaming.wait()
 
 
 async def test_a_missing_image_is_refused(node: Sandbox, tmp_path: Path) -> None:
