@@ -152,13 +152,14 @@ class Containers:
         keeper = self.keeper(container)
         if keeper is None or keeper.container is None:
             return
-        with contextlib.suppress(ProcessLookupError):
-            pidfd = os.pidfd_open(keeper.container.pid)
-            try:
-                if record.identify(keeper.container.pid) == keeper.container:
-                    signal.pidfd_send_signal(pidfd, number)
-            finally:
-                os.close(pidfd)
+        pidfd = record.open_process(keeper.container)
+        if pidfd is None:
+            return
+        try:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(pidfd, number)
+        finally:
+            os.close(pidfd)
 
     async def usage(self, container: Container) -> Usage:
         usage = Usage()

@@ -15,6 +15,7 @@ not.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from dataclasses import asdict, dataclass
@@ -92,6 +93,21 @@ def identify(pid: int) -> Identity | None:
     except (FileNotFoundError, ProcessLookupError):
         return None
     return None if state in (b"Z", b"X") else Identity(pid, int(fields[18]))
+
+
+def open_process(process: Identity) -> int | None:
+    """A pidfd; None when it is gone. One whose last traces are just being removed has a pid and leads no thread group
+    any more: EINVAL or ENOENT (pidfd_open(2))."""
+    try:
+        pidfd = os.pidfd_open(process.pid)
+    except OSError as error:
+        if error.errno not in (errno.ESRCH, errno.EINVAL, errno.ENOENT):
+            raise
+        return None
+    if identify(process.pid) == process:
+        return pidfd
+    os.close(pidfd)
+    return None
 
 
 @cache

@@ -34,6 +34,7 @@ NR_FSMOUNT = 432
 NR_CLONE3 = 435
 NR_CLOSE_RANGE = 436
 NR_OPENAT2 = 437
+OPENAT2_ATTEMPTS = 100
 NR_MOUNT_SETATTR = 442
 
 CLONE_PIDFD = 0x00001000
@@ -146,7 +147,14 @@ def new_mount(kind: str, source: str, options: tuple[str, ...], attributes: int)
 
 
 def openat2(directory: int, path: str, flags: int, resolve: int, mode: int = 0) -> int:
+    """Tried again when anything was renamed or mounted anywhere while a `..` was looked up (EAGAIN): the kernel can't
+    tell whether that led out."""
     how = struct.pack("3Q", flags | os.O_CLOEXEC, mode, resolve)
+    for _ in range(OPENAT2_ATTEMPTS - 1):
+        try:
+            return _syscall(path, NR_OPENAT2, directory, os.fsencode(path), how, len(how))
+        except BlockingIOError:
+            continue
     return _syscall(path, NR_OPENAT2, directory, os.fsencode(path), how, len(how))
 
 

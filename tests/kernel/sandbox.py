@@ -35,11 +35,13 @@ from isolators.secrets import SecretsIsolator
 from isolators.sysctls import SysctlsIsolator
 from model.resources import Resources
 from model.task import TaskSpec
+from tests.kernel.cgroup_files import CGROUPS as CGROUPS
+from tests.kernel.cgroup_files import directories, remove_prefix
+from tests.patience import PATIENCE
 
-DEADLINE_S = 20.0
+DEADLINE_S = 20.0 * PATIENCE
 INTERVAL_S = 0.01
 ID_BASE = 1_000_000
-CGROUPS = Path("/sys/fs/cgroup")
 Change = Callable[[dict[str, Any]], None]
 PROGRAMS = ("sh", "cat", "ls", "touch", "true", "sleep", "stat", "id", "head")
 
@@ -170,12 +172,7 @@ def alive(pid: int) -> bool:
 
 def cgroups(prefix: str) -> list[str]:
     """Cgroups below the prefix in any tree."""
-    return [str(path) for path in CGROUPS.glob(f"*/{prefix}/*/")]
-
-
-def remove_prefix(prefix: str) -> None:
-    for path in CGROUPS.glob(f"*/{prefix}"):
-        path.rmdir()
+    return [str(path) for path in directories(prefix)]
 
 
 def mounts_below(directory: Path) -> list[Path]:

@@ -6,8 +6,10 @@ import asyncio
 import errno
 import glob
 import os
+import resource
 import signal
 import stat
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ import pytest
 from agent.launcher import record
 from agent.launcher.adopt import look
 from agent.launcher.client import LaunchError
+from agent.launcher.record import Identity
 from isolators.base import Container
 from isolators.rights import Rights
 from model.task import Rlimit
@@ -198,6 +201,25 @@ async def test_rlimits_are_set(node: Sandbox) -> None:
     rows = {line[:26].strip(): line[26:].split()[:2] for line in text.splitlines()}
     assert rows["Max open files"] == ["100", "200"]
     assert rows["Max core file size"] == ["0", "0"]
+
+
+def test_what_has_a_pid_and_is_no_process_is_gone() -> None:
+    """As a process is, to the kernel, while its last traces are removed. A thread is such a thing for longer."""
+    ended = threading.Event()
+    thread = threading.Thread(target=ended.wait)
+    thread.start()
+    try:
+        assert thread.native_id is not None
+        assert record.open_process(Identity(thread.native_id, 0)) is None
+    finally:
+        ended.set()
+        thread.join()
+
+
+async def test_open_files_are_limited_alike_however_the_agent_was_started(node: Sandbox) -> None:
+    text = await shell(node, "ulimit -Sn; ulimit -Hn")
+    _, own = resource.getrlimit(resource.RLIMIT_NOFILE)
+    assert text.split() == ["1024", str(min(own, 524_288))]
 
 
 async def test_environment_and_directory(node: Sandbox) -> None:

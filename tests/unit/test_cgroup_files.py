@@ -260,7 +260,7 @@ async def test_v2_what_is_not_limited_any_more_is_set_free(v2: CgroupIsolator, t
     await made(v2, asking(mem_high=32, cpuset="1", cpu_burst_us=5000, io=(IoLimit(read_bps=1000),), io_weight=500))
     await v2.update(CONTAINER, Resources(cpus=1000, mem=32))
     read = contents(tmp_path)
-    assert (read("memory.high"), read("cpuset.cpus").strip(), read("cpu.max.burst")) == ("max", "", "0")
+    assert (read("memory.high"), read("cpuset.cpus").strip(), read("cpu.max.burst")) == ("max", "0-3", "0")
     assert (read("io.max"), read("io.weight")) == ("8:0 rbps=max wbps=max riops=max wiops=max", "100")
 
 

@@ -141,7 +141,8 @@ async def test_cve_2023_25809_control_groups_are_out_of_reach(attacker: Attacker
         "  (echo 0 > $f) 2>&- && echo wrote $f; done; mkdir /sys/fs/cgroup/x 2>&- && echo made; cat /proc/self/cgroup"
     )
     assert "wrote" not in text and "made" not in text
-    assert {line.rsplit(":", 1)[1] for line in text.splitlines() if "pids" in line or "memory" in line} == {"/"}
+    limited = [line for line in text.splitlines() if "pids" in line or "memory" in line]
+    assert {line.rsplit(":", 1)[1] for line in limited or text.splitlines()} == {"/"}
 
 
 @contextmanager
