@@ -12,9 +12,10 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import structlog
 
@@ -27,6 +28,7 @@ from model.network import Address
 from model.task import TaskSpec, Usage
 
 log = structlog.get_logger()
+T = TypeVar("T")
 
 OCI_VERSION = "1.2.0"
 RUN_MAX = "256m"  # a bundle takes some 40 KiB
@@ -112,10 +114,7 @@ class Containers:
         frame = merge([{"ociVersion": OCI_VERSION}, *[await isolator.open(sandbox) for isolator in self._isolators]])
         launch = await self._launcher.create(sandbox.directory, frame)
         try:
-            # All of them, also when one fails: none may still be at work when cleanup begins.
-            results = await asyncio.gather(
-                *(isolator.isolate(sandbox, launch.pid) for isolator in self._isolators), return_exceptions=True
-            )
+            results = await _all(isolator.isolate(sandbox, launch.pid) for isolator in self._isolators)
             return Made(sandbox, frame, launch, _addresses(results))
         except BaseException:
             await launch.abort()
@@ -215,6 +214,16 @@ class Containers:
 
     def forget(self, task_id: str) -> None:
         shutil.rmtree(self._directories.logs / task_id, onerror=_absent_is_fine)
+
+
+async def _all(works: Iterable[Awaitable[T]]) -> list[T | BaseException]:
+    """To their ends, also when one fails or nobody waits any more: none may still be at work when cleanup begins."""
+    gathered = asyncio.gather(*works, return_exceptions=True)
+    try:
+        return await asyncio.shield(gathered)
+    except asyncio.CancelledError:
+        await asyncio.wait({gathered})
+        raise
 
 
 def _addresses(results: Sequence[tuple[Address, ...] | BaseException]) -> tuple[Address, ...]:

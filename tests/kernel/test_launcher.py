@@ -332,7 +332,7 @@ async def test_a_bundle_that_differs_from_its_sandbox_is_refused(node: Sandbox, 
     container = node.container(task("web.1", "true"))
     launch = await node.create(container)
     await node.prepare(container, change)
-    with pytest.raises(LaunchError, match="read bundle: config.json: differs from what its sandbox was made of"):
+    with pytest.raises(LaunchError, match="read bundle: (linux/|mounts: ).* the sandbox"):
         await node.fill(container, launch)
     assert not alive(launch.pid)
 
