@@ -29,6 +29,7 @@ from pki.files import PRIVATE, write_atomic
 log = structlog.get_logger()
 
 OCI_VERSION = "1.2.0"
+WATCH_RETRY_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,16 +132,29 @@ class Containers:
 
     async def watch(self, container: Container) -> Limit:
         """The first limit that is hit; there may never be one."""
-        watches = [asyncio.ensure_future(isolator.watch(container)) for isolator in self._isolators]
+        watches = [asyncio.ensure_future(_watched(isolator, container)) for isolator in self._isolators]
         try:
             for watch in asyncio.as_completed(watches):
-                if (limit := await _limit(watch)) is not None:
+                if (limit := await watch) is not None:
                     return limit
             never: asyncio.Future[Limit] = asyncio.get_running_loop().create_future()
             return await never
         finally:
             for watch in watches:
                 watch.cancel()
+
+    async def update(self, container: Container) -> None:
+        """Bring the limits of a running container to what its task says. Raises IsolatorError."""
+        for isolator in self._isolators:
+            await isolator.update(container, container.task.resources)
+
+    async def pause(self, container: Container) -> None:
+        for isolator in self._isolators:
+            await isolator.pause(container)
+
+    async def resume(self, container: Container) -> None:
+        for isolator in self._isolators:
+            await isolator.resume(container)
 
     async def exceeded(self, container: Container) -> Limit | None:
         """The limit that it has hit so far."""
@@ -175,12 +189,25 @@ def _addresses(results: Sequence[tuple[Address, ...] | BaseException]) -> tuple[
     return addresses
 
 
+async def _watched(isolator: Isolator, container: Container) -> Limit | None:
+    """A watch that fails is begun again: what enforces the limits is the kernel, but who is over one has to end."""
+    said = ""
+    while True:
+        try:
+            return await isolator.watch(container)
+        except (IsolatorError, OSError) as error:
+            if str(error) != said:
+                said = str(error)
+                log.warning("limits are not watched, trying again", container=container.id, error=said)
+        await asyncio.sleep(WATCH_RETRY_S)
+
+
 async def _limit(asked: Awaitable[Limit | None]) -> Limit | None:
-    """A container that can not be watched runs on: what enforces the limits is the kernel."""
+    """None also when that can not be told."""
     try:
         return await asked
     except (IsolatorError, OSError) as error:
-        log.warning("limits are not watched", error=str(error))
+        log.warning("limits can not be read", error=str(error))
         return None
 
 

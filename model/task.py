@@ -90,7 +90,8 @@ class Secret:
 
 @dataclass(frozen=True, slots=True)
 class TaskSpec:
-    """Everything an agent needs to run a task. Never changes after the task was accepted.
+    """Everything an agent needs to run a task. Never changes after the task was accepted, but for what a
+    `model.adjustment.Adjustment` names.
 
     `owner` is what the framework calls the thing this task belongs to (`/web`). An empty `rootfs` means the node's own
     file system, read-only, under a private writable layer. `pids` bounds processes and threads together.
@@ -142,7 +143,8 @@ class Usage:
 @dataclass(frozen=True, slots=True)
 class TaskStatus:
     """One observation of a task. `sequence` counts a task's observations from 1, so that attributes of RUNNING can
-    change too; `at` is seconds since the epoch on the node's clock."""
+    change too; `at` is seconds since the epoch on the node's clock. `adjustment` is the number of the last one that was
+    dealt with; `refused` says why it could not be done."""
 
     task_id: str
     state: TaskState
@@ -155,6 +157,9 @@ class TaskStatus:
     exit_code: int | None = None
     healthy: bool | None = None
     usage: Usage = field(default_factory=Usage)
+    paused: bool = False
+    adjustment: int = 0
+    refused: str = ""
 
 
 def newer(current: TaskStatus | None, seen: TaskStatus) -> bool:

@@ -288,10 +288,15 @@ class Assignment(_message.Message):
 
     TASK_FIELD_NUMBER: _builtins.int
     KILL_FIELD_NUMBER: _builtins.int
+    PAUSED_FIELD_NUMBER: _builtins.int
+    ADJUSTMENT_FIELD_NUMBER: _builtins.int
     kill: _builtins.bool
     """The task shall end: signal, grace, SIGKILL. The item stays until its terminal status was acknowledged; when it is
     removed the agent forgets the task.
     """
+    paused: _builtins.bool
+    adjustment: _builtins.int
+    """How often the task was adjusted: its resources, its limits, or `paused`. Each number is answered once by a Status."""
     @_builtins.property
     def task(self) -> Global___Task: ...
     def __init__(
@@ -299,10 +304,12 @@ class Assignment(_message.Message):
         *,
         task: Global___Task | None = ...,
         kill: _builtins.bool = ...,
+        paused: _builtins.bool = ...,
+        adjustment: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["task", b"task"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["kill", b"kill", "task", b"task"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adjustment", b"adjustment", "kill", b"kill", "paused", b"paused", "task", b"task"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -648,6 +655,9 @@ class Status(_message.Message):
     EXIT_CODE_FIELD_NUMBER: _builtins.int
     HEALTHY_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
+    PAUSED_FIELD_NUMBER: _builtins.int
+    ADJUSTMENT_FIELD_NUMBER: _builtins.int
+    REFUSED_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
     state: _builtins.int
     sequence: _builtins.int
@@ -657,6 +667,11 @@ class Status(_message.Message):
     pid: _builtins.int
     exit_code: _builtins.int
     healthy: _builtins.bool
+    paused: _builtins.bool
+    adjustment: _builtins.int
+    """the last one that was dealt with"""
+    refused: _builtins.str
+    """why it could not be done"""
     @_builtins.property
     def addresses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -675,10 +690,13 @@ class Status(_message.Message):
         exit_code: _builtins.int | None = ...,
         healthy: _builtins.bool | None = ...,
         usage: Global___Usage | None = ...,
+        paused: _builtins.bool = ...,
+        adjustment: _builtins.int = ...,
+        refused: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "_healthy", b"_healthy", "_pid", b"_pid", "exit_code", b"exit_code", "healthy", b"healthy", "pid", b"pid", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "_healthy", b"_healthy", "_pid", b"_pid", "addresses", b"addresses", "at", b"at", "exit_code", b"exit_code", "healthy", b"healthy", "message", b"message", "pid", b"pid", "reason", b"reason", "sequence", b"sequence", "state", b"state", "task_id", b"task_id", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "_healthy", b"_healthy", "_pid", b"_pid", "addresses", b"addresses", "adjustment", b"adjustment", "at", b"at", "exit_code", b"exit_code", "healthy", b"healthy", "message", b"message", "paused", b"paused", "pid", b"pid", "reason", b"reason", "refused", b"refused", "sequence", b"sequence", "state", b"state", "task_id", b"task_id", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__exit_code: _TypeAlias = _typing.Literal["exit_code"]  # noqa: Y015
     _WhichOneofArgType__exit_code: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code"]  # noqa: Y015

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from ipaddress import ip_address, ip_network
 
+from model.adjustment import Adjustment, adjustment_of
 from model.limits import Device, HugePages, IoLimit, TaskLimits
 from model.network import Block, Network, NetworkKind, Vtep
 from model.node import Node
@@ -88,6 +89,16 @@ def task_from_wire(message: pb.Task) -> TaskSpec:
     )
 
 
+def assignment_to_wire(task: TaskSpec, kill: bool, paused: bool, adjustment: int) -> pb.Assignment:
+    return pb.Assignment(task=task_to_wire(task), kill=kill, paused=paused, adjustment=adjustment)
+
+
+def assignment_from_wire(message: pb.Assignment) -> tuple[TaskSpec, bool, Adjustment]:
+    """What to run, whether it shall end, and how it is to be adjusted."""
+    task = task_from_wire(message.task)
+    return task, message.kill, adjustment_of(task, message.paused, message.adjustment)
+
+
 def limits_to_wire(limits: TaskLimits) -> pb.TaskLimits:
     return pb.TaskLimits(
         swap=limits.swap,
@@ -132,6 +143,9 @@ def status_to_wire(status: TaskStatus) -> pb.Status:
         pid=status.pid,
         exit_code=status.exit_code,
         healthy=status.healthy,
+        paused=status.paused,
+        adjustment=status.adjustment,
+        refused=status.refused,
         usage=pb.Usage(
             cpu_s=usage.cpu_s,
             cpu_limit=usage.cpu_limit,
@@ -162,6 +176,9 @@ def status_from_wire(message: pb.Status) -> TaskStatus:
         pid=message.pid if message.HasField("pid") else None,
         exit_code=message.exit_code if message.HasField("exit_code") else None,
         healthy=message.healthy if message.HasField("healthy") else None,
+        paused=message.paused,
+        adjustment=message.adjustment,
+        refused=message.refused,
         usage=Usage(
             cpu_s=_finite(usage.cpu_s),
             cpu_limit=_finite(usage.cpu_limit) if usage.HasField("cpu_limit") else None,

@@ -92,8 +92,11 @@ class CgroupIsolator(Isolator):
 
     async def update(self, container: Container, resources: Resources) -> None:
         limit = self._limits(container, resources)
-        with _operation("resize cgroup", container.id), _refusals(container.id):
-            self._cgroups.limit(container.id, limit)
+        try:
+            with _refusals(container.id):
+                self._cgroups.limit(container.id, limit)
+        except OSError as error:
+            raise self._not_resized(container, limit, error) from error
 
     async def pause(self, container: Container) -> None:
         with _operation("freeze", container.id):
@@ -135,6 +138,16 @@ class CgroupIsolator(Isolator):
             for limit in wanted.io
         ]
         return limits(container.task, resources, throttles, rules)
+
+    def _not_resized(self, container: Container, limit: Limits, error: OSError) -> IsolatorError:
+        used = 0
+        if error.errno == errno.EBUSY:
+            with _operation("read memory of", container.id):
+                used = self._cgroups.usage(container.id, Usage()).mem_bytes
+        if used > limit.memory_bytes:
+            wanted = limit.memory_bytes // MIB
+            return Unsupported(f"memory limit {wanted} MiB: {used / MIB:.1f} MiB are in use, and can't be reclaimed")
+        return IsolatorError(f"resize cgroup {container.id}: {error}")
 
     async def _soon_exceeded(self, container: Container) -> Limit | None:
         """On version 1 the news comes before the kernel has chosen whom to kill (mem_cgroup_oom), or kills nobody."""

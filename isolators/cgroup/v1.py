@@ -87,7 +87,8 @@ class CgroupsV1:
         return MemoryV1().oom_news(self._memory / name)
 
     def freeze(self, name: str, wanted: bool) -> None:
-        FreezerV1().freeze(self._freezer_of(name), wanted)
+        if wanted or self._freezer is not None:
+            FreezerV1().freeze(self._freezer_of(name), wanted)
 
     def frozen(self, name: str) -> bool:
         return FreezerV1().frozen(self._freezer_of(name))
