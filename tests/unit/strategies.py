@@ -60,6 +60,9 @@ statuses = st.builds(
     exit_code=st.none() | st.integers(-(2**31), 2**31 - 1),
     healthy=st.none() | st.booleans(),
     usage=usages,
+    paused=st.booleans(),
+    adjustment=numbers,
+    refused=texts,
 )
 limits = st.builds(
     TaskLimits,
