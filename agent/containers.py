@@ -18,6 +18,7 @@ from pathlib import Path
 
 import structlog
 
+from agent import runtime
 from agent.launcher import record
 from agent.launcher.adopt import wait_exit
 from agent.launcher.client import Launch, Launcher
@@ -72,6 +73,8 @@ class Containers:
         """Once, before anything else: every isolator finds its own again, and lets go of what belongs to nobody."""
         ids = {container.id for container in known}
         orphans = [path.name for path in self._directories.bundles.iterdir() if path.name not in ids]
+        for orphan in orphans:
+            await _try_delete(self._directories.bundles / orphan)
         for isolator in self._isolators:
             await isolator.recover(known, orphans)
         for orphan in orphans:
@@ -166,9 +169,9 @@ class Containers:
     async def cleanup(self, container: Container) -> None:
         """Undo all of it, the last isolator first. Collects what fails and goes on (ExceptionGroup at the end)."""
         errors: list[Exception] = []
-        for isolator in reversed(self._isolators):
+        for cleanup in (_delete_by_runtime, *(isolator.cleanup for isolator in reversed(self._isolators))):
             try:
-                await isolator.cleanup(container)
+                await cleanup(container)
             except (IsolatorError, OSError) as error:
                 errors.append(error)
         if errors:
@@ -177,6 +180,17 @@ class Containers:
 
     def forget(self, task_id: str) -> None:
         shutil.rmtree(self._directories.logs / task_id, onerror=_absent_is_fine)
+
+
+async def _delete_by_runtime(container: Container) -> None:
+    await runtime.delete(container.directory, container.id)
+
+
+async def _try_delete(orphan: Path) -> None:
+    try:
+        await runtime.delete(orphan, orphan.name)
+    except (IsolatorError, OSError) as error:
+        log.error("orphan not deleted", container=orphan.name, error=str(error))
 
 
 def _addresses(results: Sequence[tuple[Address, ...] | BaseException]) -> tuple[Address, ...]:

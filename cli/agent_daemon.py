@@ -60,6 +60,13 @@ def refuse_unfit_machine() -> None:
         raise Problem(str(error)) from error
 
 
+def _refuse_missing_runtime(name: str) -> None:
+    try:
+        preflight.check_runtime(name)
+    except preflight.NotFit as error:
+        raise Problem(str(error)) from error
+
+
 def pki_directory(state: Path) -> Path:
     return state / "pki"
 
@@ -67,6 +74,7 @@ def pki_directory(state: Path) -> Path:
 async def run(state: Path) -> None:
     name = await _joined(state)
     settings = _settings(state)
+    _refuse_missing_runtime(settings.runtime)
     node = _node(name, settings, state)
     directories = Directories(state)
     directories.make()
@@ -74,7 +82,7 @@ async def run(state: Path) -> None:
         networks = await stack.enter_async_context(Networks(state, name, node.boot_id, node.address))
         vips = IptablesVips()
         stack.push_async_callback(vips.close)
-        launcher = Launcher()
+        launcher = Launcher(settings.runtime)
         await launcher.start()
         stack.push_async_callback(launcher.stop)
         ready = asyncio.Event()
