@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
@@ -75,7 +76,13 @@ async def run(state: Path) -> None:
     name = await _joined(state)
     settings = _settings(state)
     _refuse_missing_runtime(settings.runtime)
-    node = _node(name, settings, state)
+    rights = Rights(
+        frozenset(settings.capabilities),
+        settings.unconfined_seccomp,
+        settings.host_network,
+        frozenset(settings.devices),
+    )
+    node = replace(_node(name, settings, state), rights=rights.names)
     directories = Directories(state)
     directories.make()
     async with AsyncExitStack() as stack:
@@ -88,12 +95,6 @@ async def run(state: Path) -> None:
         ready = asyncio.Event()
         await networks.configure_vip_route(settings.vip_pools)
         network = NodeNetwork(networks, vips, tuple(settings.vip_pools))
-        rights = Rights(
-            frozenset(settings.capabilities),
-            settings.unconfined_seccomp,
-            settings.host_network,
-            frozenset(settings.devices),
-        )
         isolators = standard_isolators(state, networks, launcher.userns_fd, settings.cgroup, rights)
         containers = Containers(directories, isolators, launcher)
         dial = partial(_dial, state, settings.master)

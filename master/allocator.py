@@ -21,6 +21,7 @@ from master.store.base import StoreError
 from master.tasks import TaskRecord, Tasks
 from model.node import NodeState
 from model.resources import Resources, describe
+from model.rights import needed
 from model.task import TASK_ID, TaskSpec
 
 OFFER_DEADLINE_S = 30.0
@@ -296,6 +297,8 @@ class FrameworkSubscription:
             raise ValueError(f"task {task.id!r}: not an id for a task of {self.framework}")
         if task.network not in offer.networks:
             raise ValueError(f"task {task.id}: network {task.network!r} does not exist on {offer.node.id}")
+        if forbidden := needed(task) - offer.node.rights:
+            raise ValueError(f"task {task.id}: node {offer.node.id} does not permit {', '.join(sorted(forbidden))}")
         if not task.resources.covers(Resources()):
             raise ValueError(f"task {task.id}: resources must not be negative")
 

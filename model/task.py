@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 
-from model.limits import TaskLimits
+from model.limits import TaskLimits, Tmpfs
 from model.resources import Resources
 
 
@@ -96,7 +96,8 @@ class TaskSpec:
     `owner` is what the framework calls the thing this task belongs to (`/web`). An empty `rootfs` means the node's own
     file system, read-only, under a private writable layer. `pids` bounds processes and threads together.
     `seccomp` is a profile in Docker's format, `unconfined`, or empty for the default. Capabilities are written like
-    `CAP_NET_RAW`; those dropped may be `ALL`.
+    `CAP_NET_RAW`; those dropped may be `ALL`. With `read_only` nothing can be written but what is mounted: `tmpfs`, and
+    the temporary directories that every container has. `shm` is the size of /dev/shm in MiB.
     """
 
     id: str
@@ -120,6 +121,9 @@ class TaskSpec:
     sysctls: tuple[tuple[str, str], ...] = ()
     secrets: tuple[Secret, ...] = ()
     limits: TaskLimits = field(default_factory=TaskLimits)
+    read_only: bool = False
+    tmpfs: tuple[Tmpfs, ...] = ()
+    shm: int = 64
 
 
 @dataclass(frozen=True, slots=True)

@@ -148,6 +148,7 @@ class Hello(_message.Message):
     RESOURCES_FIELD_NUMBER: _builtins.int
     ATTRIBUTES_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
+    RIGHTS_FIELD_NUMBER: _builtins.int
     TASKS_FIELD_NUMBER: _builtins.int
     hostname: _builtins.str
     boot_id: _builtins.str
@@ -158,6 +159,10 @@ class Hello(_message.Message):
     def resources(self) -> Global___Resources: ...
     @_builtins.property
     def attributes(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
+    @_builtins.property
+    def rights(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What its configuration permits beyond the defaults, as in model/rights.py."""
+
     @_builtins.property
     def tasks(self) -> _containers.RepeatedCompositeFieldContainer[Global___Status]:
         """Every task on the agent's disk, so that the master learns what it missed. They are acknowledged like any Status."""
@@ -171,11 +176,12 @@ class Hello(_message.Message):
         resources: Global___Resources | None = ...,
         attributes: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         version: _builtins.str = ...,
+        rights: _abc.Iterable[_builtins.str] | None = ...,
         tasks: _abc.Iterable[Global___Status] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["resources", b"resources"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "attributes", b"attributes", "boot_id", b"boot_id", "hostname", b"hostname", "resources", b"resources", "tasks", b"tasks", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "attributes", b"attributes", "boot_id", b"boot_id", "hostname", b"hostname", "resources", b"resources", "rights", b"rights", "tasks", b"tasks", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -339,6 +345,9 @@ class Task(_message.Message):
     CAPABILITIES_DROP_FIELD_NUMBER: _builtins.int
     SYSCTLS_FIELD_NUMBER: _builtins.int
     SECRETS_FIELD_NUMBER: _builtins.int
+    READ_ONLY_FIELD_NUMBER: _builtins.int
+    TMPFS_FIELD_NUMBER: _builtins.int
+    SHM_FIELD_NUMBER: _builtins.int
     LIMITS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     framework: _builtins.str
@@ -350,6 +359,9 @@ class Task(_message.Message):
     pids: _builtins.int
     kill_grace_s: _builtins.float
     seccomp: _builtins.str
+    read_only: _builtins.bool
+    shm: _builtins.int
+    """MiB"""
     @_builtins.property
     def argv(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -372,6 +384,8 @@ class Task(_message.Message):
     def secrets(self) -> _containers.RepeatedCompositeFieldContainer[Global___Pair]:
         """name of the file, content"""
 
+    @_builtins.property
+    def tmpfs(self) -> _containers.RepeatedCompositeFieldContainer[Global___Tmpfs]: ...
     @_builtins.property
     def limits(self) -> Global___TaskLimits: ...
     def __init__(
@@ -397,11 +411,14 @@ class Task(_message.Message):
         capabilities_drop: _abc.Iterable[_builtins.str] | None = ...,
         sysctls: _abc.Iterable[Global___Pair] | None = ...,
         secrets: _abc.Iterable[Global___Pair] | None = ...,
+        read_only: _builtins.bool = ...,
+        tmpfs: _abc.Iterable[Global___Tmpfs] | None = ...,
+        shm: _builtins.int = ...,
         limits: Global___TaskLimits | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits", "resources", b"resources"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["argv", b"argv", "capabilities_add", b"capabilities_add", "capabilities_drop", b"capabilities_drop", "cwd", b"cwd", "env", b"env", "framework", b"framework", "id", b"id", "kill_grace_s", b"kill_grace_s", "labels", b"labels", "limits", b"limits", "network", b"network", "owner", b"owner", "pids", b"pids", "ports", b"ports", "resources", b"resources", "rlimits", b"rlimits", "rootfs", b"rootfs", "seccomp", b"seccomp", "secrets", b"secrets", "sysctls", b"sysctls", "user", b"user"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["argv", b"argv", "capabilities_add", b"capabilities_add", "capabilities_drop", b"capabilities_drop", "cwd", b"cwd", "env", b"env", "framework", b"framework", "id", b"id", "kill_grace_s", b"kill_grace_s", "labels", b"labels", "limits", b"limits", "network", b"network", "owner", b"owner", "pids", b"pids", "ports", b"ports", "read_only", b"read_only", "resources", b"resources", "rlimits", b"rlimits", "rootfs", b"rootfs", "seccomp", b"seccomp", "secrets", b"secrets", "shm", b"shm", "sysctls", b"sysctls", "tmpfs", b"tmpfs", "user", b"user"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -422,12 +439,16 @@ class TaskLimits(_message.Message):
     IO_WEIGHT_FIELD_NUMBER: _builtins.int
     HUGE_PAGES_FIELD_NUMBER: _builtins.int
     DEVICES_FIELD_NUMBER: _builtins.int
+    CPU_LIMIT_FIELD_NUMBER: _builtins.int
+    MEM_LIMIT_FIELD_NUMBER: _builtins.int
     swap: _builtins.int
     mem_high: _builtins.int
     oom_score_adj: _builtins.int
     cpuset: _builtins.str
     cpu_burst_us: _builtins.int
     io_weight: _builtins.int
+    cpu_limit: _builtins.int
+    mem_limit: _builtins.int
     @_builtins.property
     def io(self) -> _containers.RepeatedCompositeFieldContainer[Global___IoLimit]: ...
     @_builtins.property
@@ -446,14 +467,45 @@ class TaskLimits(_message.Message):
         io_weight: _builtins.int = ...,
         huge_pages: _abc.Iterable[Global___HugePages] | None = ...,
         devices: _abc.Iterable[Global___Device] | None = ...,
+        cpu_limit: _builtins.int = ...,
+        mem_limit: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpu_burst_us", b"cpu_burst_us", "cpuset", b"cpuset", "devices", b"devices", "huge_pages", b"huge_pages", "io", b"io", "io_weight", b"io_weight", "mem_high", b"mem_high", "oom_score_adj", b"oom_score_adj", "swap", b"swap"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpu_burst_us", b"cpu_burst_us", "cpu_limit", b"cpu_limit", "cpuset", b"cpuset", "devices", b"devices", "huge_pages", b"huge_pages", "io", b"io", "io_weight", b"io_weight", "mem_high", b"mem_high", "mem_limit", b"mem_limit", "oom_score_adj", b"oom_score_adj", "swap", b"swap"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TaskLimits: _TypeAlias = TaskLimits  # noqa: Y015
+
+@_typing.final
+class Tmpfs(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DESTINATION_FIELD_NUMBER: _builtins.int
+    SIZE_FIELD_NUMBER: _builtins.int
+    MODE_FIELD_NUMBER: _builtins.int
+    EXECUTABLE_FIELD_NUMBER: _builtins.int
+    destination: _builtins.str
+    size: _builtins.int
+    """MiB"""
+    mode: _builtins.str
+    executable: _builtins.bool
+    def __init__(
+        self,
+        *,
+        destination: _builtins.str = ...,
+        size: _builtins.int = ...,
+        mode: _builtins.str = ...,
+        executable: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["destination", b"destination", "executable", b"executable", "mode", b"mode", "size", b"size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Tmpfs: _TypeAlias = Tmpfs  # noqa: Y015
 
 @_typing.final
 class IoLimit(_message.Message):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import errno
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from isolators.base import BundlePart, Container, Isolator, IsolatorError, Limit, Unsupported
@@ -140,13 +140,12 @@ class CgroupIsolator(Isolator):
         return limits(container.task, resources, throttles, rules)
 
     def _not_resized(self, container: Container, limit: Limits, error: OSError) -> IsolatorError:
-        used = 0
         if error.errno == errno.EBUSY:
-            with _operation("read memory of", container.id):
+            with suppress(OSError):
                 used = self._cgroups.usage(container.id, Usage()).mem_bytes
-        if used > limit.memory_bytes:
-            wanted = limit.memory_bytes // MIB
-            return Unsupported(f"memory limit {wanted} MiB: {used / MIB:.1f} MiB are in use, and can't be reclaimed")
+                if used > limit.memory_bytes:
+                    in_use = f"{used / MIB:.1f} MiB are in use, and can't be reclaimed"
+                    return Unsupported(f"memory limit {limit.memory_bytes // MIB} MiB: {in_use}")
         return IsolatorError(f"resize cgroup {container.id}: {error}")
 
     async def _soon_exceeded(self, container: Container) -> Limit | None:

@@ -123,6 +123,7 @@ def _node(view: NodeView, tasks: Tasks, allocator: Allocator) -> dict[str, Any]:
         "boot_id": node.boot_id,
         "version": node.version,
         "attributes": dict(node.attributes),
+        "rights": sorted(node.rights),
         "resources": resources_json(node.resources),
         "used": resources_json(tasks.used(node.id)),
         "tasks": sum(record.status.state is TaskState.RUNNING for record in tasks.on(node.id)),
