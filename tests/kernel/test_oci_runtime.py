@@ -7,15 +7,16 @@ import os
 import re
 import shutil
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from agent.launcher import record
+from isolators.base import Container, Isolator, IsolatorError
 from model.adjustment import adjustment_of
+from model.network import Address
 from model.resources import Resources
 from model.task import Rlimit, Secret, TaskSpec, TaskState, TaskStatus
 from tests.kernel import remains
@@ -180,13 +181,7 @@ async def test_an_agent_that_was_killed_finds_it_again(by: Agent) -> None:
     await again.reconciler.close()
 
 
-Fault = Callable[[Agent, TaskStatus], Awaitable[None] | None]
-
-
-def kill_keeper(made: Agent, running: TaskStatus) -> None:
-    keeper = record.read_keeper(str(made.directories.bundles / running.task_id))
-    assert keeper is not None
-    os.kill(keeper.keeper.pid, signal.SIGKILL)
+Fault = Callable[[Agent, TaskStatus], None]
 
 
 def kill_container(made: Agent, running: TaskStatus) -> None:
@@ -206,6 +201,23 @@ async def test_nothing_is_left(by: Agent, monkeypatch: pytest.MonkeyPatch, fault
     running = await by.reached("web.1", TaskState.RUNNING)
     fault(by, running)
     await by.reached("web.1", TaskState.FINISHED)
+    after = remains.look(by.directories.bundles, by.node.prefix, "none")
+    assert remains.difference(before, after) == ""
+
+
+class Failing(Isolator):
+    name = "failing"
+
+    async def isolate(self, container: Container, pid: int) -> tuple[Address, ...]:
+        raise IsolatorError(f"no address for {pid}")
+
+
+async def test_what_is_not_connected_never_runs_and_leaves_nothing(by: Agent) -> None:
+    before = remains.look(by.directories.bundles, by.node.prefix, "none")
+    by.node.isolators.append(Failing())
+    ended = await by.run(task("web.1", "sh", "-c", "echo ran"))
+    assert ended.state is TaskState.FAILED and ended.reason.startswith("no address for")
+    assert by.directories.log("web.1", "stdout").read_text() == ""
     after = remains.look(by.directories.bundles, by.node.prefix, "none")
     assert remains.difference(before, after) == ""
 

@@ -190,6 +190,7 @@ class _Containers(Containers):
 
     def signal(self, container: Container, number: signal.Signals) -> None:
         self._life.step()
+        assert number is signal.SIGKILL or container.id not in self._world.frozen, "it can not see the signal"
         if number is signal.SIGKILL or container.task.argv != ("stubborn",):
             self._world.exit(container.id, Exit(signal=number))
 
