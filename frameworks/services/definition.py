@@ -11,10 +11,11 @@ from collections import Counter
 from math import ceil
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, Field, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_validator
 
-from frameworks.services.confinement import Docker, LinuxInfo, ResourceLimits, check_limits, confined
-from frameworks.services.fields import STRICT, Refused, invalid
+from frameworks.services import confinement
+from frameworks.services.confinement import LinuxInfo, Parameters, ResourceLimits
+from frameworks.services.strict import STRICT, invalid, invalid_at
 from model.network import NETWORK_NAME
 from model.resources import Resources
 from model.task import Port, Protocol, TaskSpec
@@ -37,6 +38,12 @@ PROTOCOLS = {
     "tcp,udp": (Protocol.TCP, Protocol.UDP),
     "udp,tcp": (Protocol.UDP, Protocol.TCP),
 }
+
+
+def _refuse(value: object) -> None:
+    # False and 0 are equal, so `in` finds both; "" is what an empty form field sends.
+    if value not in (None, 0, "", [], {}):
+        raise invalid("is not supported by this version: remove it")
 
 
 def _matches(pattern: re.Pattern[str], rule: str) -> AfterValidator:
@@ -94,6 +101,7 @@ def _no_own_labels(labels: dict[str, str]) -> dict[str, str]:
     return labels
 
 
+Refused = Annotated[None, BeforeValidator(_refuse)]
 Text = Annotated[str, AfterValidator(_executable)]
 AppId = Annotated[str, AfterValidator(_app_id)]
 Amount = Annotated[float, Field(ge=0, le=2**40, allow_inf_nan=False)]
@@ -142,6 +150,16 @@ class PortMapping(Strict):
     def port(self) -> Port:
         labels = tuple(sorted(self.labels.items()))
         return Port(self.containerPort, self.name or "", PROTOCOLS[self.protocol], labels)
+
+
+class Docker(Strict):
+    parameters: Parameters = []
+    image: Refused = None
+    forcePullImage: Refused = None
+    network: Refused = None
+    portMappings: Refused = None
+    privileged: Refused = None
+    pullConfig: Refused = None
 
 
 class Container(Strict):
@@ -228,24 +246,20 @@ class Definition(Strict):
             raise invalid("exactly one of cmd and args must be given")
         return self
 
-    @field_validator("resourceLimits")
-    @classmethod
-    def _limits_above(cls, limits: ResourceLimits | None, info: ValidationInfo) -> ResourceLimits | None:
-        check_limits(limits, info.data.get("cpus"), info.data.get("mem"))
-        return limits
-
     @model_validator(mode="after")
-    def _options_fit(self) -> Definition:
-        try:
-            self.confined(TaskSpec("probe", "services", self.id, self.argv, self.resources, self.network))
-        except ValueError as error:
-            raise invalid(f"container/docker/parameters: {error}") from None
+    def _confinement_fits(self) -> Definition:
+        task = TaskSpec("probe", "services", self.id, self.argv, self.resources, self.network)
+        if found := dict(confinement.problems(task, self.options, self.resourceLimits)):
+            raise invalid_at(found)
         return self
 
     def confined(self, task: TaskSpec) -> TaskSpec:
         """The task with all that the definition says of how it is confined."""
-        options = self.container.docker.parameters if self.container.docker else []
-        return confined(task, self.container.linuxInfo, options, self.resourceLimits)
+        return confinement.confined(task, self.container.linuxInfo, self.options, self.resourceLimits)
+
+    @property
+    def options(self) -> Parameters:
+        return self.container.docker.parameters if self.container.docker else []
 
     @property
     def argv(self) -> tuple[str, ...]:
