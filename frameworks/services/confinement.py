@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, Field, ValidationInfo, field_validator, model_validator
 
 from frameworks.services import parameters
-from frameworks.services.strict import STRICT, Location, invalid
+from frameworks.services.fields import STRICT, Location, invalid
 from model.resources import Resources
 from model.task import TaskSpec
 
@@ -103,11 +103,9 @@ def problems(
             parameters.applied(task, option.key, option.value)
         except ValueError as error:
             yield ("container", "docker", "parameters", index, "value"), str(error)
-    asked = {
-        "cpus": (limits and limits.cpus, task.resources.cpus, 1000),
-        "mem": (limits and limits.mem, task.resources.mem, 1),
-    }
-    for name, (limit, least, unit) in asked.items():
+    asked = task.resources
+    given = limits or ResourceLimits()
+    for name, limit, least, unit in (("cpus", given.cpus, asked.cpus, 1000), ("mem", given.mem, asked.mem, 1)):
         if limit is not None and _amount(limit, unit) < least:
             yield ("resourceLimits", name), f"must be at least the {least / unit:g} that the app asks for"
 

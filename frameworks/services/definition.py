@@ -11,11 +11,11 @@ from collections import Counter
 from math import ceil
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BaseModel, Field, model_validator
 
 from frameworks.services import confinement
 from frameworks.services.confinement import LinuxInfo, Parameters, ResourceLimits
-from frameworks.services.strict import STRICT, invalid, invalid_at
+from frameworks.services.fields import STRICT, Refused, invalid, invalid_at
 from model.network import NETWORK_NAME
 from model.resources import Resources
 from model.task import Port, Protocol, TaskSpec
@@ -38,12 +38,6 @@ PROTOCOLS = {
     "tcp,udp": (Protocol.TCP, Protocol.UDP),
     "udp,tcp": (Protocol.UDP, Protocol.TCP),
 }
-
-
-def _refuse(value: object) -> None:
-    # False and 0 are equal, so `in` finds both; "" is what an empty form field sends.
-    if value not in (None, 0, "", [], {}):
-        raise invalid("is not supported by this version: remove it")
 
 
 def _matches(pattern: re.Pattern[str], rule: str) -> AfterValidator:
@@ -101,7 +95,6 @@ def _no_own_labels(labels: dict[str, str]) -> dict[str, str]:
     return labels
 
 
-Refused = Annotated[None, BeforeValidator(_refuse)]
 Text = Annotated[str, AfterValidator(_executable)]
 AppId = Annotated[str, AfterValidator(_app_id)]
 Amount = Annotated[float, Field(ge=0, le=2**40, allow_inf_nan=False)]
