@@ -194,6 +194,17 @@ async def test_what_is_so_already_needs_no_answer(tmp_path: Path) -> None:
         assert (await made.adjustments.adjust("web.1", paused(False))).adjustment == 0
 
 
+async def test_of_two_changes_from_the_same_state_one_is_refused(tmp_path: Path) -> None:
+    async with cluster(tmp_path) as made:
+        before = adjustment_of(made.parts.record("web.1").spec)
+        asked = asyncio.create_task(made.adjustments.adjust("web.1", to(pids=7)))
+        await made.answer()
+        await asked
+        with pytest.raises(NotAdjustable, match="at the same moment"):
+            await made.adjustments.adjust("web.1", lambda now: replace(before, pids=8))
+        assert made.parts.record("web.1").spec.pids == 7
+
+
 async def test_a_task_that_ends_is_left_alone(tmp_path: Path) -> None:
     async with cluster(tmp_path) as made:
         await made.parts.tasks.mark("web.1")
