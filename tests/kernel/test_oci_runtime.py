@@ -42,6 +42,7 @@ cat /sys/class/net/lo/flags
 unshare --user true 2>&- || echo filtered
 """
 MOUNTS = "while read -r _ _ _ _ path options _; do echo $path $options; done < /proc/self/mountinfo | sort"
+TRAP = "trap 'exit 5' TERM; echo ready; while :; do sleep 0.01; done"
 HUNGRY = "head -c 200M /dev/zero | tail -c 190M > /dev/null; sleep infinity"
 
 
@@ -58,6 +59,15 @@ async def node(directory: Path, by: str = "native") -> AsyncIterator[Agent]:
 async def by(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Agent]:
     async with node(tmp_path / "state", request.param) as made:
         yield made
+
+
+async def trapping(made: Agent, spec: TaskSpec) -> TaskStatus:
+    """When its trap is set: process 1 is sent no signal that it does not wait for."""
+    made.reconciler.assign(spec, kill=False)
+    running = await made.reached(spec.id, TaskState.RUNNING)
+    log = made.directories.log(spec.id, "stdout")
+    await until(lambda: "ready" in log.read_text(), "the trap is set")
+    return running
 
 
 def curious(name: str, *argv: str) -> TaskSpec:
@@ -122,12 +132,11 @@ async def test_its_exit_code_is_seen(by: Agent) -> None:
 
 
 async def test_a_kill_is_seen_and_answered(by: Agent) -> None:
-    spec = task("web.1", "sh", "-c", "trap 'exit 9' TERM; while :; do sleep 0.01; done", kill_grace_s=15.0)
-    by.reconciler.assign(spec, kill=False)
-    await by.reached("web.1", TaskState.RUNNING)
+    spec = task("web.1", "sh", "-c", TRAP, kill_grace_s=15.0)
+    await trapping(by, spec)
     by.reconciler.assign(spec, kill=True)
     ended = await by.reached("web.1", TaskState.FINISHED)
-    assert (ended.state, ended.exit_code) == (TaskState.KILLED, 9)
+    assert (ended.state, ended.exit_code) == (TaskState.KILLED, 5)
 
 
 async def test_limits_hold_and_the_one_that_was_hit_is_named(by: Agent) -> None:
@@ -170,18 +179,23 @@ async def crashed(made: Agent) -> Agent:
 
 
 async def test_an_agent_that_was_killed_finds_it_again(by: Agent) -> None:
-    spec = task("web.1", "sh", "-c", "trap 'exit 5' USR1; while :; do sleep 0.01; done")
-    by.reconciler.assign(spec, kill=False)
-    before = await by.reached("web.1", TaskState.RUNNING)
+    before = await trapping(by, task("web.1", "sh", "-c", TRAP))
     again = await crashed(by)
     assert before.pid is not None and alive(before.pid)
-    os.kill(before.pid, signal.SIGUSR1)
+    os.kill(before.pid, signal.SIGTERM)
     ended = await again.reached("web.1", TaskState.FINISHED)
     assert (ended.exit_code, ended.reason) == (5, "exited with 5")
     await again.reconciler.close()
 
 
 Fault = Callable[[Agent, TaskStatus], None]
+
+
+def look(made: Agent) -> remains.Remains:
+    """Other mounts of the machine come and go with whatever else runs on it."""
+    state = made.directories.bundles
+    found = remains.look(state, made.node.prefix, "")
+    return replace(found, mounts=frozenset(path for path in found.mounts if path.startswith(str(state))))
 
 
 def kill_container(made: Agent, running: TaskStatus) -> None:
@@ -194,15 +208,13 @@ def withdraw(made: Agent, running: TaskStatus) -> None:
 
 
 @pytest.mark.parametrize("fault", [kill_container, withdraw])
-async def test_nothing_is_left(by: Agent, monkeypatch: pytest.MonkeyPatch, fault: Fault) -> None:
-    monkeypatch.setenv(remains.MARK, by.node.prefix)
-    before = remains.look(by.directories.bundles, by.node.prefix, "none")
+async def test_nothing_is_left(by: Agent, fault: Fault) -> None:
+    before = look(by)
     by.reconciler.assign(task("web.1", "sleep", "infinity", secrets=(Secret("key", "sesame"),)), kill=False)
     running = await by.reached("web.1", TaskState.RUNNING)
     fault(by, running)
     await by.reached("web.1", TaskState.FINISHED)
-    after = remains.look(by.directories.bundles, by.node.prefix, "none")
-    assert remains.difference(before, after) == ""
+    assert remains.difference(before, look(by)) == ""
 
 
 class Failing(Isolator):
@@ -213,13 +225,12 @@ class Failing(Isolator):
 
 
 async def test_what_is_not_connected_never_runs_and_leaves_nothing(by: Agent) -> None:
-    before = remains.look(by.directories.bundles, by.node.prefix, "none")
+    before = look(by)
     by.node.isolators.append(Failing())
     ended = await by.run(task("web.1", "sh", "-c", "echo ran"))
     assert ended.state is TaskState.FAILED and ended.reason.startswith("no address for")
     assert by.directories.log("web.1", "stdout").read_text() == ""
-    after = remains.look(by.directories.bundles, by.node.prefix, "none")
-    assert remains.difference(before, after) == ""
+    assert remains.difference(before, look(by)) == ""
 
 
 async def test_an_orphan_of_it_is_cleared_away(by: Agent) -> None:
