@@ -19,6 +19,7 @@ from typing import TypeVar
 
 import structlog
 
+from agent import runtime
 from agent.launcher import record
 from agent.launcher.adopt import wait_exit
 from agent.launcher.client import Launch, Launcher
@@ -33,6 +34,7 @@ T = TypeVar("T")
 OCI_VERSION = "1.2.0"
 RUN_MAX = "256m"  # a bundle takes some 40 KiB
 KEEPER_DEADLINE_S = 5.0
+WATCH_RETRY_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,11 +99,16 @@ class Containers:
     def sandbox(self, id: str, id_base: int, network: str) -> Sandbox:
         return Sandbox(id, self._directories.bundles / id, self._directories.layers / id, id_base, network)
 
+    def container(self, task: TaskSpec, id: str, id_base: int) -> Container:
+        return Container(task, self.sandbox(id, id_base, task.network))
+
     async def recover(self, known: list[Container]) -> None:
         """Once, before anything else: every isolator finds its own again, and lets go of what belongs to nobody."""
         ids = {container.id for container in known}
         places = (self._directories.bundles, self._directories.layers)
         orphans = list({path.name for place in places for path in place.iterdir()} - ids)
+        for orphan in orphans:
+            await _try_delete(self._directories.bundles / orphan)
         for isolator in self._isolators:
             await isolator.recover(known, orphans)
         await asyncio.gather(*(self._remove_orphan(orphan) for orphan in orphans))
@@ -120,9 +127,9 @@ class Containers:
             await launch.abort()
             raise
 
-    async def start(self, made: Made, task: TaskSpec, noted: Callable[[], Awaitable[None]]) -> None:
-        """Gives the sandbox to the task. Returns when the task's program runs, which it does not before `noted`
-        has returned."""
+    async def start(self, made: Made, task: TaskSpec, noted: Callable[[], Awaitable[None]]) -> int:
+        """Gives the sandbox to the task. Returns the pid of the task's program, when it runs, which it does not before
+        `noted` has returned."""
         container = Container(task, made.sandbox)
         try:
             parts = [made.frame, *[await isolator.prepare(container) for isolator in self._isolators]]
@@ -133,7 +140,7 @@ class Containers:
             for isolator in self._isolators:
                 await isolator.enforce(container)
             await noted()
-            await made.launch.start()
+            return await made.launch.start()
         except BaseException:
             await made.launch.abort()
             raise
@@ -168,16 +175,29 @@ class Containers:
 
     async def watch(self, container: Container) -> Limit:
         """The first limit that is hit; there may never be one."""
-        watches = [asyncio.ensure_future(isolator.watch(container)) for isolator in self._isolators]
+        watches = [asyncio.ensure_future(_watched(isolator, container)) for isolator in self._isolators]
         try:
             for watch in asyncio.as_completed(watches):
-                if (limit := await _limit(watch)) is not None:
+                if (limit := await watch) is not None:
                     return limit
             never: asyncio.Future[Limit] = asyncio.get_running_loop().create_future()
             return await never
         finally:
             for watch in watches:
                 watch.cancel()
+
+    async def update(self, container: Container) -> None:
+        """Bring the limits of a running container to what its task says. Raises IsolatorError."""
+        for isolator in self._isolators:
+            await isolator.update(container, container.task.resources)
+
+    async def pause(self, container: Container) -> None:
+        for isolator in self._isolators:
+            await isolator.pause(container)
+
+    async def resume(self, container: Container) -> None:
+        for isolator in self._isolators:
+            await isolator.resume(container)
 
     async def exceeded(self, container: Container) -> Limit | None:
         """The limit that it has hit so far."""
@@ -189,9 +209,9 @@ class Containers:
     async def cleanup(self, sandbox: Sandbox) -> None:
         """Undo all of it, the last isolator first. Collects what fails and goes on (ExceptionGroup at the end)."""
         errors: list[Exception] = []
-        for isolator in reversed(self._isolators):
+        for cleanup in (_delete_by_runtime, *(isolator.cleanup for isolator in reversed(self._isolators))):
             try:
-                await isolator.cleanup(sandbox)
+                await cleanup(sandbox)
             except (IsolatorError, OSError) as error:
                 errors.append(error)
         if errors:
@@ -226,6 +246,17 @@ async def _all(works: Iterable[Awaitable[T]]) -> list[T | BaseException]:
         raise
 
 
+async def _delete_by_runtime(sandbox: Sandbox) -> None:
+    await runtime.delete(sandbox.directory, sandbox.id)
+
+
+async def _try_delete(orphan: Path) -> None:
+    try:
+        await runtime.delete(orphan, orphan.name)
+    except (IsolatorError, OSError) as error:
+        log.error("orphan not deleted", container=orphan.name, error=str(error))
+
+
 def _addresses(results: Sequence[tuple[Address, ...] | BaseException]) -> tuple[Address, ...]:
     """Of all isolators together. Raises the first failure."""
     addresses: tuple[Address, ...] = ()
@@ -236,12 +267,25 @@ def _addresses(results: Sequence[tuple[Address, ...] | BaseException]) -> tuple[
     return addresses
 
 
+async def _watched(isolator: Isolator, container: Container) -> Limit | None:
+    """A watch that fails is begun again: what enforces the limits is the kernel, but who is over one has to end."""
+    said = ""
+    while True:
+        try:
+            return await isolator.watch(container)
+        except (IsolatorError, OSError) as error:
+            if str(error) != said:
+                said = str(error)
+                log.warning("limits are not watched, trying again", container=container.id, error=said)
+        await asyncio.sleep(WATCH_RETRY_S)
+
+
 async def _limit(asked: Awaitable[Limit | None]) -> Limit | None:
-    """A container that can not be watched runs on: what enforces the limits is the kernel."""
+    """None also when that can not be told."""
     try:
         return await asked
     except (IsolatorError, OSError) as error:
-        log.warning("limits are not watched", error=str(error))
+        log.warning("limits can not be read", error=str(error))
         return None
 
 

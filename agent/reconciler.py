@@ -11,6 +11,7 @@ operation that its state asks for, and returns the next record. What must be on 
     container  which one it is, with its addresses, before exec; the keeper notes that exec is due, so that it never
                runs twice. When a sandbox was ready, this goes down together with ACCEPTED
     kill       before the signal, so that it is not restarted or reported as a failure
+    adjustment before it is done, so that it is done in the end, and after it, with how it went
     ended      how, before it is cleared away, and with it what the keeper noted
     the end    after everything was cleared away, before it is reported
 
@@ -29,12 +30,14 @@ from typing import Any
 
 import structlog
 
+from agent.adjust import adjust, outdated, thaw
 from agent.checkpoint import Checkpoint, TaskRecord
 from agent.containers import Containers, Made
 from agent.launcher.client import LaunchError
 from agent.launcher.record import STARTING, Exit
 from agent.sandboxes import Sandboxes
 from isolators.base import Container, IsolatorError, Limit, Unsupported
+from model.adjustment import Adjustment
 from model.resources import Resources, describe
 from model.task import TASK_ID, TaskSpec, TaskState, TaskStatus, Usage
 from netns.driver import NetworkError
@@ -73,6 +76,7 @@ class Reconciler:
         self._records: dict[str, TaskRecord] = {}
         self._loops: dict[str, asyncio.Task[None]] = {}
         self._kills: dict[str, asyncio.Event] = {}
+        self._adjustments: dict[str, asyncio.Event] = {}
         self._withdrawn: set[str] = set()
         self._made: dict[str, Made] = {}  # sandboxes of tasks that are not started yet
         self._saving: dict[str, asyncio.Task[None]] = {}  # tasks that are not on disk yet: nobody hears of them
@@ -105,11 +109,12 @@ class Reconciler:
         record = self._records.get(task_id)
         return record is None or record.over
 
-    def assign(self, task: TaskSpec, kill: bool) -> None:
-        """The master wants this task, or its end. A new one is on disk when `settle` has returned, an end at once."""
+    def assign(self, task: TaskSpec, kill: bool, adjustment: Adjustment | None = None) -> None:
+        """The master wants this task, adjusted so, or its end. A new one is on disk when `settle` has returned, all
+        else at once."""
         record = self._records.get(task.id)
         if record is None:
-            self._accept(task, kill)
+            self._accept(task, kill, adjustment)
         elif kill and not record.kill and not record.over:
             killed = dataclasses.replace(record, kill=True)
             if task.id in self._saving:
@@ -117,6 +122,9 @@ class Reconciler:
             else:
                 self._save(killed)
             self._kills[task.id].set()
+        elif adjustment is not None and not record.over and not outdated(record, adjustment):
+            self._save(dataclasses.replace(record, adjustment=adjustment))
+            self._adjustments[task.id].set()
 
     async def settle(self) -> list[str]:
         """Until what was assigned is on disk, or a moment has passed. Returns what is not, in words."""
@@ -150,11 +158,12 @@ class Reconciler:
             return None
         return record.status
 
-    def _accept(self, task: TaskSpec, kill: bool) -> None:
+    def _accept(self, task: TaskSpec, kill: bool, adjustment: Adjustment | None) -> None:
         if not TASK_ID.fullmatch(task.id):
             raise ValueError(f"task {task.id!r}: not a task id")
         status = TaskStatus(task.id, TaskState.ACCEPTED, sequence=1, at=time.time())
-        record = TaskRecord(task, status, self._boot_id, kill=kill)
+        asked = adjustment if adjustment is not None and adjustment.number else None
+        record = TaskRecord(task, status, self._boot_id, kill=kill, adjustment=asked)
         made = None if kill else self._sandboxes.take(task.network)
         if made is not None:
             self._made[task.id] = made
@@ -185,6 +194,7 @@ class Reconciler:
 
     def _look_after(self, task_id: str) -> None:
         kill = self._kills[task_id] = asyncio.Event()
+        self._adjustments[task_id] = asyncio.Event()
         if self._records[task_id].kill:
             kill.set()
         self._loops[task_id] = asyncio.create_task(self._run(task_id), name=task_id)
@@ -196,7 +206,7 @@ class Reconciler:
             except Exception:  # a fault of ours must not leave a task that nobody looks after
                 log.exception("step failed, trying again", task=task_id, state=record.status.state.name)
                 await asyncio.sleep(RETRY_S)
-        del self._loops[task_id], self._kills[task_id]
+        del self._loops[task_id], self._kills[task_id], self._adjustments[task_id]
         if task_id in self._withdrawn:
             self._forget(task_id)
 
@@ -211,6 +221,8 @@ class Reconciler:
                 await self._launch(record)
             case TaskState.STARTING:
                 await self._end(record, TaskState.FAILED, "its start did not come to an end")
+            case TaskState.RUNNING if record.adjustment is not None and not record.kill:
+                await self._adjust(record, record.adjustment)
             case TaskState.RUNNING:
                 await self._await_end(record)
             case TaskState.KILLING:
@@ -247,27 +259,48 @@ class Reconciler:
 
     async def _start(self, record: TaskRecord, made: Made) -> None:
         starting = self._observe(record, TaskState.STARTING)
-        await self._containers.start(made, record.spec, partial(self._saved, record.spec.id))
+        pid = await self._containers.start(made, record.spec, partial(self._saved, record.spec.id))
         del self._made[record.spec.id]
         usage = await self._containers.usage(self._container(record))
-        self._observe(starting, TaskState.RUNNING, usage=usage)
+        self._observe(starting, TaskState.RUNNING, usage=usage, pid=pid)
+
+    async def _adjust(self, record: TaskRecord, adjustment: Adjustment) -> None:
+        self._adjustments[record.spec.id].clear()
+        after, refused = await adjust(self._containers, record, adjustment, self._capacity)
+        usage = await self._containers.usage(self._container(after))
+        latest = self._records[record.spec.id]
+        paused = record.status.paused if refused else adjustment.paused
+        status = _next(
+            latest.status,
+            TaskState.RUNNING,
+            usage=usage,
+            paused=paused,
+            adjustment=adjustment.number,
+            refused=refused,
+        )
+        waiting = None if latest.adjustment == adjustment else latest.adjustment  # a greater one came meanwhile
+        await self._write_down(record.spec.id, spec=after.spec, status=status, adjustment=waiting)
+        self._report(status)
 
     async def _await_end(self, record: TaskRecord) -> None:
         container = self._container(record)
         exited = asyncio.ensure_future(self._containers.exited(container))
         limited = asyncio.ensure_future(self._containers.watch(container))
-        await _either(exited, limited, self._kills[record.spec.id].wait())
+        killed, adjusted = self._kills[record.spec.id], self._adjustments[record.spec.id]
+        await _either(exited, limited, killed.wait(), adjusted.wait())
         if exited.done() and not exited.cancelled():
             await self._exited(record, exited.result())
         elif limited.done() and not limited.cancelled():
             await self._end_limited(record, limited.result())
-        else:
-            self._observe(record, TaskState.KILLING)
+        elif killed.is_set():
+            await thaw(self._containers, self._records[record.spec.id])
+            self._observe(record, TaskState.KILLING, paused=False)
 
     async def _end_limited(self, record: TaskRecord, limit: Limit) -> None:
         """A container that is over a limit has lost a process, or disturbs others: it ends as a whole, at once."""
         container = self._container(record)
         self._containers.signal(container, signal.SIGKILL)
+        await thaw(self._containers, record)
         try:
             end = await asyncio.wait_for(self._containers.exited(container), KILL_DEADLINE_S)
         except TimeoutError:
@@ -370,7 +403,8 @@ class Reconciler:
         elif keeper is not None and keeper.phase == STARTING:
             # It runs, or has ended since: `step` will see.
             usage = await self._containers.usage(container)
-            self._observe(record, TaskState.RUNNING, usage=usage)
+            pid = keeper.container.pid if keeper.container is not None else None
+            self._observe(record, TaskState.RUNNING, usage=usage, pid=pid)
         elif record.container and keeper is None:
             await self._end(record, TaskState.FAILED, "it may have run, and what its keeper noted is lost")
         elif record.container:
@@ -425,8 +459,7 @@ class Reconciler:
         self._withdrawn.discard(task_id)
 
     def _container(self, record: TaskRecord) -> Container:
-        sandbox = self._containers.sandbox(record.container, record.id_base, record.spec.network)
-        return Container(record.spec, sandbox)
+        return self._containers.container(record.spec, record.container, record.id_base)
 
 
 def _place(status: TaskStatus, made: Made) -> dict[str, Any]:

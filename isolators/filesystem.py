@@ -19,6 +19,8 @@ from typing import Any
 
 from isolators import mount
 from isolators.base import BundlePart, Container, Isolator, IsolatorError, Sandbox, Unsupported
+from model.limits import Tmpfs
+from model.mounts import MOST_MIB, tmpfs_problem
 from model.network import Address
 
 POINTS = ("lower", "rootfs")  # where something is mounted
@@ -85,6 +87,7 @@ class FilesystemIsolator(Isolator):
         return ()
 
     async def prepare(self, container: Container) -> BundlePart:
+        _check(container)
         try:
             self._mount(container)
         except OSError as error:
@@ -102,7 +105,7 @@ class FilesystemIsolator(Isolator):
         """What `prepare` returns; nothing is made for it."""
         own = [] if container.task.rootfs else [str(self._state_directory)]
         return {
-            "root": {"path": str(container.rootfs), "readonly": False},
+            "root": {"path": str(container.rootfs), "readonly": container.task.read_only},
             "mounts": _mounts(container),
             "linux": {"maskedPaths": own},
         }
@@ -142,6 +145,15 @@ class FilesystemIsolator(Isolator):
             os.close(descriptor)
 
 
+def _check(container: Container) -> None:
+    task = container.task
+    if not 1 <= task.shm <= MOST_MIB:
+        raise Unsupported(f"shm is {task.shm}: it must be from 1 to {MOST_MIB}")
+    for wanted in task.tmpfs:
+        if said := tmpfs_problem(wanted):
+            raise Unsupported(f"tmpfs {wanted.destination!r}: {said}")
+
+
 def _open_rootfs(source: Path, container: Container) -> int:
     if not source.is_dir():
         raise Unsupported(f"root file system of {container.id}: {source} is not a directory on this node")
@@ -171,15 +183,23 @@ def _common_mounts(sandbox: Sandbox) -> list[dict[str, Any]]:
         _new("tmpfs", "/dev", ["nosuid", "strictatime", "mode=755", "size=64k"]),
         _new("devpts", "/dev/pts", terminal),
         _new("mqueue", "/dev/mqueue", plain),
-        _new("tmpfs", "/dev/shm", [*plain, "mode=1777", f"size={TEMPORARY_MIB}m"]),
         _sysfs(sandbox),
         _new("tmpfs", "/run", ["nosuid", "nodev", "mode=755", f"size={TEMPORARY_MIB}m"]),
     ]
 
 
 def _mounts(container: Container) -> list[dict[str, Any]]:
-    size = max(TEMPORARY_MIB, container.task.resources.mem)
-    return [_new("tmpfs", "/tmp", ["nosuid", "nodev", "mode=1777", f"size={size}m"])]
+    task, size = container.task, max(TEMPORARY_MIB, container.task.resources.mem)
+    return [
+        _new("tmpfs", "/dev/shm", ["nosuid", "nodev", "noexec", "mode=1777", f"size={task.shm}m"]),
+        _new("tmpfs", "/tmp", ["nosuid", "nodev", "mode=1777", f"size={size}m"]),
+        *map(_tmpfs, task.tmpfs),
+    ]
+
+
+def _tmpfs(wanted: Tmpfs) -> dict[str, Any]:
+    guards = ["nosuid", "nodev"] if wanted.executable else ["nosuid", "nodev", "noexec"]
+    return _new("tmpfs", wanted.destination, [*guards, f"mode={wanted.mode}", f"size={wanted.size}m"])
 
 
 def _sysfs(sandbox: Sandbox) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from typing import Any
 from agent.launcher import record
 from agent.launcher.channel import MAX_MESSAGE, Message, decode, encode, pair
 
+NATIVE = "native"
 MAIN = Path(__file__).with_name("main.py")
 ANSWER_DEADLINE_S = 30.0
 STOP_DEADLINE_S = 5.0
@@ -61,14 +62,16 @@ class Launch:
         with suppress(LauncherGone):  # `start` will say why
             await _send(self.keeper, {"op": "fill", "stdout": str(stdout), "stderr": str(stderr)})
 
-    async def start(self) -> None:
-        """Returns when the program runs. Raises LaunchError when it can not; nothing is left then."""
+    async def start(self) -> int:
+        """Returns when the program runs, with the pid that it has: another runtime makes a process of its own. Raises
+        LaunchError when it can not; nothing is left then."""
         try:
             with suppress(LauncherGone):  # then why is waiting to be read
                 await _send(self.keeper, {"op": "start"})
-            await _answer(self.keeper, "start", self.bundle)
+            started = await _answer(self.keeper, "start", self.bundle)
         finally:
             self.keeper.close()
+        return int(started["pid"])
 
     async def abort(self) -> None:
         """Returns when the container is gone. Accepts one that was started or aborted before, and leaves it alone."""
@@ -86,7 +89,9 @@ class Launch:
 class Launcher:
     """Keeps one launcher process running while it is needed."""
 
-    def __init__(self) -> None:
+    def __init__(self, runtime: str = NATIVE) -> None:
+        """`runtime`: what makes containers' first processes; `native` is `init.py`, see `oci.py` for others."""
+        self._runtime = runtime
         self._process: asyncio.subprocess.Process | None = None
         self._socket: socket.socket | None = None
         self._starting = asyncio.Lock()
@@ -104,6 +109,8 @@ class Launcher:
     async def create(self, bundle: Path, frame: dict[str, Any]) -> Launch:
         """Makes a sandbox, of what `frame` has of the bundle's configuration, and a process that waits in it."""
         request = {"op": "create", "bundle": str(bundle), "frame": frame}
+        if self._runtime != NATIVE:
+            request["runtime"] = self._runtime
         try:
             return await self._create(bundle, request)
         except LauncherGone:

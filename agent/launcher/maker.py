@@ -19,12 +19,12 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import NoReturn
 
 from agent.launcher import bundle as bundles
-from agent.launcher import init, record, seccomp
+from agent.launcher import init, oci, record, seccomp
 from agent.launcher import syscalls as sc
 from agent.launcher.bundle import Bundle, BundleError, Frame
 from agent.launcher.channel import MAX_MESSAGE, Message, SetupError, decode, failed, pair, receive, send, send_open
@@ -103,14 +103,17 @@ def _live(request: Message, agent: socket.socket) -> None:
         _note(sandbox.directory, keeper)
         _expect(sandbox.init, "ready")
         _tell(agent, {"event": "created", "pid": sandbox.pid})
-        _fill(sandbox, keeper, agent)
+        if (runtime := request.get("runtime")) is None:
+            pid = _fill(sandbox, keeper, agent)
+        else:
+            pid = _fill_by(runtime, sandbox, keeper, agent)
     except (Aborted, SetupError):
         _kill(sandbox.pidfd)
         raise
-    _tell(agent, {"event": "started", "pid": sandbox.pid})
+    _tell(agent, {"event": "started", "pid": pid})
 
 
-def _fill(sandbox: Sandbox, keeper: Keeper, agent: socket.socket) -> None:
+def _fill(sandbox: Sandbox, keeper: Keeper, agent: socket.socket) -> int:
     """Puts a task into it. Each side does what it can while the others are at work: init mounts, the agent sets limits
     and then says `start`."""
     fill = _await(agent, "fill", sandbox.init)
@@ -124,6 +127,28 @@ def _fill(sandbox: Sandbox, keeper: Keeper, agent: socket.socket) -> None:
     _set_limits(bundle, sandbox.pid)
     send_open(sandbox.init, {"op": "execute"}, streams)
     _await_exec(sandbox.init)
+    return sandbox.pid
+
+
+def _fill_by(runtime: str, sandbox: Sandbox, keeper: Keeper, agent: socket.socket) -> int:
+    """As `_fill`, by another runtime (`oci.py`), whose process joins the namespaces that the sandbox is for; the one
+    that has waited in them is not needed any more. Returns the pid of the new one."""
+    fill = _await(agent, "fill", sandbox.init)
+    bundle = _read_bundle(sandbox)
+    stdout, stderr = _open_logs(fill, bundle, sandbox.frame)
+    _await(agent, "start")
+    with _step(f"have {runtime} create"):
+        pid = oci.create(runtime, sandbox.directory, bundle, sandbox.pid, (stdout, stderr))
+        pidfd = os.pidfd_open(pid)
+    try:
+        _note(sandbox.directory, replace(keeper, phase=record.STARTING, container=record.identify(pid)))
+        with _step(f"have {runtime} start"):
+            oci.start(runtime, sandbox.directory, bundle)
+    except SetupError:
+        _kill(pidfd)
+        raise
+    _kill(sandbox.pidfd)
+    return pid
 
 
 def _note(directory: str, keeper: Keeper) -> None:
@@ -249,7 +274,8 @@ def _told(message: Message) -> SetupError:
 
 def _kill(pidfd: int) -> None:
     """Returns when the container is gone. Only the keeper can reap it; its end is seen by all."""
-    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    with suppress(ProcessLookupError):  # another runtime that fails may have ended all that is in the cgroup
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
     poll.poll()

@@ -10,8 +10,10 @@ from pathlib import Path
 
 from agent.checkpoint import Checkpoint
 from agent.containers import Containers, Directories, Made
+from agent.launcher.client import NATIVE
 from agent.reconciler import Reconciler
 from agent.sandboxes import SPARES, Sandboxes
+from isolators.rights import NO_RIGHTS, Rights
 from model.resources import Resources
 from model.task import TaskSpec, TaskState, TaskStatus
 from tests.kernel.sandbox import DEADLINE_S, Sandbox, sandbox, until
@@ -78,11 +80,11 @@ class Agent:
 
 
 @asynccontextmanager
-async def agent(state: Path) -> AsyncIterator[Agent]:
+async def agent(state: Path, rights: Rights = NO_RIGHTS, by: str = NATIVE) -> AsyncIterator[Agent]:
     """Checks at its end, as `sandbox` does, that nothing is left."""
     directories = Directories(state)
     directories.make()
-    async with sandbox(directories.bundles) as node, recovered(Agent(node, directories)) as made:
+    async with sandbox(directories.bundles, rights, by) as node, recovered(Agent(node, directories)) as made:
         yield made
 
 

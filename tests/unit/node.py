@@ -52,6 +52,8 @@ class World:
     exits: dict[str, Exit] = field(default_factory=dict)
     programs: dict[str, str] = field(default_factory=dict)  # of tasks, to the container they were started in
     launched: Counter[str] = field(default_factory=Counter)
+    limits: dict[str, int] = field(default_factory=dict)  # of processes
+    frozen: set[str] = field(default_factory=set)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     master: dict[str, TaskStatus] = field(default_factory=dict)  # what it has been told
     master_log: list[TaskStatus] = field(default_factory=list)
@@ -219,7 +221,7 @@ class _Containers(Containers):
         launch: Any = _Launch(self._life, sandbox)
         return Made(sandbox, {}, launch, (ip_address(ADDRESS),))
 
-    async def start(self, made: Made, task: TaskSpec, noted: Callable[[], Awaitable[None]]) -> None:
+    async def start(self, made: Made, task: TaskSpec, noted: Callable[[], Awaitable[None]]) -> int:
         container = Container(task, made.sandbox)
         try:
             await self._step()
@@ -230,6 +232,7 @@ class _Containers(Containers):
             self._noted(container)
             _fail(container, "start", LaunchError("exec", "/nowhere", 2))
             await self._execute(container)
+            return made.launch.pid
         except BaseException:
             await made.launch.abort()
             raise
@@ -246,8 +249,24 @@ class _Containers(Containers):
 
     def signal(self, container: Container, number: signal.Signals) -> None:
         self._life.step()
+        assert number is signal.SIGKILL or container.id not in self._world.frozen, "it can not see the signal"
         if number is signal.SIGKILL or container.task.argv != ("stubborn",):
             self._world.end(container.id, Exit(signal=number))
+
+    async def update(self, container: Container) -> None:
+        await self._step()
+        self._world.limits[container.id] = container.task.pids
+        await self._step()
+
+    async def pause(self, container: Container) -> None:
+        await self._step()
+        self._world.frozen.add(container.id)
+        await self._step()
+
+    async def resume(self, container: Container) -> None:
+        await self._step()
+        self._world.frozen.discard(container.id)
+        await self._step()
 
     async def usage(self, container: Container) -> Usage:
         await self._step()
