@@ -7,6 +7,7 @@ is touched. One file a task, so that a damaged one costs one task; it is moved a
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -49,7 +50,26 @@ CODEC = Codec(TaskRecord)
 class Checkpoint:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
+        self._lives = directory.with_name("lives")
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def new_life(self) -> int:
+        """A number that is greater than that of any agent that was here before this one."""
+        lives = self._past_lives()
+        try:
+            write_atomic(self._lives, str(lives + 1).encode(), PRIVATE)
+        except OSError as error:  # nothing was written under this number yet: it is good for this once
+            log.error("number of lives not written down", path=str(self._lives), error=str(error))
+        return lives
+
+    def _past_lives(self) -> int:
+        try:
+            return int(self._lives.read_text(encoding="ascii"))
+        except FileNotFoundError:
+            return 0
+        except ValueError:
+            log.error("number of lives damaged, going on from the clock", path=str(self._lives))
+            return int(time.time())  # nobody starts once a second for that long
 
     def load(self) -> dict[str, TaskRecord]:
         records = {}

@@ -45,6 +45,7 @@ from netns.driver import NetworkError
 log = structlog.get_logger()
 
 LAUNCHES_AT_ONCE = 8
+SEQUENCE_BITS = 32  # for the observations of one life of an agent; the lives are counted above
 KILL_DEADLINE_S = 10.0  # after SIGKILL
 ABORT_DEADLINE_S = 5.0  # for a keeper that lost its agent before the start
 CLEANUP_TRIES = 3
@@ -74,6 +75,7 @@ class Reconciler:
         self._report = report
         self._ready = ready
         self._records: dict[str, TaskRecord] = {}
+        self._first_sequence = 0
         self._loops: dict[str, asyncio.Task[None]] = {}
         self._kills: dict[str, asyncio.Event] = {}
         self._adjustments: dict[str, asyncio.Event] = {}
@@ -85,6 +87,7 @@ class Reconciler:
 
     async def recover(self) -> None:
         """Read the books, find the containers that run, clear away everything else, and go on with every task."""
+        self._first_sequence = self._checkpoint.new_life() << SEQUENCE_BITS
         self._records = self._checkpoint.load()
         known = [self._container(record) for record in self._records.values() if record.container and not record.over]
         for container in known:
@@ -161,7 +164,7 @@ class Reconciler:
     def _accept(self, task: TaskSpec, kill: bool, adjustment: Adjustment | None) -> None:
         if not TASK_ID.fullmatch(task.id):
             raise ValueError(f"task {task.id!r}: not a task id")
-        status = TaskStatus(task.id, TaskState.ACCEPTED, sequence=1, at=time.time())
+        status = TaskStatus(task.id, TaskState.ACCEPTED, sequence=self._first_sequence + 1, at=time.time())
         asked = adjustment if adjustment is not None and adjustment.number else None
         record = TaskRecord(task, status, self._boot_id, kill=kill, adjustment=asked)
         made = None if kill else self._sandboxes.take(task.network)
@@ -270,7 +273,7 @@ class Reconciler:
         usage = await self._containers.usage(self._container(after))
         latest = self._records[record.spec.id]
         paused = record.status.paused if refused else adjustment.paused
-        status = _next(
+        status = self._next(
             latest.status,
             TaskState.RUNNING,
             usage=usage,
@@ -351,7 +354,7 @@ class Reconciler:
         usage: Usage | None = None,
     ) -> None:
         before = self._records[record.spec.id].status
-        end = _next(before, state, reason=reason, exit_code=exit_code, usage=usage or before.usage)
+        end = self._next(before, state, reason=reason, exit_code=exit_code, usage=usage or before.usage)
         await self._write_down(record.spec.id, end=end)
         await self._clear(record, end)
 
@@ -414,15 +417,21 @@ class Reconciler:
         """Its sandbox ended with the agent that had made it."""
         async with asyncio.timeout(ABORT_DEADLINE_S):
             await self._containers.exited(container)
-        again = _next(record.status, TaskState.ACCEPTED, addresses=(), pid=None)
+        again = self._next(record.status, TaskState.ACCEPTED, addresses=(), pid=None)
         self._save(dataclasses.replace(record, status=again, container="", id_base=0))
         await self._containers.cleanup(container.sandbox)
         self._sandboxes.release(container.id_base)
         self._report(again)
 
+    def _next(self, status: TaskStatus, state: TaskState, **seen: Any) -> TaskStatus:
+        """The observation that follows. The count goes on when a task begins again, for the master acknowledged up to
+        there, and is greater than any of an earlier agent, which may have told more than it has written down."""
+        sequence = max(status.sequence, self._first_sequence) + 1
+        return dataclasses.replace(status, state=state, sequence=sequence, at=time.time(), **seen)
+
     def _observe(self, record: TaskRecord, state: TaskState, **seen: Any) -> TaskRecord:
         """The books, in memory, with what was just seen (fields of the status), and tell it."""
-        status = _next(record.status, state, **seen)
+        status = self._next(record.status, state, **seen)
         after = dataclasses.replace(self._records[record.spec.id], status=status)
         self._records[record.spec.id] = after
         if record.spec.id not in self._saving:
@@ -483,11 +492,6 @@ def _signal_name(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:  # of the real-time signals only the first and the last have a name
         return f"signal {number}"
-
-
-def _next(status: TaskStatus, state: TaskState, **seen: Any) -> TaskStatus:
-    """The observation that follows. The count goes on when a task begins again: the master acknowledged up to there."""
-    return dataclasses.replace(status, state=state, sequence=status.sequence + 1, at=time.time(), **seen)
 
 
 async def _either(*waits: Awaitable[object]) -> None:

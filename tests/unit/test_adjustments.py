@@ -251,7 +251,7 @@ async def test_a_kill_thaws_it_first_also_by_another_agent(tmp_path: Path, argv:
     await until(lambda: state(world, "a") is TaskState.RUNNING)
     life.reconciler.assign(spec("a", *argv), kill=False, adjustment=adjustment_of(spec("a", *argv), True, 1))
     await until(lambda: world.master["a"].paused)
-    assert world.frozen == {"a"}
+    assert world.frozen == {world.programs["a"]}
     await life.end()
     again = Life(world)
     assert await again.begin()
@@ -300,5 +300,5 @@ async def test_it_is_done_in_the_end_whenever_the_agent_dies(tmp_path: Path, die
     assert await again.begin()
     again.reconciler.assign(spec("a"), kill=False, adjustment=wanted)
     await until(lambda: world.master["a"].adjustment == 1)
-    assert world.limits["a"] == 9 and world.master["a"].refused == ""
+    assert world.limits[world.programs["a"]] == 9 and world.master["a"].refused == ""
     await again.end()

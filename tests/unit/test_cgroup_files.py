@@ -267,7 +267,7 @@ async def test_v2_what_is_not_limited_any_more_is_set_free(v2: CgroupIsolator, t
 async def test_v2_memory_in_use_is_not_taken_away_by_killing(v2: CgroupIsolator, tmp_path: Path) -> None:
     await made(v2, CONTAINER)
     fill(tmp_path / PREFIX / "web.1", {"memory.current": str(48 << 20)})
-    with pytest.raises(IsolatorError, match="limit cgroup web.1: .* are in use"):
+    with pytest.raises(IsolatorError, match="resize cgroup web.1: .* are in use"):
         await v2.update(CONTAINER, Resources(cpus=1500, mem=32))
     read = contents(tmp_path)
     assert (read("memory.max"), read("memory.high")) == (str(64 << 20), "max")
