@@ -13,6 +13,8 @@ from netns.driver import Attachment, Driver, NetworkError
 Mount = dict[str, object]
 
 UNCONNECTED = ("host", "none")
+# What the directories of containers are mounted with has to be said: a runtime in a user namespace may not lift it.
+OPTIONS = ("bind", "ro", "nosuid", "nodev")
 LOOPBACK = "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n"
 
 
@@ -82,4 +84,4 @@ def _node_files(paths: Iterable[str]) -> list[Mount]:
 
 
 def _bind(source: Path, destination: str) -> Mount:
-    return {"destination": destination, "type": "bind", "source": str(source), "options": ["bind", "ro"]}
+    return {"destination": destination, "type": "bind", "source": str(source), "options": list(OPTIONS)}

@@ -172,7 +172,6 @@ SAVED: list[tuple[Any, st.SearchStrategy[Any]]] = [
 
 
 @pytest.mark.parametrize(("kind", "values"), SAVED, ids=[f"{kind.__module__}.{kind.__name__}" for kind, _ in SAVED])
-@settings(deadline=None)
 @given(data=st.data())
 @settings(deadline=None)  # the first one compiles the codec
 def test_what_is_written_to_disk_is_read_again(kind: Any, values: st.SearchStrategy[Any], data: st.DataObject) -> None:
