@@ -148,7 +148,7 @@ async def test_memory_in_use_is_not_taken_away(node: Sandbox) -> None:
     other = task("web.2", "sh", "-c", resident)
     second, _ = await node.start(other)
     await until(lambda: "ready" in output(second), "30 MB of a tmpfs are used")
-    with pytest.raises(IsolatorError, match="resize cgroup web.2: .*(busy|are in use)"):
+    with pytest.raises(IsolatorError, match="memory limit 8 MiB: .* are in use"):
         await limit.update(second, Resources(cpus=500, mem=8))
     assert (await limit.usage(second, Usage())).mem_limit_bytes == 64 * MIB
     assert alive(launch.pid)
@@ -217,8 +217,9 @@ async def test_only_devices_of_the_list_can_be_opened(node: Sandbox) -> None:
     os.mknod(stray, 0o20666, os.makedev(1, 11))
     stray.chmod(0o666)
     bind = {"destination": "/stray", "type": "bind", "source": str(stray), "options": ["bind"]}
+    launch = await node.create(container)
     await node.prepare(container, lambda config: config["mounts"].append(bind))
-    await (await node.create(container)).start()
+    await node.fill(container, launch)
     await exit_of(container)
     assert "Operation not permitted" in output(container)
     assert "ok\n" in output(container)
@@ -285,9 +286,11 @@ async def test_news_of_a_version_2_file_arrive(unified: Path) -> None:
 )
 async def test_limits_that_are_refused_leave_nothing(node: Sandbox, changes: dict[str, object], reason: str) -> None:
     container = node.container(task("web.1", "true", **changes))
+    await limiter(node).open(container.sandbox)
     with pytest.raises(Unsupported, match=reason):
         await limiter(node).prepare(container)
-    await limiter(node).cleanup(container)
+        await limiter(node).enforce(container)
+    await limiter(node).cleanup(container.sandbox)
     assert directories(node.prefix) == []
 
 
