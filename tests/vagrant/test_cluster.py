@@ -27,6 +27,7 @@ def cluster() -> Iterator[None]:
     """With the example's service on it."""
     try:
         vagrant("up")
+        eventually(connected, "both nodes are connected", DEADLINE_S)
         run("master", "cd /opt/tepui && sudo tepui service run examples/web.json")
         yield
     finally:
@@ -48,7 +49,7 @@ def test_limits_are_those_of_version_2(tasks: list[Task], node: str) -> None:
     group = run(node, f"cat /proc/{task['pid']}/cgroup").strip().removeprefix("0::")
     directory = f"/sys/fs/cgroup{group}"
     assert group.startswith("/tepui/")
-    assert run(node, f"cat {directory}/cpu.max {directory}/memory.max").split() == ["10000", "100000", "67108864"]
+    assert run(node, f"sudo cat {directory}/cpu.max {directory}/memory.max").split() == ["10000", "100000", "67108864"]
     assert run(node, "stat --file-system --format=%T /sys/fs/cgroup").strip() == "cgroup2fs"
 
 
@@ -74,7 +75,8 @@ def answers(node: str, url: str) -> list[str]:
 
 
 def connected() -> bool:
-    return all(node["connected"] for node in json.loads(run("master", "sudo tepui node list --json")))
+    nodes = json.loads(run("master", "sudo tepui node list --json"))
+    return {node["id"] for node in nodes if node["connected"]} == set(AGENTS)
 
 
 def running() -> list[Task]:
