@@ -44,6 +44,16 @@ class Checkpoint:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._lives = directory.with_name("lives")
+
+    def new_life(self) -> int:
+        """How many agents there were here before this one."""
+        try:
+            lives = int(self._lives.read_text(encoding="ascii"))
+        except FileNotFoundError:
+            lives = 0
+        write_atomic(self._lives, str(lives + 1).encode(), PRIVATE)
+        return lives
 
     def load(self) -> dict[str, TaskRecord]:
         records = {}

@@ -10,6 +10,7 @@ operation that its state asks for, and returns the next record. What must be on 
     STARTING   with its addresses, before exec; the keeper notes that exec is due, so that it never runs twice
     kill       before the signal, so that it is not restarted or reported as a failure
     ended      how, before it is cleared away, and with it what the keeper noted
+    health     when what is known of it changed, so that the next agent goes on from there
     the end    after everything was cleared away, before it is reported
 
 RUNNING itself needs no note of ours: it follows from STARTING and the keeper's note.
@@ -18,19 +19,25 @@ RUNNING itself needs no note of ours: it follows from STARTING and the keeper's 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import signal
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 import structlog
 
 from agent.checkpoint import Checkpoint, TaskRecord
 from agent.containers import Containers
+from agent.health.checks import Checks, Results, known
+from agent.health.probe import Target
 from agent.launcher.client import Launch, LaunchError
-from agent.launcher.record import STARTING, Exit
+from agent.launcher.record import STARTING, Exit, age
 from isolators.base import Container, IsolatorError, Limit, Unsupported
+from model.health import well
 from model.resources import Resources, describe
 from model.task import TASK_ID, TaskSpec, TaskState, TaskStatus, Usage
 from netns.driver import NetworkError
@@ -45,6 +52,7 @@ LAUNCHES_AT_ONCE = 8
 KILL_DEADLINE_S = 10.0  # after SIGKILL
 ABORT_DEADLINE_S = 5.0  # for a keeper that lost its agent before the start
 CLEANUP_TRIES = 3
+SEQUENCE_BITS = 32  # for the observations of one life of an agent; the lives are counted above
 RETRY_S = 1.0  # after the disk, or a step, failed
 
 Report = Callable[[TaskStatus], None]
@@ -72,10 +80,13 @@ class Reconciler:
         self._loops: dict[str, asyncio.Task[None]] = {}
         self._kills: dict[str, asyncio.Event] = {}
         self._withdrawn: set[str] = set()
+        self._checks = Checks()
+        self._first_sequence = 0  # of this agent's life
         self._launching = asyncio.Semaphore(LAUNCHES_AT_ONCE)
 
     async def recover(self) -> None:
         """Read the books, find the containers that run, clear away everything else, and go on with every task."""
+        self._first_sequence = self._checkpoint.new_life() << SEQUENCE_BITS
         self._records = self._checkpoint.load()
         known = [self._container(record) for record in self._records.values() if not record.over]
         await self._containers.recover(known)
@@ -133,7 +144,8 @@ class Reconciler:
     def _accept(self, task: TaskSpec, kill: bool) -> None:
         if not TASK_ID.fullmatch(task.id):
             raise ValueError(f"task {task.id!r}: not a task id")
-        status = TaskStatus(task.id, TaskState.ACCEPTED, sequence=1, at=time.time())
+        unseen = TaskStatus(task.id, TaskState.ASSIGNED)
+        status = self._next(unseen, TaskState.ACCEPTED)
         self._save(TaskRecord(task, status, self._boot_id, self._free_id_base(), kill))
         self._report(status)
         self._look_after(task.id)
@@ -210,13 +222,37 @@ class Reconciler:
         container = self._container(record)
         exited = asyncio.ensure_future(self._containers.exited(container))
         limited = asyncio.ensure_future(self._containers.watch(container))
-        await _either(exited, limited, self._kills[record.spec.id].wait())
+        with self._checking(record, container):
+            await _either(exited, limited, self._kills[record.spec.id].wait())
         if exited.done() and not exited.cancelled():
             await self._exited(record, exited.result())
         elif limited.done() and not limited.cancelled():
             await self._end_limited(record, limited.result())
         else:
             self._observe(record, TaskState.KILLING)
+
+    def _checking(self, record: TaskRecord, container: Container) -> AbstractContextManager[None]:
+        keeper = self._containers.keeper(container)
+        if keeper is None or keeper.container is None:
+            return contextlib.nullcontext()
+        target = Target(keeper.container, record.status.addresses)
+        results = known(record.spec, record.status.health, record.status.readiness)
+        tell = partial(self._checked, record.spec.id)
+        return self._checks.watching(record.spec, target, partial(age, keeper.container), results, tell)
+
+    def _checked(self, task_id: str, results: Results) -> None:
+        """Something about its health changed."""
+        after = self._observe(
+            self._records[task_id],
+            TaskState.RUNNING,
+            healthy=well(results.health),
+            health=results.health,
+            readiness=results.readiness,
+        )
+        try:
+            self._checkpoint.save(after)
+        except OSError as error:  # the next change is another chance, and an agent that dies before checks anew
+            log.error("health not written down", task=task_id, error=str(error))
 
     async def _end_limited(self, record: TaskRecord, limit: Limit) -> None:
         """A container that is over a limit has lost a process, or disturbs others: it ends as a whole, at once."""
@@ -272,7 +308,7 @@ class Reconciler:
         usage: Usage | None = None,
     ) -> None:
         before = self._records[record.spec.id].status
-        end = _next(before, state, reason=reason, exit_code=exit_code, usage=usage or before.usage)
+        end = self._next(before, state, reason=reason, exit_code=exit_code, usage=usage or before.usage)
         await self._write_down(record.spec.id, end=end)
         await self._clear(record, end)
 
@@ -328,11 +364,17 @@ class Reconciler:
 
     def _observe(self, record: TaskRecord, state: TaskState, **seen: Any) -> TaskRecord:
         """The books, in memory, with what was just seen (fields of the status), and tell it."""
-        status = _next(record.status, state, **seen)
-        after = dataclasses.replace(self._records[record.spec.id], status=status)
-        self._records[record.spec.id] = after
+        latest = self._records[record.spec.id]
+        status = self._next(latest.status, state, **seen)
+        after = self._records[record.spec.id] = dataclasses.replace(latest, status=status)
         self._report(status)
         return after
+
+    def _next(self, status: TaskStatus, state: TaskState, **seen: Any) -> TaskStatus:
+        """The observation that follows, also those of earlier agents, whose last ones may not be on disk."""
+        now, sequence = time.time(), max(status.sequence, self._first_sequence) + 1
+        since = now if state != status.state else status.since
+        return dataclasses.replace(status, state=state, sequence=sequence, at=now, since=since, **seen)
 
     async def _write_down(self, task_id: str, **fields: Any) -> None:
         """Save the record with these fields: nobody may hear of them before, so this waits for a disk that is full."""
@@ -377,11 +419,6 @@ def _signal_name(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:  # of the real-time signals only the first and the last have a name
         return f"signal {number}"
-
-
-def _next(status: TaskStatus, state: TaskState, **seen: Any) -> TaskStatus:
-    """The observation that follows. The count goes on when a task begins again: the master acknowledged up to there."""
-    return dataclasses.replace(status, state=state, sequence=status.sequence + 1, at=time.time(), **seen)
 
 
 async def _either(*waits: Awaitable[object]) -> None:

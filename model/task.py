@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 
+from model.health import Health, HealthCheck, Readiness, ReadinessCheck
 from model.limits import TaskLimits
 from model.resources import Resources
 
@@ -119,6 +120,9 @@ class TaskSpec:
     sysctls: tuple[tuple[str, str], ...] = ()
     secrets: tuple[Secret, ...] = ()
     limits: TaskLimits = field(default_factory=TaskLimits)
+    health_checks: tuple[HealthCheck, ...] = ()
+    readiness_checks: tuple[ReadinessCheck, ...] = ()
+    kill_signal: str = "SIGTERM"
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,8 +145,9 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class TaskStatus:
-    """One observation of a task. `sequence` counts a task's observations from 1, so that attributes of RUNNING can
-    change too; `at` is seconds since the epoch on the node's clock."""
+    """One observation of a task. `sequence` grows with each of them, so that attributes of RUNNING can change too; `at`
+    is seconds since the epoch on the node's clock, and `since` when the task came into its state. `health` and
+    `readiness` have one entry for each of the task's checks."""
 
     task_id: str
     state: TaskState
@@ -155,6 +160,9 @@ class TaskStatus:
     exit_code: int | None = None
     healthy: bool | None = None
     usage: Usage = field(default_factory=Usage)
+    since: float = 0.0
+    health: tuple[Health, ...] = ()
+    readiness: tuple[Readiness, ...] = ()
 
 
 def newer(current: TaskStatus | None, seen: TaskStatus) -> bool:

@@ -333,6 +333,9 @@ class Task(_message.Message):
     SYSCTLS_FIELD_NUMBER: _builtins.int
     SECRETS_FIELD_NUMBER: _builtins.int
     LIMITS_FIELD_NUMBER: _builtins.int
+    HEALTH_CHECKS_FIELD_NUMBER: _builtins.int
+    READINESS_CHECKS_FIELD_NUMBER: _builtins.int
+    KILL_SIGNAL_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     framework: _builtins.str
     owner: _builtins.str
@@ -343,6 +346,8 @@ class Task(_message.Message):
     pids: _builtins.int
     kill_grace_s: _builtins.float
     seccomp: _builtins.str
+    kill_signal: _builtins.str
+    """empty: SIGTERM"""
     @_builtins.property
     def argv(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -367,6 +372,10 @@ class Task(_message.Message):
 
     @_builtins.property
     def limits(self) -> Global___TaskLimits: ...
+    @_builtins.property
+    def health_checks(self) -> _containers.RepeatedCompositeFieldContainer[Global___HealthCheck]: ...
+    @_builtins.property
+    def readiness_checks(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReadinessCheck]: ...
     def __init__(
         self,
         *,
@@ -391,14 +400,113 @@ class Task(_message.Message):
         sysctls: _abc.Iterable[Global___Pair] | None = ...,
         secrets: _abc.Iterable[Global___Pair] | None = ...,
         limits: Global___TaskLimits | None = ...,
+        health_checks: _abc.Iterable[Global___HealthCheck] | None = ...,
+        readiness_checks: _abc.Iterable[Global___ReadinessCheck] | None = ...,
+        kill_signal: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits", "resources", b"resources"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["argv", b"argv", "capabilities_add", b"capabilities_add", "capabilities_drop", b"capabilities_drop", "cwd", b"cwd", "env", b"env", "framework", b"framework", "id", b"id", "kill_grace_s", b"kill_grace_s", "labels", b"labels", "limits", b"limits", "network", b"network", "owner", b"owner", "pids", b"pids", "ports", b"ports", "resources", b"resources", "rlimits", b"rlimits", "rootfs", b"rootfs", "seccomp", b"seccomp", "secrets", b"secrets", "sysctls", b"sysctls", "user", b"user"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["argv", b"argv", "capabilities_add", b"capabilities_add", "capabilities_drop", b"capabilities_drop", "cwd", b"cwd", "env", b"env", "framework", b"framework", "health_checks", b"health_checks", "id", b"id", "kill_grace_s", b"kill_grace_s", "kill_signal", b"kill_signal", "labels", b"labels", "limits", b"limits", "network", b"network", "owner", b"owner", "pids", b"pids", "ports", b"ports", "readiness_checks", b"readiness_checks", "resources", b"resources", "rlimits", b"rlimits", "rootfs", b"rootfs", "seccomp", b"seccomp", "secrets", b"secrets", "sysctls", b"sysctls", "user", b"user"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Task: _TypeAlias = Task  # noqa: Y015
+
+@_typing.final
+class HealthCheck(_message.Message):
+    """As in model/health.py."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    PORT_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    ARGV_FIELD_NUMBER: _builtins.int
+    OWN_ADDRESS_FIELD_NUMBER: _builtins.int
+    IPV6_FIELD_NUMBER: _builtins.int
+    IGNORE_1XX_FIELD_NUMBER: _builtins.int
+    GRACE_S_FIELD_NUMBER: _builtins.int
+    INTERVAL_S_FIELD_NUMBER: _builtins.int
+    TIMEOUT_S_FIELD_NUMBER: _builtins.int
+    DELAY_S_FIELD_NUMBER: _builtins.int
+    MAX_FAILURES_FIELD_NUMBER: _builtins.int
+    kind: _builtins.str
+    port: _builtins.int
+    path: _builtins.str
+    own_address: _builtins.bool
+    ipv6: _builtins.bool
+    ignore_1xx: _builtins.bool
+    grace_s: _builtins.float
+    interval_s: _builtins.float
+    timeout_s: _builtins.float
+    delay_s: _builtins.float
+    max_failures: _builtins.int
+    @_builtins.property
+    def argv(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        kind: _builtins.str = ...,
+        port: _builtins.int = ...,
+        path: _builtins.str = ...,
+        argv: _abc.Iterable[_builtins.str] | None = ...,
+        own_address: _builtins.bool = ...,
+        ipv6: _builtins.bool = ...,
+        ignore_1xx: _builtins.bool = ...,
+        grace_s: _builtins.float = ...,
+        interval_s: _builtins.float = ...,
+        timeout_s: _builtins.float = ...,
+        delay_s: _builtins.float = ...,
+        max_failures: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["argv", b"argv", "delay_s", b"delay_s", "grace_s", b"grace_s", "ignore_1xx", b"ignore_1xx", "interval_s", b"interval_s", "ipv6", b"ipv6", "kind", b"kind", "max_failures", b"max_failures", "own_address", b"own_address", "path", b"path", "port", b"port", "timeout_s", b"timeout_s"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HealthCheck: _TypeAlias = HealthCheck  # noqa: Y015
+
+@_typing.final
+class ReadinessCheck(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    PORT_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    INTERVAL_S_FIELD_NUMBER: _builtins.int
+    TIMEOUT_S_FIELD_NUMBER: _builtins.int
+    READY_CODES_FIELD_NUMBER: _builtins.int
+    KEEP_RESPONSE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    kind: _builtins.str
+    port: _builtins.int
+    path: _builtins.str
+    interval_s: _builtins.float
+    timeout_s: _builtins.float
+    keep_response: _builtins.bool
+    @_builtins.property
+    def ready_codes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        kind: _builtins.str = ...,
+        port: _builtins.int = ...,
+        path: _builtins.str = ...,
+        interval_s: _builtins.float = ...,
+        timeout_s: _builtins.float = ...,
+        ready_codes: _abc.Iterable[_builtins.int] | None = ...,
+        keep_response: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["interval_s", b"interval_s", "keep_response", b"keep_response", "kind", b"kind", "name", b"name", "path", b"path", "port", b"port", "ready_codes", b"ready_codes", "timeout_s", b"timeout_s"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReadinessCheck: _TypeAlias = ReadinessCheck  # noqa: Y015
 
 @_typing.final
 class TaskLimits(_message.Message):
@@ -648,6 +756,9 @@ class Status(_message.Message):
     EXIT_CODE_FIELD_NUMBER: _builtins.int
     HEALTHY_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
+    HEALTH_FIELD_NUMBER: _builtins.int
+    READINESS_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
     state: _builtins.int
     sequence: _builtins.int
@@ -657,10 +768,15 @@ class Status(_message.Message):
     pid: _builtins.int
     exit_code: _builtins.int
     healthy: _builtins.bool
+    since: _builtins.float
     @_builtins.property
     def addresses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
     def usage(self) -> Global___Usage: ...
+    @_builtins.property
+    def health(self) -> _containers.RepeatedCompositeFieldContainer[Global___Health]: ...
+    @_builtins.property
+    def readiness(self) -> _containers.RepeatedCompositeFieldContainer[Global___Readiness]: ...
     def __init__(
         self,
         *,
@@ -675,10 +791,13 @@ class Status(_message.Message):
         exit_code: _builtins.int | None = ...,
         healthy: _builtins.bool | None = ...,
         usage: Global___Usage | None = ...,
+        since: _builtins.float = ...,
+        health: _abc.Iterable[Global___Health] | None = ...,
+        readiness: _abc.Iterable[Global___Readiness] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "_healthy", b"_healthy", "_pid", b"_pid", "exit_code", b"exit_code", "healthy", b"healthy", "pid", b"pid", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "_healthy", b"_healthy", "_pid", b"_pid", "addresses", b"addresses", "at", b"at", "exit_code", b"exit_code", "healthy", b"healthy", "message", b"message", "pid", b"pid", "reason", b"reason", "sequence", b"sequence", "state", b"state", "task_id", b"task_id", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "_healthy", b"_healthy", "_pid", b"_pid", "addresses", b"addresses", "at", b"at", "exit_code", b"exit_code", "health", b"health", "healthy", b"healthy", "message", b"message", "pid", b"pid", "readiness", b"readiness", "reason", b"reason", "sequence", b"sequence", "since", b"since", "state", b"state", "task_id", b"task_id", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__exit_code: _TypeAlias = _typing.Literal["exit_code"]  # noqa: Y015
     _WhichOneofArgType__exit_code: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code"]  # noqa: Y015
@@ -694,6 +813,81 @@ class Status(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__pid) -> _WhichOneofReturnType__pid | None: ...
 
 Global___Status: _TypeAlias = Status  # noqa: Y015
+
+@_typing.final
+class Health(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FIRST_SUCCESS_FIELD_NUMBER: _builtins.int
+    LAST_SUCCESS_FIELD_NUMBER: _builtins.int
+    LAST_FAILURE_FIELD_NUMBER: _builtins.int
+    FAILURES_FIELD_NUMBER: _builtins.int
+    CAUSE_FIELD_NUMBER: _builtins.int
+    first_success: _builtins.float
+    last_success: _builtins.float
+    last_failure: _builtins.float
+    failures: _builtins.int
+    cause: _builtins.str
+    def __init__(
+        self,
+        *,
+        first_success: _builtins.float | None = ...,
+        last_success: _builtins.float | None = ...,
+        last_failure: _builtins.float | None = ...,
+        failures: _builtins.int = ...,
+        cause: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_first_success", b"_first_success", "_last_failure", b"_last_failure", "_last_success", b"_last_success", "first_success", b"first_success", "last_failure", b"last_failure", "last_success", b"last_success"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_first_success", b"_first_success", "_last_failure", b"_last_failure", "_last_success", b"_last_success", "cause", b"cause", "failures", b"failures", "first_success", b"first_success", "last_failure", b"last_failure", "last_success", b"last_success"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__first_success: _TypeAlias = _typing.Literal["first_success"]  # noqa: Y015
+    _WhichOneofArgType__first_success: _TypeAlias = _typing.Literal["_first_success", b"_first_success"]  # noqa: Y015
+    _WhichOneofReturnType__last_failure: _TypeAlias = _typing.Literal["last_failure"]  # noqa: Y015
+    _WhichOneofArgType__last_failure: _TypeAlias = _typing.Literal["_last_failure", b"_last_failure"]  # noqa: Y015
+    _WhichOneofReturnType__last_success: _TypeAlias = _typing.Literal["last_success"]  # noqa: Y015
+    _WhichOneofArgType__last_success: _TypeAlias = _typing.Literal["_last_success", b"_last_success"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__first_success) -> _WhichOneofReturnType__first_success | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__last_failure) -> _WhichOneofReturnType__last_failure | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__last_success) -> _WhichOneofReturnType__last_success | None: ...
+
+Global___Health: _TypeAlias = Health  # noqa: Y015
+
+@_typing.final
+class Readiness(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    READY_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    CONTENT_TYPE_FIELD_NUMBER: _builtins.int
+    BODY_FIELD_NUMBER: _builtins.int
+    CAUSE_FIELD_NUMBER: _builtins.int
+    ready: _builtins.bool
+    status: _builtins.int
+    content_type: _builtins.str
+    body: _builtins.str
+    cause: _builtins.str
+    def __init__(
+        self,
+        *,
+        ready: _builtins.bool = ...,
+        status: _builtins.int | None = ...,
+        content_type: _builtins.str = ...,
+        body: _builtins.str = ...,
+        cause: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_status", b"_status", "status", b"status"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_status", b"_status", "body", b"body", "cause", b"cause", "content_type", b"content_type", "ready", b"ready", "status", b"status"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__status: _TypeAlias = _typing.Literal["status"]  # noqa: Y015
+    _WhichOneofArgType__status: _TypeAlias = _typing.Literal["_status", b"_status"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__status) -> _WhichOneofReturnType__status | None: ...
+
+Global___Readiness: _TypeAlias = Readiness  # noqa: Y015
 
 @_typing.final
 class Usage(_message.Message):

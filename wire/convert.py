@@ -1,11 +1,10 @@
-"""Protocol messages to model and back, all of it, so that no other file knows both.
+"""Protocol messages to model and back, all of it (health in `wire/health.py`), so that no other file knows both.
 
 Reading trusts nothing: a message of another version or of a broken peer raises ValueError, which ends the session.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import asdict
 from ipaddress import ip_address, ip_network
@@ -17,6 +16,8 @@ from model.resources import Resources
 from model.task import Port, Protocol, Rlimit, Secret, TaskSpec, TaskState, TaskStatus, Usage
 from model.vip import Backend, Vip
 from wire import control_pb2 as pb
+from wire import health
+from wire.health import finite as _finite
 
 
 def resources_to_wire(resources: Resources) -> pb.Resources:
@@ -56,6 +57,9 @@ def task_to_wire(task: TaskSpec) -> pb.Task:
         sysctls=_pairs_to_wire(task.sysctls),
         secrets=[pb.Pair(key=secret.name, value=secret.value or "") for secret in task.secrets],
         limits=limits_to_wire(task.limits),
+        health_checks=map(health.check_to_wire, task.health_checks),
+        readiness_checks=map(health.readiness_check_to_wire, task.readiness_checks),
+        kill_signal=task.kill_signal,
     )
 
 
@@ -85,6 +89,9 @@ def task_from_wire(message: pb.Task) -> TaskSpec:
         sysctls=_pairs_from_wire(message.sysctls),
         secrets=tuple(Secret(secret.key, secret.value) for secret in message.secrets),
         limits=limits_from_wire(message.limits) if message.HasField("limits") else TaskLimits(),
+        health_checks=tuple(map(health.check_from_wire, message.health_checks)),
+        readiness_checks=tuple(map(health.readiness_check_from_wire, message.readiness_checks)),
+        kill_signal=message.kill_signal or "SIGTERM",
     )
 
 
@@ -146,6 +153,9 @@ def status_to_wire(status: TaskStatus) -> pb.Status:
             disk_bytes=usage.disk_bytes,
             disk_limit_bytes=usage.disk_limit_bytes,
         ),
+        since=status.since,
+        health=map(health.health_to_wire, status.health),
+        readiness=map(health.readiness_to_wire, status.readiness),
     )
 
 
@@ -176,6 +186,9 @@ def status_from_wire(message: pb.Status) -> TaskStatus:
             disk_bytes=usage.disk_bytes,
             disk_limit_bytes=usage.disk_limit_bytes if usage.HasField("disk_limit_bytes") else None,
         ),
+        since=_finite(message.since),
+        health=tuple(map(health.health_from_wire, message.health)),
+        readiness=tuple(map(health.readiness_from_wire, message.readiness)),
     )
 
 
@@ -277,10 +290,3 @@ def _pairs_to_wire(pairs: tuple[tuple[str, str], ...]) -> list[pb.Pair]:
 
 def _pairs_from_wire(pairs: Iterable[pb.Pair]) -> tuple[tuple[str, str], ...]:
     return tuple((pair.key, pair.value) for pair in pairs)
-
-
-def _finite(number: float) -> float:
-    """JSON, in which all of this ends on disk, has no infinity."""
-    if not math.isfinite(number):
-        raise ValueError(f"{number} where a finite number is due")
-    return number

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any
@@ -94,6 +95,11 @@ def identify(pid: int) -> Identity | None:
     except (FileNotFoundError, ProcessLookupError):
         return None
     return None if state in (b"Z", b"X") else Identity(pid, int(fields[18]))
+
+
+def age(process: Identity) -> float:
+    """Seconds since it was made, by a clock that goes on while the machine sleeps, and that nobody sets."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - process.start / os.sysconf("SC_CLK_TCK")
 
 
 @cache

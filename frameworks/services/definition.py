@@ -11,9 +11,11 @@ from collections import Counter
 from math import ceil
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_validator
 
+from frameworks.services import health
+from frameworks.services.health import HealthChecks, ReadinessChecks
+from frameworks.services.strict import STRICT, invalid, invalid_at
 from model.network import NETWORK_NAME
 from model.resources import Resources
 from model.task import Port, Protocol
@@ -35,11 +37,6 @@ PROTOCOLS = {
     "tcp,udp": (Protocol.TCP, Protocol.UDP),
     "udp,tcp": (Protocol.UDP, Protocol.TCP),
 }
-
-
-def invalid(message: str) -> PydanticCustomError:
-    # The message is no template: braces of the user's must not be taken for one.
-    return PydanticCustomError("invalid", "{message}", {"message": message})
 
 
 def _refuse(value: object) -> None:
@@ -110,8 +107,7 @@ PortLabels = Annotated[dict[str, str], AfterValidator(_vip_labels)]
 
 
 class Strict(BaseModel):
-    # Strict: "2" is no number. JSON has types, and a definition that is wrong should not run as if it were right.
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, ser_json_inf_nan="null")
+    model_config = STRICT
 
 
 class NetworkRef(Strict):
@@ -195,6 +191,8 @@ class Definition(Strict):
     backoffSeconds: Seconds = 1.0
     backoffFactor: Annotated[float, Field(ge=1, le=1000, allow_inf_nan=False)] = 1.15
     maxLaunchDelaySeconds: Seconds = 300.0
+    healthChecks: HealthChecks = []
+    readinessChecks: ReadinessChecks = []
 
     acceptedResourceRoles: Refused = None
     check: Refused = None
@@ -204,12 +202,10 @@ class Definition(Strict):
     executorResources: Refused = None
     fetch: Refused = None
     gpus: Refused = None
-    healthChecks: Refused = None
     ipAddress: Refused = None
     killSelection: Refused = None
     portDefinitions: Refused = None
     ports: Refused = None
-    readinessChecks: Refused = None
     requirePorts: Refused = None
     residency: Refused = None
     resourceLimits: Refused = None
@@ -231,6 +227,12 @@ class Definition(Strict):
     def _one_command(self) -> Definition:
         if (self.cmd is None) == (self.args is None):
             raise invalid("exactly one of cmd and args must be given")
+        return self
+
+    @model_validator(mode="after")
+    def _checks_have_ports(self) -> Definition:
+        if problems := dict(health.problems(self.healthChecks, self.readinessChecks, self.task_ports)):
+            raise invalid_at(problems)
         return self
 
     @property

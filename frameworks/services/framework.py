@@ -22,7 +22,7 @@ import structlog
 from frameworks.services.app import CODEC, PREFIX, STAGED_LABEL, App, label, new_task
 from frameworks.services.backoff import Backoff, Failure, failed
 from frameworks.services.place import Demand, Refusal, explain, place, reason
-from frameworks.services.wanted import Run, missing, surplus
+from frameworks.services.wanted import Run, illness, missing, surplus
 from master.offers import Offer, OfferGone, Offers, Rescinded, Subscription, TaskView, UnknownTask, Update
 from master.store.base import Change, Compacted, Store, StoreError
 from model.codec import Damaged
@@ -156,7 +156,7 @@ class Services:
         if run.view.status.state.terminal:
             return
         if run.running and run.running_at is None:
-            run = replace(run, running_at=time.monotonic(), started=run.view.status.at)
+            run = replace(run, running_at=time.monotonic(), started=run.view.status.since or run.view.status.at)
         self._runs.setdefault(run.view.spec.owner, {})[run.id] = run
 
     def _ended(self, view: TaskView) -> None:
@@ -164,16 +164,17 @@ class Services:
         run = self._forget(view.spec)
         app = self._apps.get(app_id)
         self._asked.clear()  # what it used may be enough for somebody: ask again
-        if run is None or app is None or view.killing or run.view.killing:
+        ill = bool(illness(view))
+        if run is None or app is None or (not ill and (view.killing or run.view.killing)):
             return
         state, now = view.status.state, time.monotonic()
-        if state not in (TaskState.FINISHED, TaskState.KILLED):
+        if ill or state not in (TaskState.FINISHED, TaskState.KILLED):
             self._failures[app_id] = TaskFailure(view, app.version, view.status.at)
-        if state not in NOT_ITS_FAULT:
+        if ill or state not in NOT_ITS_FAULT:
             ran_s = now - run.running_at if run.running_at is not None else 0.0
-            failure = Failure(run.launched_at, ran_s, describe_end(view.status))
+            failure = Failure(run.launched_at, ran_s, describe_end(view))
             self._backoff[app_id] = failed(self._backoff.get(app_id, Backoff()), app.definition, failure, now)
-        log.info("service task ended", app=app_id, task=view.spec.id, reason=describe_end(view.status))
+        log.info("service task ended", app=app_id, task=view.spec.id, reason=describe_end(view))
 
     def _forget(self, spec: TaskSpec) -> Run | None:
         runs = self._runs.get(spec.owner, {})
@@ -199,6 +200,8 @@ class Services:
             if app_id in self._unreadable:
                 continue
             for run in surplus(self._apps.get(app_id), list(runs.values())):
+                if ill := illness(run.view):
+                    log.info("service task is replaced", app=app_id, task=run.id, reason=ill)
                 try:
                     await self._subscription.kill(run.id)
                 except UnknownTask:
@@ -303,8 +306,11 @@ class Services:
         return ["waits for 1 task to end" if ending == 1 else f"waits for {ending} tasks to end"]
 
 
-def describe_end(status: TaskStatus) -> str:
+def describe_end(view: TaskView) -> str:
     """`failed: exit code 1`."""
+    status = view.status
+    if ill := illness(view):
+        return f"unhealthy: {ill}"
     detail = status.message or status.reason
     if not detail and status.exit_code is not None:
         detail = f"exit code {status.exit_code}"

@@ -18,6 +18,7 @@ from frameworks.services.app import FRAMEWORK, STAGED_LABEL, VERSION_LABEL, App,
 from frameworks.services.catalog import AppExists, UnknownApp
 from frameworks.services.definition import Definition, Scale
 from frameworks.services.framework import Services, TaskFailure, describe_end
+from frameworks.services.health import health_results, readiness_results
 from frameworks.services.wanted import Run, settled
 from master.rest import cluster
 from master.rest.errors import ApiError
@@ -29,6 +30,7 @@ MARATHON_VERSION = "1.11.0"  # of the API: clients choose their calls by it
 ALIASES = ("/service/marathon", "/marathon")
 PUBLIC = ("/ping", *(alias + "/ping" for alias in ALIASES))
 EMBEDDED_TASKS = {"app.tasks", "apps.tasks"}
+EMBEDDED_READINESS = {"app.readiness", "apps.readiness"}
 
 Json = dict[str, Any]
 Embed = Annotated[list[str], Query()]
@@ -84,11 +86,17 @@ class MarathonApi:
 
     async def list_apps(self, embed: Embed = []) -> Json:  # noqa: B006 - FastAPI copies it
         apps = await catalog.read_all(self._store)
-        embedded = bool(EMBEDDED_TASKS.intersection(embed))
-        return {"apps": [app_json(app, self._services, embedded) for app in apps]}
+        return {"apps": [self._embedding(app, embed, EMBEDDED_TASKS & set(embed)) for app in apps]}
 
-    async def show(self, app_id: str) -> Json:
-        return {"app": app_json(await existing(self._store, app_id), self._services, with_tasks=True)}
+    async def show(self, app_id: str, embed: Embed = []) -> Json:  # noqa: B006 - FastAPI copies it
+        return {"app": self._embedding(await existing(self._store, app_id), embed, with_tasks=True)}
+
+    def _embedding(self, app: App, embed: list[str], with_tasks: object) -> Json:
+        answer = app_json(app, self._services, bool(with_tasks))
+        if EMBEDDED_READINESS.intersection(embed):
+            runs = self._services.runs(app.id)
+            answer["readinessCheckResults"] = [result for run in runs for result in readiness_results(run.view)]
+        return answer
 
     async def update(self, app_id: str, scale: Scale, response: Response) -> Json:
         path = "/" + app_id
@@ -178,6 +186,8 @@ def task_json(run: Run) -> Json:
         "state": MESOS_STATES[status.state],
         "version": label(spec, VERSION_LABEL),
     }
+    if spec.health_checks:
+        task["healthCheckResults"] = health_results(run.view)
     if run.started is not None:
         task["startedAt"] = _time(run.started)
     return task
@@ -191,7 +201,7 @@ def failure_json(failure: TaskFailure) -> Json:
         "host": failure.view.node,
         "slaveId": failure.view.node,
         "state": MESOS_STATES[status.state],
-        "message": describe_end(status),
+        "message": describe_end(failure.view),
         "timestamp": _time(failure.at),
         "version": failure.version,
     }

@@ -6,6 +6,7 @@ Answers are the model's objects as JSON. What a person asks first of each ("wher
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
+from dataclasses import asdict
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
@@ -140,12 +141,15 @@ def task_json(task: TaskRecord | TaskView) -> dict[str, Any]:
         "node": task.node,
         "state": status.state.name,
         "killing": task.killing,
-        "since": status.at,
+        "since": status.since or status.at,
         "reason": status.reason,
+        "message": status.message,
         "addresses": list(status.addresses),
         "pid": status.pid,
         "exit_code": status.exit_code,
         "healthy": status.healthy,
+        "health": [asdict(health) | {"alive": health.alive} for health in status.health],
+        "readiness": [asdict(readiness) for readiness in status.readiness],
         "network": spec.network,
         "resources": resources_json(spec.resources),
         "limits": limits_json(usage),
