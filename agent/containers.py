@@ -109,7 +109,7 @@ class Containers:
     async def exited(self, container: Container) -> record.Exit:
         return await wait_exit(container.directory)
 
-    def signal(self, container: Container, number: signal.Signals) -> None:
+    def signal(self, container: Container, number: int) -> None:
         """To the container's first process, if it lives; with SIGKILL the kernel ends all others in its pid namespace
         too. Through a pidfd, since by now its pid may be another process's."""
         keeper = self.keeper(container)

@@ -39,6 +39,7 @@ from agent.launcher.record import STARTING, Exit, age
 from isolators.base import Container, IsolatorError, Limit, Unsupported
 from model.health import well
 from model.resources import Resources, describe
+from model.signals import parse_signal, signal_name
 from model.task import TASK_ID, TaskSpec, TaskState, TaskStatus, Usage
 from netns.driver import NetworkError
 
@@ -192,6 +193,8 @@ class Reconciler:
         elif shortage := self._capacity.shortage(record.spec.resources):
             lacking = ", ".join(describe(kind, amount) for kind, amount in shortage.items())
             await self._end(record, TaskState.REJECTED, f"this node has {lacking} too little, even when empty")
+        elif problem := _unstoppable(record.spec):
+            await self._end(record, TaskState.REJECTED, problem)
         else:
             self._observe(record, TaskState.PREPARING)
 
@@ -266,25 +269,37 @@ class Reconciler:
             await self._exited(record, end, limit)
 
     async def _kill(self, record: TaskRecord) -> None:
-        """SIGTERM, the task's grace, SIGKILL."""
+        """The task's signal, its grace, and SIGKILL, with which the kernel ends all that is in its pid namespace."""
+        stop, grace_s = parse_signal(record.spec.kill_signal), record.spec.kill_grace_s
         container = self._container(record)
         exited = asyncio.ensure_future(self._containers.exited(container))
         try:
-            for number, patience in ((signal.SIGTERM, record.spec.kill_grace_s), (signal.SIGKILL, KILL_DEADLINE_S)):
-                self._containers.signal(container, number)
-                await asyncio.wait({exited}, timeout=patience)
-                if exited.done():
-                    return await self._exited(record, exited.result())
+            await self._signal(record, stop, f"{signal_name(stop)} sent, {grace_s:g} s of grace", exited, grace_s)
+            if exited.done():
+                return await self._exited(record, exited.result())
+            after = f"SIGKILL after {grace_s:g} s of grace"
+            while not exited.done():
+                await self._signal(record, signal.SIGKILL, f"{after} sent", exited, KILL_DEADLINE_S)
+                if not exited.done():
+                    log.error("container survives SIGKILL, trying again", task=record.spec.id, pid=record.status.pid)
+            await self._exited(record, exited.result(), killed=f"killed with {after}")
         finally:
             exited.cancel()
-        log.error("container survives SIGKILL, trying again", task=record.spec.id, pid=record.status.pid)
 
-    async def _exited(self, record: TaskRecord, end: Exit, limit: Limit | None = None) -> None:
+    async def _signal(
+        self, record: TaskRecord, number: int, message: str, exited: asyncio.Future[Exit], patience_s: float
+    ) -> None:
+        """Returns when the container has exited, or when patience ran out."""
+        self._containers.signal(self._container(record), number)
+        self._observe(record, TaskState.KILLING, message=message)
+        await asyncio.wait({exited}, timeout=patience_s)
+
+    async def _exited(self, record: TaskRecord, end: Exit, limit: Limit | None = None, killed: str = "") -> None:
         container = self._container(record)
         limit = limit or await self._containers.exceeded(container)  # it may have ended before the watch could tell
         usage = await self._last_usage(record, container)
         if self._records[record.spec.id].kill:
-            await self._end(record, TaskState.KILLED, describe_exit(end), end.code, usage)
+            await self._end(record, TaskState.KILLED, killed or describe_exit(end), end.code, usage)
         elif limit is not None:
             await self._end(record, TaskState.FAILED, limit.reason, end.code, usage)
         else:
@@ -308,7 +323,7 @@ class Reconciler:
         usage: Usage | None = None,
     ) -> None:
         before = self._records[record.spec.id].status
-        end = self._next(before, state, reason=reason, exit_code=exit_code, usage=usage or before.usage)
+        end = self._next(before, state, reason=reason, message="", exit_code=exit_code, usage=usage or before.usage)
         await self._write_down(record.spec.id, end=end)
         await self._clear(record, end)
 
@@ -410,15 +425,17 @@ def describe_exit(end: Exit) -> str:
     if end.error:
         return end.error
     if end.signal is not None:
-        return f"killed by {_signal_name(end.signal)}"
+        return f"killed by {signal_name(end.signal)}"
     return f"exited with {end.code}"
 
 
-def _signal_name(number: int) -> str:
+def _unstoppable(task: TaskSpec) -> str:
+    """Why it could not be asked to end; empty when it could."""
     try:
-        return signal.Signals(number).name
-    except ValueError:  # of the real-time signals only the first and the last have a name
-        return f"signal {number}"
+        parse_signal(task.kill_signal)
+    except ValueError as error:
+        return f"kill signal: {error}"
+    return ""
 
 
 async def _either(*waits: Awaitable[object]) -> None:

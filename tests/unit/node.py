@@ -186,9 +186,9 @@ class _Containers(Containers):
         await self._step()
         return self._world.exits.get(container.id, Exit(lost=True))
 
-    def signal(self, container: Container, number: signal.Signals) -> None:
+    def signal(self, container: Container, number: int) -> None:
         self._life.step()
-        if number is signal.SIGKILL or container.task.argv != ("stubborn",):
+        if number == signal.SIGKILL or container.task.argv != ("stubborn",):
             self._world.exit(container.id, Exit(signal=number))
 
     async def usage(self, container: Container) -> Usage:
