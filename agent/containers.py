@@ -123,6 +123,15 @@ class Containers:
             finally:
                 os.close(pidfd)
 
+    async def join(self, container: Container, session: str, pid: int) -> Path:
+        """`pid` is among the container's processes from now on. The cgroup of its session: see `Isolator.join`."""
+        joined = [await isolator.join(container, session, pid) for isolator in self._isolators]
+        return next(path for path in joined if path is not None)
+
+    async def leave(self, container: Container, session: str) -> None:
+        for isolator in reversed(self._isolators):
+            await isolator.leave(container, session)
+
     async def usage(self, container: Container) -> Usage:
         usage = Usage()
         for isolator in self._isolators:

@@ -101,6 +101,10 @@ class Launcher:
             _, descriptors = await _answer(answer, "make user namespace", MAIN)
         return descriptors[0]
 
+    async def enter(self, request: Message) -> socket.socket:
+        """Asks for a guard; see `entry.py` for what it says by the socket."""
+        return await self._request(request)
+
     async def stop(self) -> None:
         """Ends the launcher. Containers that were started go on; others are taken back by their keepers."""
         if self._socket is not None:

@@ -3,6 +3,7 @@
 A request is one packet with one socket, on which the answer goes, so that requests never wait for one another:
 
     {"op": "create", "bundle": DIR, "stdout": FILE, "stderr": FILE}    see keeper.py
+    {"op": "enter", "bundle": DIR, ...}                                see guard.py
     {"op": "userns", "base": B, "count": N}                            answered here, with a descriptor
 
 A keeper is forked before it is needed, so that a request need not wait for a fork; the next one only when nothing has
@@ -20,7 +21,7 @@ import select
 import signal
 import socket
 
-from agent.launcher import keeper, record
+from agent.launcher import guard, keeper, record
 from agent.launcher import syscalls as sc
 from agent.launcher.channel import MAX_MESSAGE, Message, decode, failed, pair, send
 
@@ -59,6 +60,9 @@ def _serve_one(packet: bytes, answer: socket.socket, spare: socket.socket | None
     """Returns the spare keeper, unless it has got something to do."""
     request = decode(packet)
     assert request is not None
+    if request["op"] == "enter":
+        _guard(request, answer)
+        return spare
     if request["op"] != "create":
         _answer_userns(request, answer)
         return spare
@@ -102,6 +106,16 @@ def fork_keeper() -> socket.socket:
         if pid == 0:
             keeper.run(theirs)
     return ours
+
+
+def _guard(request: Message, answer: socket.socket) -> None:
+    try:
+        pid = os.fork()
+    except OSError as error:
+        send(answer, failed("fork guard", error).message())
+        return
+    if pid == 0:
+        guard.run(request, answer)
 
 
 def _answer_userns(request: Message, answer: socket.socket) -> None:

@@ -5,7 +5,7 @@ Answers are the model's objects as JSON. What a person asks first of each ("wher
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -24,9 +24,7 @@ from master.tokens import Tokens
 from model.resources import Resources
 from model.task import TaskState, Usage
 from model.vip import Vip
-from wire import control_pb2 as pb
 
-OpenLog = Callable[[str, pb.OpenLog], bool]
 Stream = Annotated[str, Query(pattern="^(stdout|stderr)$")]
 Tail = Annotated[int, Query(ge=-1, lt=2**63)]  # bytes; -1: all
 
@@ -46,7 +44,6 @@ def cluster_router(
     allocator: Allocator,
     discovery: Discovery,
     logs: Logs,
-    open_log: OpenLog,
     tokens: Tokens,
 ) -> APIRouter:
     router = APIRouter(prefix="/api/v1", tags=["cluster"])
@@ -68,9 +65,7 @@ def cluster_router(
         task_id: str, stream: Stream = "stdout", tail: Tail = -1, follow: bool = False
     ) -> StreamingResponse:
         task = _known(tasks, task_id)
-        chunks = logs.read(
-            task.spec.id, lambda request: open_log(task.node, request), stream=stream, tail=tail, follow=follow
-        )
+        chunks = logs.read(task.node, task.spec.id, stream=stream, tail=tail, follow=follow)
         return StreamingResponse(await _opened(chunks), media_type="application/octet-stream")
 
     @router.get("/vips")
