@@ -61,8 +61,8 @@ class Directories:
 class Containers:
     def __init__(self, directories: Directories, isolators: Sequence[Isolator], launcher: Launcher) -> None:
         self._directories = directories
+        self.launcher = launcher
         self._isolators = isolators
-        self._launcher = launcher
 
     def container(self, task: TaskSpec, id_base: int) -> Container:
         return Container(task.id, task, self._directories.bundles / task.id, id_base)
@@ -91,7 +91,7 @@ class Containers:
         """The container's namespaces, limited and connected, with its first process waiting in them."""
         logs = self._directories.logs / container.id
         logs.mkdir(mode=0o700, exist_ok=True)
-        launch = await self._launcher.create(container.directory, logs / "stdout", logs / "stderr")
+        launch = await self.launcher.create(container.directory, logs / "stdout", logs / "stderr")
         try:
             # All of them, also when one fails: none may still be at work when cleanup begins.
             results = await asyncio.gather(

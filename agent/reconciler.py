@@ -31,9 +31,10 @@ from typing import Any
 import structlog
 
 from agent.checkpoint import Checkpoint, TaskRecord
+from agent.commands import Commands
 from agent.containers import Containers
 from agent.health.checks import Checks, Results, known
-from agent.health.probe import Target
+from agent.health.probe import Prober, Target
 from agent.launcher.client import Launch, LaunchError
 from agent.launcher.record import STARTING, Exit, age
 from isolators.base import Container, IsolatorError, Limit, Unsupported
@@ -81,7 +82,7 @@ class Reconciler:
         self._loops: dict[str, asyncio.Task[None]] = {}
         self._kills: dict[str, asyncio.Event] = {}
         self._withdrawn: set[str] = set()
-        self._checks = Checks()
+        self._checks = Checks(Prober(Commands(containers, containers.launcher)))
         self._first_sequence = 0  # of this agent's life
         self._launching = asyncio.Semaphore(LAUNCHES_AT_ONCE)
 
@@ -238,7 +239,7 @@ class Reconciler:
         keeper = self._containers.keeper(container)
         if keeper is None or keeper.container is None:
             return contextlib.nullcontext()
-        target = Target(keeper.container, record.status.addresses)
+        target = Target(container, keeper.container, record.status.addresses)
         results = known(record.spec, record.status.health, record.status.readiness)
         tell = partial(self._checked, record.spec.id)
         return self._checks.watching(record.spec, target, partial(age, keeper.container), results, tell)

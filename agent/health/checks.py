@@ -69,8 +69,8 @@ def next_pause(check: HealthCheck, health: Health, age_s: float, tries: int, cha
 
 
 class Checks:
-    def __init__(self, prober: Prober | None = None) -> None:
-        self._prober = prober or Prober()
+    def __init__(self, prober: Prober) -> None:
+        self._prober = prober
 
     @contextmanager
     def watching(self, task: TaskSpec, target: Target, age: Age, results: Results, tell: Tell) -> Iterator[None]:

@@ -1,8 +1,9 @@
 """One check of one container, once.
 
-HTTP and TCP are spoken from inside the container's network namespace: a socket belongs to the namespace in which it
-was made, so a thread enters that, makes the socket and ends, and everything else happens in the event loop. So a check
-needs no route from the node, reaches what listens on loopback only, and works the same in the node's own network.
+A command runs as `agent/commands.py` has it: bound by all that binds the container's program. HTTP and TCP are spoken
+from inside the container's network namespace: a socket belongs to the namespace in which it was made, so a thread
+enters that, makes the socket and ends, and everything else happens in the event loop. So a check needs no route from
+the node, reaches what listens on loopback only, and works the same in the node's own network.
 
 What fails here for want of something that is ours (a thread, a descriptor) says nothing of the task: it is no result.
 So is a deadline that was noticed late: then this process had no time, and the task may have answered long ago.
@@ -19,10 +20,12 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Any, TypeVar
 
+from agent.commands import NOT_FOUND, CommandFailed, Commands
 from agent.health import http
 from agent.health.http import BadResponse, Response
 from agent.launcher import record
 from agent.launcher.record import Identity
+from isolators.base import Container
 from model.health import HealthCheck, ProbeKind, Readiness, ReadinessCheck
 from model.network import Address
 from netns.driver import NetworkError
@@ -30,6 +33,7 @@ from netns.namespace import namespace_of, run_inside
 
 LATE_S = 0.5
 ENTERING_AT_ONCE = 8  # threads
+COMMANDS_AT_ONCE = 64  # processes, three for each
 TEXT_LENGTH = 200
 WELL = range(200, 400)
 INTERIM = range(100, 200)
@@ -38,8 +42,9 @@ LOOPBACK = {4: "127.0.0.1", 6: "::1"}
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A container: its first process, and the addresses that others reach it by."""
+    """A container, its first process, and the addresses that others reach it by."""
 
+    container: Container
     process: Identity
     addresses: tuple[str, ...] = ()
 
@@ -72,11 +77,15 @@ T = TypeVar("T")
 class Prober:
     """Makes checks. At most so many threads are in other namespaces at any time; a deadline begins after that."""
 
-    def __init__(self) -> None:
+    def __init__(self, commands: Commands) -> None:
+        self._commands = commands
         self._entering = asyncio.Semaphore(ENTERING_AT_ONCE)
+        self._running = asyncio.Semaphore(COMMANDS_AT_ONCE)
 
     async def check(self, target: Target, check: HealthCheck) -> Outcome:
         """Raises NoResult."""
+        if check.kind is ProbeKind.COMMAND:
+            return await self._run(target.container, check)
         address = target.address(check.own_address, 6 if check.ipv6 else 4)
         sock = await self._socket(target, address)
         try:
@@ -99,6 +108,21 @@ class Prober:
         ready = response.status in check.ready_codes
         cause = "" if ready else f"HTTP status {response.status}"
         return Readiness(ready, response.status, response.content_type[:TEXT_LENGTH], response.body, cause)
+
+    async def _run(self, container: Container, check: HealthCheck) -> Outcome:
+        """It is well when it exits with 0."""
+        try:
+            async with self._running:
+                result = await self._commands.run(container, check.argv, timeout_s=check.timeout_s)
+        except CommandFailed as error:
+            if error.code == NOT_FOUND:
+                return Failed(str(error)[:TEXT_LENGTH])
+            raise NoResult(str(error)) from error
+        if result.code == 0:
+            return Passed()
+        how = f"no end within {check.timeout_s:g} s" if result.code is None else f"exit code {result.code}"
+        said = result.output.decode(errors="replace").strip()
+        return Failed(f"{how}: {said}"[:TEXT_LENGTH] if said else how)
 
     async def _socket(self, target: Target, address: Address) -> socket.socket:
         """Made inside the container's network namespace, not connected."""

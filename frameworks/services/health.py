@@ -26,6 +26,7 @@ KINDS = {
     "MESOS_HTTP": ProbeKind.HTTP,
     "MESOS_HTTPS": ProbeKind.HTTPS,
     "MESOS_TCP": ProbeKind.TCP,
+    "COMMAND": ProbeKind.COMMAND,
 }
 FIRST_CHECK_S = 5.0  # Marathon: DefaultFirstHealthCheckAfter
 CHECKS_MOST = 16
@@ -37,6 +38,12 @@ def _path(value: str) -> str:
     return value
 
 
+def _no_nul(value: str) -> str:
+    if "\x00" in value:
+        raise invalid("must not contain a NUL character")
+    return value
+
+
 Seconds = Annotated[int, Field(ge=0, le=7 * 86400)]
 Path = Annotated[str, Field(max_length=2048), AfterValidator(_path)]
 PortNumber = Annotated[int, Field(ge=1, le=65535)]
@@ -45,10 +52,17 @@ PortIndex = Annotated[int, Field(ge=0, le=65535)] | PortName
 StatusCode = Annotated[int, Field(ge=100, le=999)]
 
 
+class Command(BaseModel):
+    model_config = STRICT
+
+    value: Annotated[str, Field(min_length=1, max_length=65536), AfterValidator(_no_nul)]
+
+
 class HealthCheck(BaseModel):
     model_config = STRICT
 
-    protocol: Literal["HTTP", "HTTPS", "TCP", "MESOS_HTTP", "MESOS_HTTPS", "MESOS_TCP"] = "HTTP"
+    protocol: Literal["HTTP", "HTTPS", "TCP", "MESOS_HTTP", "MESOS_HTTPS", "MESOS_TCP", "COMMAND"] = "HTTP"
+    command: Command | None = None
     path: Path | None = None
     port: PortNumber | None = None
     portIndex: PortIndex | None = None
@@ -62,13 +76,14 @@ class HealthCheck(BaseModel):
 
     @property
     def by_node(self) -> bool:
-        return self.protocol.startswith("MESOS_")
+        return self.protocol.startswith("MESOS_") or self.protocol == "COMMAND"
 
     def of_task(self, ports: Sequence[Port]) -> health.HealthCheck:
         return health.HealthCheck(
             kind=KINDS[self.protocol],
-            port=self.port or _port(ports, self.portIndex or 0).number,
+            port=0 if self.command else self.port or _port(ports, self.portIndex or 0).number,
             path=_absolute(self.path or ""),
+            argv=("/bin/sh", "-c", self.command.value) if self.command else (),
             own_address=not self.by_node,
             ipv6=self.ipProtocol == "IPv6",
             ignore_1xx=self.ignoreHttp1xx,
@@ -115,7 +130,11 @@ def problems(
 ) -> Iterator[tuple[Location, str]]:
     """What is wrong with them in a definition that has these ports."""
     for number, check in enumerate(checks):
-        if check.port is not None and check.portIndex is not None:
+        if (check.protocol == "COMMAND") != (check.command is not None):
+            yield ("healthChecks", number, "command"), "must be given with protocol COMMAND, and with no other"
+        elif check.command is not None:
+            continue
+        elif check.port is not None and check.portIndex is not None:
             yield ("healthChecks", number, "portIndex"), "must not be given together with port"
         elif check.port is None and (problem := _lacking(ports, check.portIndex or 0)):
             yield ("healthChecks", number, "portIndex"), problem

@@ -18,16 +18,21 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from agent.commands import Commands
+from agent.containers import Containers, Directories
 from agent.health.http import BODY_BYTES, RESPONSE_BYTES
 from agent.health.probe import Failed, Ignored, NoResult, Outcome, Passed, Prober, Target
 from agent.launcher import record
+from agent.launcher.client import Launcher
+from isolators.base import Container
 from model.health import HealthCheck, ProbeKind, ReadinessCheck
 from tests.kernel.namespaces import NetnsProcess
-from tests.kernel.sandbox import until
+from tests.kernel.sandbox import task, until
 
 pytestmark = pytest.mark.anyio
 PORT = 8080
 IN_TIME_S = 0.3
+UNUSED = Container("web.1", task("web.1"), Path("/nowhere"), 0)
 
 # Says on its output that it listens. What it does with a connection is the first argument.
 SERVER = """
@@ -112,7 +117,12 @@ def serve(container: NetnsProcess) -> Iterator[Serve]:
 def target(container: NetnsProcess, *addresses: str) -> Target:
     process = record.identify(container.pid)
     assert process is not None
-    return Target(process, addresses)
+    return Target(UNUSED, process, addresses)
+
+
+def prober() -> Prober:
+    """Of sockets: what runs commands is not asked for any."""
+    return Prober(Commands(Containers(Directories(Path("/nowhere")), (), Launcher()), Launcher()))
 
 
 def check(kind: ProbeKind = ProbeKind.HTTP, **fields: object) -> HealthCheck:
@@ -127,7 +137,7 @@ def cause(outcome: Outcome) -> str:
 async def outcome(container: NetnsProcess, wanted: HealthCheck) -> Outcome:
     """In time, and with nothing left open."""
     before, began = open_files(), time.monotonic()
-    found = await Prober().check(target(container), wanted)
+    found = await prober().check(target(container), wanted)
     assert time.monotonic() - began < wanted.timeout_s + 2
     await until(lambda: open_files() <= before, "nothing is left open")
     return found
@@ -145,7 +155,7 @@ async def test_http_that_is_well(container: NetnsProcess, serve: Serve) -> None:
 async def test_what_is_asked(container: NetnsProcess, serve: Serve) -> None:
     serve("echo")
     ready = ReadinessCheck("ready", ProbeKind.HTTP, PORT, "/health?deep=1", keep_response=True)
-    answer = await Prober().ask(target(container), ready)
+    answer = await prober().ask(target(container), ready)
     assert (answer.ready, answer.status, answer.content_type, answer.cause) == (True, 200, "text/plain", "")
     assert answer.body.startswith("GET /health?deep=1 HTTP/1.1\r\nHost: 127.0.0.1\r\n")
 
@@ -209,9 +219,9 @@ async def test_the_address_that_others_use(container: NetnsProcess, serve: Serve
     """What listens there only is not reached by loopback, and the other way round."""
     container.run("ip", "address", "add", "100.64.0.2/32", "dev", "lo")
     serve("200", "100.64.0.2")
-    prober, at = Prober(), target(container, "100.64.0.2")
-    assert isinstance(await prober.check(at, check(own_address=True)), Passed)
-    assert cause(await prober.check(at, check())) == "Connection refused"
+    asker, at = prober(), target(container, "100.64.0.2")
+    assert isinstance(await asker.check(at, check(own_address=True)), Passed)
+    assert cause(await asker.check(at, check())) == "Connection refused"
 
 
 async def test_ipv6(container: NetnsProcess, serve: Serve) -> None:
@@ -223,14 +233,14 @@ async def test_ipv6(container: NetnsProcess, serve: Serve) -> None:
 async def test_a_body_is_kept_only_so_far(container: NetnsProcess, serve: Serve) -> None:
     serve("body")
     ready = ReadinessCheck("ready", ProbeKind.HTTP, PORT, timeout_s=2.0, keep_response=True)
-    assert len((await Prober().ask(target(container), ready)).body) == BODY_BYTES
+    assert len((await prober().ask(target(container), ready)).body) == BODY_BYTES
 
 
 @pytest.mark.parametrize(("kind", "ready"), [("200", False), ("503", True)])
 async def test_which_answers_mean_ready(container: NetnsProcess, serve: Serve, kind: str, ready: bool) -> None:
     serve(kind)
     wanted = ReadinessCheck("ready", ProbeKind.HTTP, PORT, ready_codes=(503, 418))
-    answer = await Prober().ask(target(container), wanted)
+    answer = await prober().ask(target(container), wanted)
     assert (answer.ready, answer.status) == (ready, int(kind))
 
 
@@ -239,15 +249,15 @@ async def test_a_container_that_ended_is_not_ill(container: NetnsProcess) -> Non
     gone = target(container)
     container.stop()
     with pytest.raises(NoResult):
-        await Prober().check(gone, check())
-    reused = Target(record.Identity(os.getpid(), gone.process.start))
+        await prober().check(gone, check())
+    reused = Target(UNUSED, record.Identity(os.getpid(), gone.process.start))
     with pytest.raises(NoResult, match="has ended"):
-        await Prober().check(reused, check())
+        await prober().check(reused, check())
 
 
 async def test_a_deadline_that_was_noticed_late_says_nothing(container: NetnsProcess, serve: Serve) -> None:
     serve("silent")
-    asking = asyncio.create_task(Prober().check(target(container), check()))
+    asking = asyncio.create_task(prober().check(target(container), check()))
     await asyncio.sleep(IN_TIME_S / 3)
     time.sleep(IN_TIME_S + 1)  # noqa: ASYNC251 - as a machine without time for this process would
     with pytest.raises(NoResult, match="late"):
@@ -256,7 +266,7 @@ async def test_a_deadline_that_was_noticed_late_says_nothing(container: NetnsPro
 
 async def test_hundreds_at_once_need_few_threads(container: NetnsProcess, serve: Serve) -> None:
     serve("200")
-    prober, at = Prober(), target(container)
+    asker, at = prober(), target(container)
     most = 0
 
     async def count() -> None:
@@ -267,7 +277,7 @@ async def test_hundreds_at_once_need_few_threads(container: NetnsProcess, serve:
 
     counting = asyncio.create_task(count())
     before = len(os.listdir("/proc/self/task"))
-    asked: list[Awaitable[Outcome]] = [prober.check(at, check(timeout_s=20.0)) for _ in range(300)]
+    asked: list[Awaitable[Outcome]] = [asker.check(at, check(timeout_s=20.0)) for _ in range(300)]
     assert all(isinstance(found, Passed) for found in await asyncio.gather(*asked))
     counting.cancel()
     assert most - before <= 16

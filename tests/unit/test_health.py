@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from pathlib import Path
+from typing import cast
 
 import pytest
 from hypothesis import given
@@ -15,6 +17,7 @@ from structlog.testing import capture_logs
 from agent.health.checks import Checks, Results, first_pause, known, next_pause
 from agent.health.probe import Failed, Ignored, NoResult, Outcome, Passed, Prober, Target
 from agent.launcher.record import Identity
+from isolators.base import Container
 from model.health import (
     Health,
     HealthCheck,
@@ -32,7 +35,7 @@ from tests.unit.cluster import until
 from tests.unit.control import task
 
 CHECK = HealthCheck(ProbeKind.HTTP, 8080, "/health", grace_s=10.0, interval_s=5.0, delay_s=2.0, max_failures=3)
-TARGET = Target(Identity(1, 1))
+TARGET = Target(Container("a", task("a"), Path("/nowhere"), 0), Identity(1, 1))
 
 # The age of the task at each result, and whether it passed.
 histories = st.lists(st.tuples(st.floats(0, 30), st.booleans()), max_size=20).map(sorted)
@@ -113,11 +116,10 @@ def test_until_it_is_well_it_is_asked_sooner(tries: int, age: float, chance: flo
     assert next_pause(replace(CHECK, interval_s=0), Health(1, 1), age, tries, chance) > 0
 
 
-class Script(Prober):
+class Script:
     """Answers each check with the next of its results, the last one again and again."""
 
     def __init__(self, *results: Outcome | Exception, readiness: tuple[Readiness, ...] = ()) -> None:
-        super().__init__()
         self.results, self.readiness, self.asked = list(results), list(readiness), 0
 
     async def check(self, target: Target, check: HealthCheck) -> Outcome:
@@ -141,8 +143,10 @@ Told = list[Results]
 FAST = replace(CHECK, grace_s=0.0, interval_s=0.0, delay_s=0.0)
 
 
-def watch(prober: Prober, spec: TaskSpec, told: Told, results: Results | None = None) -> Watching:
-    return Checks(prober).watching(spec, TARGET, lambda: 60.0, results or known(spec, (), ()), told.append)
+def watch(prober: Script, spec: TaskSpec, told: Told, results: Results | None = None) -> Watching:
+    return Checks(cast(Prober, prober)).watching(
+        spec, TARGET, lambda: 60.0, results or known(spec, (), ()), told.append
+    )
 
 
 @pytest.fixture
