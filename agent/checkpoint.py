@@ -6,6 +6,7 @@ is touched. One file a task, so that a damaged one costs one task; it is moved a
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -47,13 +48,22 @@ class Checkpoint:
         self._lives = directory.with_name("lives")
 
     def new_life(self) -> int:
-        """How many agents there were here before this one."""
+        """A number that is greater than that of any agent that was here before this one."""
+        lives = self._past_lives()
         try:
-            lives = int(self._lives.read_text(encoding="ascii"))
-        except FileNotFoundError:
-            lives = 0
-        write_atomic(self._lives, str(lives + 1).encode(), PRIVATE)
+            write_atomic(self._lives, str(lives + 1).encode(), PRIVATE)
+        except OSError as error:  # nothing was written under this number yet: it is good for this once
+            log.error("number of lives not written down", path=str(self._lives), error=str(error))
         return lives
+
+    def _past_lives(self) -> int:
+        try:
+            return int(self._lives.read_text(encoding="ascii"))
+        except FileNotFoundError:
+            return 0
+        except ValueError:
+            log.error("number of lives damaged, going on from the clock", path=str(self._lives))
+            return int(time.time())  # nobody starts once a second for that long
 
     def load(self) -> dict[str, TaskRecord]:
         records = {}

@@ -9,9 +9,13 @@ from typing import Annotated, Any
 import typer
 
 from cli.client import connect
+from cli.duration import duration
 from cli.output import Json, mebibytes, print_json, print_table
+from cli.task_show import kill, show
 
 app = typer.Typer(no_args_is_help=True)
+app.command()(show)
+app.command()(kill)
 
 TAIL_BYTES = 64 * 1024
 
@@ -55,20 +59,17 @@ def _row(task: dict[str, Any]) -> tuple[object, ...]:
     return (
         task["id"],
         task["node"],
-        task["state"] + (" (ending)" if task["killing"] else ""),
+        _state(task),
         ", ".join(task["addresses"]),
         task["pid"],
         f"{limits['cpus']:g}" if limits["cpus"] is not None else None,
         mebibytes(limits["mem_bytes"]),
         limits["pids"],
         duration(time.time() - task["since"]),
-        task["reason"],
+        task["reason"] or task["message"],
     )
 
 
-def duration(seconds: float) -> str:
-    """`42 s`, `3 min`, `5 h`, `12 d`."""
-    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
-        if seconds >= size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{max(0.0, seconds):.0f} s"
+def _state(task: dict[str, Any]) -> str:
+    ill = " (ill)" if task["healthy"] is False and task["state"] == "RUNNING" else ""
+    return str(task["state"]) + (" (ending)" if task["killing"] else ill)

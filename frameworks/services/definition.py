@@ -265,6 +265,12 @@ class Scale(Strict):
         return without_nulls(value)
 
 
+class TaskIds(Strict):
+    """Which tasks are to end."""
+
+    ids: Annotated[list[str], Field(max_length=100_000)]
+
+
 def without_nulls(value: Any) -> Any:
     """A null means "not set", at every depth of an object."""
     if isinstance(value, dict):

@@ -73,6 +73,17 @@ class Services:
         """The app's tasks that are not over, oldest first."""
         return sorted(self._runs.get(app_id, {}).values(), key=lambda run: (label(run.view.spec, STAGED_LABEL), run.id))
 
+    async def kill(self, run: Run) -> None:
+        """End a task. Its app has another one started, unless it has enough. Raises StoreError."""
+        try:
+            await self._subscription.kill(run.id)
+        except UnknownTask:
+            self._forget(run.view.spec)
+            return
+        latest = self._runs.get(run.view.spec.owner, {}).get(run.id)
+        if latest is not None:
+            self._note(replace(latest, view=replace(latest.view, killing=True)))
+
     def last_failure(self, app_id: str) -> TaskFailure | None:
         return self._failures.get(app_id)
 
@@ -203,15 +214,10 @@ class Services:
                 if ill := illness(run.view):
                     log.info("service task is replaced", app=app_id, task=run.id, reason=ill)
                 try:
-                    await self._subscription.kill(run.id)
-                except UnknownTask:
-                    self._forget(run.view.spec)
-                    continue
+                    await self.kill(run)
                 except StoreError as error:
                     log.error("kill service task", task=run.id, error=str(error))
                     return RETRY_S
-                if (latest := runs.get(run.id)) is not None:
-                    self._note(replace(latest, view=replace(latest.view, killing=True)))
         return None
 
     async def _start_missing(self) -> float | None:

@@ -21,6 +21,7 @@ from master.offers import TaskView
 from master.rest.errors import ApiError
 from master.tasks import TaskRecord, Tasks
 from master.tokens import Tokens
+from model.health import describe
 from model.resources import Resources
 from model.task import TaskState, Usage
 from model.vip import Vip
@@ -59,6 +60,12 @@ def cluster_router(
     @router.get("/tasks/{task_id}")
     async def show_task(task_id: str) -> dict[str, Any]:
         return {"task": task_json(_known(tasks, task_id))}
+
+    @router.delete("/tasks/{task_id}", status_code=202)
+    async def kill_task(task_id: str) -> dict[str, Any]:
+        """Its backends leave the VIPs, then it is stopped. What its framework does about that is the framework's."""
+        known = _known(tasks, task_id)
+        return {"task": task_json(await tasks.mark(known.spec.id) or known)}
 
     @router.get("/tasks/{task_id}/log")
     async def read_log(
@@ -136,6 +143,7 @@ def task_json(task: TaskRecord | TaskView) -> dict[str, Any]:
         "node": task.node,
         "state": status.state.name,
         "killing": task.killing,
+        "kill_grace_s": spec.kill_grace_s,
         "since": status.since or status.at,
         "reason": status.reason,
         "message": status.message,
@@ -143,8 +151,14 @@ def task_json(task: TaskRecord | TaskView) -> dict[str, Any]:
         "pid": status.pid,
         "exit_code": status.exit_code,
         "healthy": status.healthy,
-        "health": [asdict(health) | {"alive": health.alive} for health in status.health],
-        "readiness": [asdict(readiness) for readiness in status.readiness],
+        "health": [
+            asdict(health) | {"alive": health.alive, "check": describe(check), "max_failures": check.max_failures}
+            for check, health in zip(spec.health_checks, status.health, strict=False)
+        ],
+        "readiness": [
+            asdict(readiness) | {"name": check.name, "check": describe(check)}
+            for check, readiness in zip(spec.readiness_checks, status.readiness, strict=False)
+        ],
         "network": spec.network,
         "resources": resources_json(spec.resources),
         "limits": limits_json(usage),

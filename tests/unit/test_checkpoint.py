@@ -37,6 +37,22 @@ def test_what_was_saved_is_there_after_a_crash(tmp_path: Path) -> None:
     assert set(checkpoint.load()) == {"a.json", "b" * 200}
 
 
+def test_lives_only_grow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever happened to the file that counts them."""
+    lives = [Checkpoint(tmp_path / "tasks").new_life() for _ in range(3)]
+    (tmp_path / "lives").write_text("")
+    with capture_logs() as logs:
+        lives += [Checkpoint(tmp_path / "tasks").new_life() for _ in range(2)]
+    with monkeypatch.context() as patch:
+        patch.setattr("agent.checkpoint.write_atomic", full)
+        lives.append(Checkpoint(tmp_path / "tasks").new_life())
+    assert lives == sorted(set(lives)) and lives[:3] == [0, 1, 2] and len(logs) == 1
+
+
+def full(path: Path, data: bytes, mode: int) -> None:
+    raise OSError(28, "No space left on device", str(path))
+
+
 def test_a_damaged_file_costs_one_task(tmp_path: Path) -> None:
     checkpoint = Checkpoint(tmp_path)
     for name in ("a", "b"):
