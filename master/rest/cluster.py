@@ -57,13 +57,13 @@ def cluster_router(
 
     @router.get("/tasks/{task_id}")
     async def show_task(task_id: str) -> dict[str, Any]:
-        return {"task": task_json(_known(tasks, task_id))}
+        return {"task": task_json(known_task(tasks, task_id))}
 
     @router.get("/tasks/{task_id}/log")
     async def read_log(
         task_id: str, stream: Stream = "stdout", tail: Tail = -1, follow: bool = False
     ) -> StreamingResponse:
-        task = _known(tasks, task_id)
+        task = known_task(tasks, task_id)
         chunks = logs.read(task.node, task.spec.id, stream=stream, tail=tail, follow=follow)
         return StreamingResponse(await _opened(chunks), media_type="application/octet-stream")
 
@@ -95,7 +95,7 @@ async def _opened(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     return all_of_it()
 
 
-def _known(tasks: Tasks, task_id: str) -> TaskRecord:
+def known_task(tasks: Tasks, task_id: str) -> TaskRecord:
     """The task with this id, or the only one whose id begins so: people copy beginnings."""
     exact = tasks.get(task_id)
     if exact is not None:
