@@ -110,6 +110,11 @@ class Reconciler:
         record = self._records.get(task_id)
         return record is None or record.over
 
+    def running(self, task_id: str) -> Container | None:
+        """The container of a task that runs; None when it does not, or is not known."""
+        record = self._records.get(task_id)
+        return self._container(record) if record and record.status.state is TaskState.RUNNING else None
+
     def assign(self, task: TaskSpec, kill: bool) -> None:
         """The master wants this task, or its end. Returns when that is on disk."""
         record = self._records.get(task.id)

@@ -3,13 +3,14 @@ because the master asked for it (`Open` in wire/control.proto).
 
 What is asked for has a kind, and each kind a function that serves it: it reads frames, writes frames, and returns when
 all was said or raises `Refused`. It is cancelled when the other end is gone. A stream that is slow slows down only
-itself: `write` waits until the connection has room, and nothing is read ahead.
+itself: `write` waits until the connection has room, and next to nothing is read ahead.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from typing import TypeAlias
 
 import grpc.aio
@@ -21,6 +22,7 @@ from wire import control_pb2_grpc
 log = structlog.get_logger()
 
 CHUNK_BYTES = 64 * 1024
+READ_AHEAD = 2
 STREAMS_AT_ONCE = 64
 FAREWELL_DEADLINE_S = 30.0  # for the other end to take what was written last
 
@@ -32,10 +34,12 @@ class Refused(Exception):
 
 
 class Stream:
-    """This end of one stream. Reading and writing may go on at the same time, each in one task."""
+    """This end of one stream. One task may read while any number write."""
 
     def __init__(self, call: Call) -> None:
         self._call = call
+        self._read: asyncio.Queue[pb.Frame | None] = asyncio.Queue(READ_AHEAD)
+        self._writing = asyncio.Lock()  # a call takes one message at a time
 
     async def opened(self) -> None:
         """To be said first, as soon as it is certain that there is something to serve."""
@@ -43,15 +47,23 @@ class Stream:
 
     async def read(self) -> pb.Frame | None:
         """None when the other end is gone."""
-        frame = await self._call.read()
-        return frame if isinstance(frame, pb.Frame) else None
+        return await self._read.get()
 
     async def write(self, frame: pb.Frame) -> None:
         """Raises AioRpcError when the other end is gone."""
-        await self._call.write(frame)
+        async with self._writing:
+            await self._call.write(frame)
 
     async def send(self, data: bytes) -> None:
         await self.write(pb.Frame(data=data))
+
+    async def receive(self) -> None:
+        """What `read` returns, until there is no more. A call that is cancelled while it is read from ends as a whole,
+        so its reading is not left to tasks that come and go."""
+        with suppress(grpc.aio.AioRpcError):
+            while isinstance(frame := await self._call.read(), pb.Frame):
+                await self._read.put(frame)
+        await self._read.put(None)
 
 
 Serve = Callable[[pb.Open, Stream], Awaitable[None]]
@@ -81,7 +93,9 @@ class Streams:
 
     async def _serve(self, stub: control_pb2_grpc.ControlStub, asked: pb.Open) -> None:
         call = stub.Stream(metadata=(("request", asked.request),))
-        answering = asyncio.create_task(self._answer(asked, Stream(call)))
+        stream = Stream(call)
+        receiving = asyncio.create_task(stream.receive())
+        answering = asyncio.create_task(self._answer(asked, stream))
         gone = asyncio.create_task(call.code())
         try:
             await asyncio.wait((answering, gone), return_when=asyncio.FIRST_COMPLETED)
@@ -94,10 +108,10 @@ class Streams:
         except Exception:  # a fault of ours in one stream must not go unheard
             log.exception("stream failed", kind=asked.WhichOneof("what"))
         finally:
-            answering.cancel()
-            await asyncio.gather(answering, return_exceptions=True)
+            for task in (answering, receiving, gone):
+                task.cancel()
+            await asyncio.gather(answering, receiving, gone, return_exceptions=True)
             call.cancel()
-            gone.cancel()
 
     async def _answer(self, asked: pb.Open, stream: Stream) -> None:
         try:

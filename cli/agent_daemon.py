@@ -14,7 +14,9 @@ import structlog
 
 from agent import preflight
 from agent.checkpoint import Checkpoint
+from agent.commands import Commands
 from agent.containers import Containers, Directories
+from agent.exec import ExecFeed
 from agent.launcher.client import Launcher
 from agent.logs import LogFeed
 from agent.node_network import NodeNetwork
@@ -93,7 +95,12 @@ async def run(state: Path) -> None:
         session = Session(node, dial, network, ready)
         checkpoint = Checkpoint(directories.tasks)
         reconciler = Reconciler(containers, checkpoint, node.boot_id, node.resources, session.report, ready)
-        streams = Streams({"log": LogFeed(directories.log, reconciler.over).serve})
+        streams = Streams(
+            {
+                "log": LogFeed(directories.log, reconciler.over).serve,
+                "exec": ExecFeed(Commands(containers, launcher), reconciler.running).serve,
+            }
+        )
         stack.push_async_callback(streams.close)
         stack.push_async_callback(reconciler.close)
         await reconciler.recover()

@@ -37,6 +37,7 @@ from master.nodes import Nodes
 from master.rest.app import create_app
 from master.rest.cluster import cluster_router
 from master.rest.server import ServerError, listen, serving
+from master.rest.streams import streams_router
 from master.store.base import Store, StoreError
 from master.store.sqlite import SqliteStore
 from master.tasks import Tasks
@@ -213,7 +214,8 @@ class _Master:
             self.logs,
             self.tokens,
         )
-        everything = [cluster, *routers(self.store, self.services)]
+        streams = streams_router(self.tasks, self.dispatcher.streams)
+        everything = [cluster, streams, *routers(self.store, self.services)]
         return create_app(lambda token: admin_token.matches(token, self.digest), everything, PUBLIC)
 
     @asynccontextmanager

@@ -10,7 +10,9 @@ import typer
 
 from cli.client import connect
 from cli.duration import duration
+from cli.execute import execute
 from cli.output import Json, mebibytes, print_json, print_table
+from cli.problem import Problem
 from cli.task_show import kill, show
 
 app = typer.Typer(no_args_is_help=True)
@@ -47,6 +49,29 @@ def log(
         for chunk in chunks:
             sys.stdout.buffer.write(chunk)
             sys.stdout.buffer.flush()
+
+
+@app.command("exec", context_settings={"allow_interspersed_args": False})
+def execute_command(
+    task: str,
+    command: Annotated[list[str], typer.Argument(help="What to run, and its arguments.")],
+    stdin: Annotated[bool, typer.Option("--stdin", "-i", help="Pass standard input on.")] = False,
+    tty: Annotated[bool, typer.Option("--tty", "-t", help="Give it a terminal.")] = False,
+    env: Annotated[list[str] | None, typer.Option("--env", "-e", metavar="NAME=VALUE", help="Can be repeated.")] = None,
+    user: Annotated[str, typer.Option("--user", "-u", help="Not the task's own: NAME or ID, with :GROUP.")] = "",
+    directory: Annotated[str, typer.Option("--workdir", "-w", help="Not the task's own.")] = "",
+) -> None:
+    """Run a command in a task's container. Exits as the command does."""
+    argv = command[1:] if command[0] == "--" else command
+    request = {"argv": argv, "env": _variables(env or []), "user": user, "cwd": directory, "stdin": stdin or tty}
+    raise typer.Exit(execute(connect(), task, request, tty))
+
+
+def _variables(pairs: list[str]) -> dict[str, str]:
+    for pair in pairs:
+        if not pair.partition("=")[1]:
+            raise Problem(f"--env {pair}: must be NAME=VALUE")
+    return dict(pair.split("=", 1) for pair in pairs)
 
 
 def print_tasks(tasks: list[dict[str, Any]]) -> None:

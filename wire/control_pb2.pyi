@@ -1166,6 +1166,7 @@ class Frame(_message.Message):
     EXIT_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
     END_FIELD_NUMBER: _builtins.int
+    TAKEN_FIELD_NUMBER: _builtins.int
     data: _builtins.bytes
     stderr: _builtins.bytes
     """of a command"""
@@ -1175,6 +1176,8 @@ class Frame(_message.Message):
     """code of a command; 128 and the signal's number when one ended it"""
     error: _builtins.str
     """why there is no more"""
+    taken: _builtins.int
+    """so many bytes of `data` have reached a command's input"""
     @_builtins.property
     def opened(self) -> Global___Empty: ...
     @_builtins.property
@@ -1201,12 +1204,13 @@ class Frame(_message.Message):
         exit: _builtins.int = ...,
         error: _builtins.str = ...,
         end: Global___Empty | None = ...,
+        taken: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "data", b"data", "end", b"end", "eof", b"eof", "error", b"error", "exit", b"exit", "opened", b"opened", "resize", b"resize", "signal", b"signal", "stderr", b"stderr"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "data", b"data", "end", b"end", "eof", b"eof", "error", b"error", "exit", b"exit", "opened", b"opened", "resize", b"resize", "signal", b"signal", "stderr", b"stderr", "taken", b"taken"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "data", b"data", "end", b"end", "eof", b"eof", "error", b"error", "exit", b"exit", "opened", b"opened", "resize", b"resize", "signal", b"signal", "stderr", b"stderr"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "data", b"data", "end", b"end", "eof", b"eof", "error", b"error", "exit", b"exit", "opened", b"opened", "resize", b"resize", "signal", b"signal", "stderr", b"stderr", "taken", b"taken"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["opened", "data", "stderr", "eof", "resize", "signal", "exit", "error", "end"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["opened", "data", "stderr", "eof", "resize", "signal", "exit", "error", "end", "taken"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 

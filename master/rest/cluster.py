@@ -59,19 +59,19 @@ def cluster_router(
 
     @router.get("/tasks/{task_id}")
     async def show_task(task_id: str) -> dict[str, Any]:
-        return {"task": task_json(_known(tasks, task_id))}
+        return {"task": task_json(known_task(tasks, task_id))}
 
     @router.delete("/tasks/{task_id}", status_code=202)
     async def kill_task(task_id: str) -> dict[str, Any]:
         """Its backends leave the VIPs, then it is stopped. What its framework does about that is the framework's."""
-        known = _known(tasks, task_id)
+        known = known_task(tasks, task_id)
         return {"task": task_json(await tasks.mark(known.spec.id) or known)}
 
     @router.get("/tasks/{task_id}/log")
     async def read_log(
         task_id: str, stream: Stream = "stdout", tail: Tail = -1, follow: bool = False
     ) -> StreamingResponse:
-        task = _known(tasks, task_id)
+        task = known_task(tasks, task_id)
         chunks = logs.read(task.node, task.spec.id, stream=stream, tail=tail, follow=follow)
         return StreamingResponse(await _opened(chunks), media_type="application/octet-stream")
 
@@ -103,7 +103,7 @@ async def _opened(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     return all_of_it()
 
 
-def _known(tasks: Tasks, task_id: str) -> TaskRecord:
+def known_task(tasks: Tasks, task_id: str) -> TaskRecord:
     """The task with this id, or the only one whose id begins so: people copy beginnings."""
     exact = tasks.get(task_id)
     if exact is not None:
