@@ -138,12 +138,14 @@ class Discovery:
 
 
 def serving(record: TaskRecord) -> bool:
-    """Whether requests may go to it: running, not about to be stopped, and not ill; with checks, known to be well."""
+    """Whether requests may go to it: running, not about to be stopped, not paused, not ill; with checks, known to be
+    well."""
     status = record.status
     return (
         status.state is TaskState.RUNNING
         and (status.healthy is True if record.spec.health_checks else status.healthy is not False)
         and not record.killing
+        and not record.paused
         and bool(status.addresses)
     )
 

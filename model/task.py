@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 
 from model.health import Health, HealthCheck, Readiness, ReadinessCheck
-from model.limits import TaskLimits
+from model.limits import TaskLimits, Tmpfs
 from model.resources import Resources
 
 
@@ -91,12 +91,14 @@ class Secret:
 
 @dataclass(frozen=True, slots=True)
 class TaskSpec:
-    """Everything an agent needs to run a task. Never changes after the task was accepted.
+    """Everything an agent needs to run a task. Never changes after the task was accepted, but for what a
+    `model.adjustment.Adjustment` names.
 
     `owner` is what the framework calls the thing this task belongs to (`/web`). An empty `rootfs` means the node's own
     file system, read-only, under a private writable layer. `pids` bounds processes and threads together.
     `seccomp` is a profile in Docker's format, `unconfined`, or empty for the default. Capabilities are written like
-    `CAP_NET_RAW`; those dropped may be `ALL`.
+    `CAP_NET_RAW`; those dropped may be `ALL`. With `read_only` nothing can be written but what is mounted: `tmpfs`, and
+    the temporary directories that every container has. `shm` is the size of /dev/shm in MiB.
     """
 
     id: str
@@ -123,6 +125,9 @@ class TaskSpec:
     health_checks: tuple[HealthCheck, ...] = ()
     readiness_checks: tuple[ReadinessCheck, ...] = ()
     kill_signal: str = "SIGTERM"
+    read_only: bool = False
+    tmpfs: tuple[Tmpfs, ...] = ()
+    shm: int = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +152,8 @@ class Usage:
 class TaskStatus:
     """One observation of a task. `sequence` grows with each of them, so that attributes of RUNNING can change too; `at`
     is seconds since the epoch on the node's clock, and `since` when the task came into its state. `health` and
-    `readiness` have one entry for each of the task's checks."""
+    `readiness` have one entry for each of the task's checks. `adjustment` is the number of the last one that was dealt
+    with; `refused` says why it could not be done."""
 
     task_id: str
     state: TaskState
@@ -163,6 +169,9 @@ class TaskStatus:
     since: float = 0.0
     health: tuple[Health, ...] = ()
     readiness: tuple[Readiness, ...] = ()
+    paused: bool = False
+    adjustment: int = 0
+    refused: str = ""
 
 
 def newer(current: TaskStatus | None, seen: TaskStatus) -> bool:

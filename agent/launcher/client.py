@@ -19,6 +19,7 @@ from pathlib import Path
 from agent.launcher import record
 from agent.launcher.channel import MAX_MESSAGE, Message, decode, encode, pair
 
+NATIVE = "native"
 MAIN = Path(__file__).with_name("main.py")
 ANSWER_DEADLINE_S = 30.0
 STOP_DEADLINE_S = 5.0
@@ -68,7 +69,9 @@ class Launch:
 class Launcher:
     """Keeps one launcher process running while it is needed."""
 
-    def __init__(self) -> None:
+    def __init__(self, runtime: str = NATIVE) -> None:
+        """`runtime`: what makes containers' first processes; `native` is `init.py`, see `oci.py` for others."""
+        self._runtime = runtime
         self._process: asyncio.subprocess.Process | None = None
         self._socket: socket.socket | None = None
         self._starting = asyncio.Lock()
@@ -86,6 +89,8 @@ class Launcher:
     async def create(self, bundle: Path, stdout: Path, stderr: Path) -> Launch:
         """Makes the container of `bundle` up to the point where its first process waits for `Launch.start`."""
         request = {"op": "create", "bundle": str(bundle), "stdout": str(stdout), "stderr": str(stderr)}
+        if self._runtime != NATIVE:
+            request["runtime"] = self._runtime
         try:
             return await self._create(bundle, request)
         except LauncherGone:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 from frameworks.services.definition import Definition
-from frameworks.services.strict import TIME
+from frameworks.services.fields import TIME
 from model.codec import Codec
 from model.task import TaskSpec
 
@@ -61,7 +61,7 @@ def new_task(app: App, now: datetime) -> TaskSpec:
     definition = app.definition
     task_id = f"{app.id[1:].replace('/', '_')}.{uuid.uuid4()}"
     labels = {**definition.labels, VERSION_LABEL: app.config_version, STAGED_LABEL: format_time(now)}
-    return TaskSpec(
+    plain = TaskSpec(
         id=task_id,
         framework=FRAMEWORK,
         owner=app.id,
@@ -76,6 +76,7 @@ def new_task(app: App, now: datetime) -> TaskSpec:
         health_checks=tuple(check.of_task(definition.task_ports) for check in definition.healthChecks),
         readiness_checks=tuple(check.of_task(definition.task_ports) for check in definition.readinessChecks),
     )
+    return definition.confined(plain)
 
 
 def label(spec: TaskSpec, name: str) -> str:

@@ -11,14 +11,15 @@ from collections import Counter
 from math import ceil
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BaseModel, Field, ValidationInfo, field_validator, model_validator
 
 from frameworks.services import health
+from frameworks.services.confinement import Docker, LinuxInfo, ResourceLimits, check_limits, confined
+from frameworks.services.fields import STRICT, Refused, invalid, invalid_at
 from frameworks.services.health import HealthChecks, ReadinessChecks
-from frameworks.services.strict import STRICT, invalid, invalid_at
 from model.network import NETWORK_NAME
 from model.resources import Resources
-from model.task import Port, Protocol
+from model.task import Port, Protocol, TaskSpec
 from model.vip import is_vip_label, parse_label
 
 SEGMENT = r"([a-z0-9]([a-z0-9-]*[a-z0-9])?\.)*[a-z0-9]([a-z0-9-]*[a-z0-9])?"
@@ -27,6 +28,7 @@ APP_ID_LENGTH = 160  # a task's id adds a UUID, and must stay a file name with r
 RESERVED = {"restart", "tasks", "versions"}  # the REST API has these below an app's id
 PORT_NAME = re.compile(r"[a-zA-Z0-9]([a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?")
 USER = re.compile(r"[a-z_][a-z0-9_-]{0,31}|[0-9]{1,5}(:[0-9]{1,5})?")
+MAX_ID = 65535  # of a container's own range
 ENV_NAME = re.compile(r"[^=\x00]+")
 OWN_LABELS = "tepui/"  # prefix of the labels that this framework puts on tasks
 STRING_BYTES = 128 * 1024 - 1  # execve(2): MAX_ARG_STRLEN, with the NUL
@@ -37,12 +39,6 @@ PROTOCOLS = {
     "tcp,udp": (Protocol.TCP, Protocol.UDP),
     "udp,tcp": (Protocol.UDP, Protocol.TCP),
 }
-
-
-def _refuse(value: object) -> None:
-    # False and 0 are equal, so `in` finds both; "" is what an empty form field sends.
-    if value not in (None, 0, "", [], {}):
-        raise invalid("is not supported by this version: remove it")
 
 
 def _matches(pattern: re.Pattern[str], rule: str) -> AfterValidator:
@@ -59,6 +55,12 @@ def _executable(value: str) -> str:
         raise invalid("must not contain a NUL character")
     if len(value.encode()) > STRING_BYTES:
         raise invalid(f"is longer than the {STRING_BYTES} bytes that the kernel takes")
+    return value
+
+
+def _user(value: str) -> str:
+    if any(int(part) > MAX_ID for part in value.split(":") if part.isdecimal()):
+        raise invalid(f"{value!r}: ids go up to {MAX_ID}")
     return value
 
 
@@ -94,7 +96,6 @@ def _no_own_labels(labels: dict[str, str]) -> dict[str, str]:
     return labels
 
 
-Refused = Annotated[None, BeforeValidator(_refuse)]
 Text = Annotated[str, AfterValidator(_executable)]
 AppId = Annotated[str, AfterValidator(_app_id)]
 Amount = Annotated[float, Field(ge=0, le=2**40, allow_inf_nan=False)]
@@ -148,8 +149,8 @@ class PortMapping(Strict):
 class Container(Strict):
     type: Literal["MESOS"] = "MESOS"
     portMappings: list[PortMapping] = []
-    docker: Refused = None
-    linuxInfo: Refused = None
+    docker: Docker | None = None
+    linuxInfo: LinuxInfo | None = None
     volumes: Refused = None
 
     @model_validator(mode="after")
@@ -178,7 +179,7 @@ class Definition(Strict):
     id: AppId
     cmd: Annotated[Text, Field(min_length=1)] | None = None
     args: Annotated[list[Text], Field(min_length=1, max_length=10_000)] | None = None
-    user: Annotated[str, _matches(USER, "must be a name or decimal uid:gid")] | None = None
+    user: Annotated[str, _matches(USER, "must be a name or decimal uid:gid"), AfterValidator(_user)] | None = None
     env: dict[EnvName, Text] = {}
     cpus: Positive = 1.0
     mem: Positive = 128.0
@@ -208,7 +209,7 @@ class Definition(Strict):
     ports: Refused = None
     requirePorts: Refused = None
     residency: Refused = None
-    resourceLimits: Refused = None
+    resourceLimits: ResourceLimits | None = None
     role: Refused = None
     secrets: Refused = None
     storeUrls: Refused = None
@@ -234,6 +235,25 @@ class Definition(Strict):
         if problems := dict(health.problems(self.healthChecks, self.readinessChecks, self.task_ports)):
             raise invalid_at(problems)
         return self
+
+    @field_validator("resourceLimits")
+    @classmethod
+    def _limits_above(cls, limits: ResourceLimits | None, info: ValidationInfo) -> ResourceLimits | None:
+        check_limits(limits, info.data.get("cpus"), info.data.get("mem"))
+        return limits
+
+    @model_validator(mode="after")
+    def _options_fit(self) -> Definition:
+        try:
+            self.confined(TaskSpec("probe", "services", self.id, self.argv, self.resources, self.network))
+        except ValueError as error:
+            raise invalid(f"container/docker/parameters: {error}") from None
+        return self
+
+    def confined(self, task: TaskSpec) -> TaskSpec:
+        """The task with all that the definition says of how it is confined."""
+        options = self.container.docker.parameters if self.container.docker else []
+        return confined(task, self.container.linuxInfo, options, self.resourceLimits)
 
     @property
     def argv(self) -> tuple[str, ...]:

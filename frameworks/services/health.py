@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, Field
 
-from frameworks.services.strict import STRICT, TIME, Location, invalid
+from frameworks.services.fields import STRICT, TIME, Location, invalid
 from master.offers import TaskView
 from model import health
 from model.health import ProbeKind

@@ -126,6 +126,7 @@ def _node(view: NodeView, tasks: Tasks, allocator: Allocator) -> dict[str, Any]:
         "boot_id": node.boot_id,
         "version": node.version,
         "attributes": dict(node.attributes),
+        "rights": sorted(node.rights),
         "resources": resources_json(node.resources),
         "used": resources_json(tasks.used(node.id)),
         "tasks": sum(record.status.state is TaskState.RUNNING for record in tasks.on(node.id)),
@@ -159,6 +160,8 @@ def task_json(task: TaskRecord | TaskView) -> dict[str, Any]:
             asdict(readiness) | {"name": check.name, "check": describe(check)}
             for check, readiness in zip(spec.readiness_checks, status.readiness, strict=False)
         ],
+        "paused": status.paused,
+        "refused": status.refused,
         "network": spec.network,
         "resources": resources_json(spec.resources),
         "limits": limits_json(usage),

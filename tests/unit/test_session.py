@@ -268,6 +268,9 @@ async def test_a_gap_or_nonsense_ends_the_session_and_the_next_begins_afresh(
         assert len(script.hellos) == 2
 
 
+GREAT = 1 << 60  # more than any agent of a test counts to
+
+
 async def test_hello_says_what_it_runs_and_statuses_are_repeated_until_acknowledged(bed: Bed) -> None:
     script = Script([change(1, assignment("a"), full=True)], [change(1, assignment("a"), full=True)])
     async with playing(bed, script) as agent:
@@ -279,13 +282,14 @@ async def test_hello_says_what_it_runs_and_statuses_are_repeated_until_acknowled
         assert [list(hello.tasks) == [] for hello in script.hellos] == [True, False]
         (known,) = script.hellos[1].tasks
         assert (known.task_id, known.sequence) == ("a", sequence)
-    done = pb.MasterMessage(status_ack=pb.StatusAck(task_id="a", sequence=sequence))
+    done = pb.MasterMessage(status_ack=pb.StatusAck(task_id="a", sequence=GREAT))
     script = Script([done, change(1, assignment("a"), full=True)])
     async with playing(bed, script) as again:
         again.world = agent.world
         async with again.running() as life:
             await until(lambda: script.applied(1))
             assert life.reconciler.unacknowledged("a") is None
+            assert script.hellos[0].tasks[0].sequence > sequence
 
 
 async def test_an_end_that_a_full_change_does_not_want_any_more_is_forgotten(bed: Bed) -> None:
