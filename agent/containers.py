@@ -7,9 +7,7 @@ knows tasks' states: the reconciler decides which verb is due.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
-import os
 import shutil
 import signal
 from collections.abc import Awaitable, Sequence
@@ -18,7 +16,7 @@ from pathlib import Path
 
 import structlog
 
-from agent import runtime
+from agent import ending, runtime
 from agent.launcher import record
 from agent.launcher.adopt import wait_exit
 from agent.launcher.client import Launch, Launcher
@@ -113,19 +111,16 @@ class Containers:
     async def exited(self, container: Container) -> record.Exit:
         return await wait_exit(container.directory)
 
-    def signal(self, container: Container, number: int) -> None:
-        """To the container's first process, if it lives; with SIGKILL the kernel ends all others in its pid namespace
-        too. Through a pidfd, since by now its pid may be another process's."""
+    def ask(self, container: Container, number: int) -> bool:
+        """Ask it with a signal to end. False when nobody in it would notice: see agent/ending.py."""
         keeper = self.keeper(container)
-        if keeper is None or keeper.container is None:
-            return
-        with contextlib.suppress(ProcessLookupError):
-            pidfd = os.pidfd_open(keeper.container.pid)
-            try:
-                if record.identify(keeper.container.pid) == keeper.container:
-                    signal.pidfd_send_signal(pidfd, number)
-            finally:
-                os.close(pidfd)
+        return keeper is None or keeper.container is None or ending.ask(keeper.container, number)
+
+    def kill(self, container: Container) -> None:
+        """SIGKILL to the container's first process, with which the kernel ends all others in its pid namespace."""
+        keeper = self.keeper(container)
+        if keeper is not None and keeper.container is not None:
+            ending.send(keeper.container, signal.SIGKILL)
 
     async def join(self, container: Container, session: str, pid: int) -> Path:
         """`pid` is among the container's processes from now on. The cgroup of its session: see `Isolator.join`."""

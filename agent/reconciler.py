@@ -22,7 +22,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import signal
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager
@@ -298,7 +297,7 @@ class Reconciler:
     async def _end_limited(self, record: TaskRecord, limit: Limit) -> None:
         """A container that is over a limit has lost a process, or disturbs others: it ends as a whole, at once."""
         container = self._container(record)
-        self._containers.signal(container, signal.SIGKILL)
+        self._containers.kill(container)
         await thaw(self._containers, record)
         try:
             end = await asyncio.wait_for(self._containers.exited(container), KILL_DEADLINE_S)
@@ -308,28 +307,30 @@ class Reconciler:
             await self._exited(record, end, limit)
 
     async def _kill(self, record: TaskRecord) -> None:
-        """The task's signal, its grace, and SIGKILL, with which the kernel ends all that is in its pid namespace."""
+        """The task's signal, its grace, and SIGKILL until it has ended."""
         stop, grace_s = parse_signal(record.spec.kill_signal), record.spec.kill_grace_s
-        container = self._container(record)
+        container, name = self._container(record), signal_name(stop)
         exited = asyncio.ensure_future(self._containers.exited(container))
         try:
-            await self._signal(record, stop, f"{signal_name(stop)} sent, {grace_s:g} s of grace", exited, grace_s)
+            after = f"at once: nothing in it heeds {name}"
+            if self._containers.ask(container, stop):
+                after = f"after {grace_s:g} s of grace"
+                await self._signalled(record, f"{name} sent, {grace_s:g} s of grace", exited, grace_s)
             if exited.done():
                 return await self._exited(record, exited.result())
-            after = f"SIGKILL after {grace_s:g} s of grace"
             while not exited.done():
-                await self._signal(record, signal.SIGKILL, f"{after} sent", exited, KILL_DEADLINE_S)
+                self._containers.kill(container)
+                await self._signalled(record, f"SIGKILL sent {after}", exited, KILL_DEADLINE_S)
                 if not exited.done():
                     log.error("container survives SIGKILL, trying again", task=record.spec.id, pid=record.status.pid)
-            await self._exited(record, exited.result(), killed=f"killed with {after}")
+            await self._exited(record, exited.result(), killed=f"killed with SIGKILL {after}")
         finally:
             exited.cancel()
 
-    async def _signal(
-        self, record: TaskRecord, number: int, message: str, exited: asyncio.Future[Exit], patience_s: float
+    async def _signalled(
+        self, record: TaskRecord, message: str, exited: asyncio.Future[Exit], patience_s: float
     ) -> None:
-        """Returns when the container has exited, or when patience ran out."""
-        self._containers.signal(self._container(record), number)
+        """Say so. Returns when the container has exited, or when patience ran out."""
         self._observe(record, TaskState.KILLING, message=message)
         await asyncio.wait({exited}, timeout=patience_s)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 from agent.launcher import record
+from model.adjustment import adjustment_of
 from model.health import HealthCheck, ProbeKind, ReadinessCheck
 from model.task import TaskSpec, TaskState, TaskStatus
 from tests.kernel.agent import Agent, agent
@@ -110,6 +112,21 @@ async def test_readiness_with_what_was_answered(node: Agent) -> None:
     assert ready.readiness[0].body == "state" and ready.healthy is None
 
 
+async def test_a_paused_task_is_asked_nothing(node: Agent) -> None:
+    spec = server(health_checks=(replace(CHECK, timeout_s=0.3),))
+    node.reconciler.assign(spec, kill=False)
+    answering = await seen(node, lambda status: status.health and "503" in status.health[0].cause, "it answers")
+    os.kill(answering.pid or 0, WELL)
+    await seen(node, lambda status: status.healthy, "it is well")
+    node.reconciler.assign(spec, kill=False, adjustment=adjustment_of(spec, paused=True, number=1))
+    await seen(node, lambda status: status.paused, "it is paused")
+    told, asked = len(node.reports), asyncio.get_running_loop().time()
+    await until(lambda: asyncio.get_running_loop().time() > asked + 1.0, "ten intervals have passed")
+    node.reconciler.assign(spec, kill=False, adjustment=adjustment_of(spec, number=2))
+    await seen(node, lambda status: status.adjustment == 2, "it goes on")
+    assert all(status.healthy for status in node.reports[told:])
+
+
 async def test_the_next_agent_goes_on_from_what_was_known(node: Agent) -> None:
     checks = (CHECK, replace(CHECK, kind=ProbeKind.TCP))
     node.reconciler.assign(server(health_checks=checks), kill=False)
@@ -133,10 +150,14 @@ async def test_the_next_agent_goes_on_from_what_was_known(node: Agent) -> None:
         node.reconciler._records.clear()
 
 
+# The last three have no handler in the first process: its children are asked, or there is nobody to wait for.
 KILLS = [
     ("trap 'exit 3' TERM; while :; do sleep 0.01; done", {}, "exited with 3", 3),
     ("trap 'exit 4' USR1; while :; do sleep 0.01; done", {"kill_signal": "USR1"}, "exited with 4", 4),
     ("trap '' TERM; while :; do sleep 0.01; done", {}, "killed with SIGKILL after 0.2 s of grace", None),
+    ("while :; do sleep 3597; exit 5; done", {}, "exited with 5", 5),
+    ("(while :; do sleep 3596; exit 6; done); exit $?", {}, "exited with 143", 143),
+    ("while :; do exec sleep 3595; done", {}, "killed with SIGKILL at once: nothing in it heeds SIGTERM", None),
 ]
 
 
@@ -147,7 +168,8 @@ async def test_how_a_kill_ends(node: Agent, script: str, fields: dict[str, Any],
     running = await begun(node, spec)
     node.reconciler.assign(spec, kill=True)
     killing = await seen(node, lambda status: status.message, "the signal is sent")
-    assert killing.message == f"{'SIGUSR1' if fields else 'SIGTERM'} sent, 0.2 s of grace"
+    asked = f"{'SIGUSR1' if fields else 'SIGTERM'} sent, 0.2 s of grace"
+    assert killing.message == ("SIGKILL sent" + reason.partition("SIGKILL")[2] if "at once" in reason else asked)
     ended = await node.reached("web.1", TaskState.FINISHED)
     assert (ended.state, ended.reason, ended.exit_code, ended.message) == (TaskState.KILLED, reason, code, "")
     assert not alive(running.pid or 0)

@@ -188,25 +188,15 @@ class _Containers(Containers):
         await self._step()
         return self._world.exits.get(container.id, Exit(lost=True))
 
-    def signal(self, container: Container, number: int) -> None:
+    def ask(self, container: Container, number: int) -> bool:
         self._life.step()
-        if number == signal.SIGKILL or container.task.argv != ("stubborn",):
+        if container.task.argv != ("stubborn",):
             self._world.exit(container.id, Exit(signal=number))
+        return True
 
-    async def update(self, container: Container) -> None:
-        await self._step()
-        self._world.limits[container.id] = container.task.pids
-        await self._step()
-
-    async def pause(self, container: Container) -> None:
-        await self._step()
-        self._world.frozen.add(container.id)
-        await self._step()
-
-    async def resume(self, container: Container) -> None:
-        await self._step()
-        self._world.frozen.discard(container.id)
-        await self._step()
+    def kill(self, container: Container) -> None:
+        self._life.step()
+        self._world.exit(container.id, Exit(signal=signal.SIGKILL))
 
     async def usage(self, container: Container) -> Usage:
         await self._step()

@@ -148,7 +148,7 @@ def test_a_signal_reaches_the_container_and_no_process_that_has_its_pid_now(tmp_
     kept = containers(tmp_path, [])
     container = kept.container(task("a"), 1 << 20)
     container.directory.mkdir()
-    kept.signal(container, signal.SIGKILL)  # nobody there yet
+    kept.kill(container)  # nobody there yet
     with subprocess.Popen(["sleep", "60"]) as process:
         alive = record.identify(process.pid)
         me = record.identify(os.getpid())
@@ -157,12 +157,14 @@ def test_a_signal_reaches_the_container_and_no_process_that_has_its_pid_now(tmp_
         for container_process in (None, earlier):
             keeper = record.Keeper(me, record.boot_id(), record.STARTING, container_process)
             record.write_keeper(str(container.directory), keeper)
-            kept.signal(container, signal.SIGKILL)
+            kept.kill(container)
+            assert kept.ask(container, signal.SIGTERM)
         assert process.poll() is None
         record.write_keeper(str(container.directory), record.Keeper(me, record.boot_id(), record.STARTING, alive))
-        kept.signal(container, signal.SIGTERM)
-        assert process.wait(10) == -signal.SIGTERM
-        kept.signal(container, signal.SIGTERM)
+        assert not kept.ask(container, signal.SIGTERM)  # it has no handler
+        kept.kill(container)
+        assert process.wait(10) == -signal.SIGKILL
+        kept.kill(container)
 
 
 async def test_a_tasks_output_is_forgotten_with_it(tmp_path: Path) -> None:

@@ -228,7 +228,7 @@ async def test_a_kill_tells_how_it_proceeds(tmp_path: Path) -> None:
     life.reconciler.assign(spec("a", "stubborn"), kill=True)
     await until(is_over(world, "a"))
     said = [status.message for status in world.master_log if status.state is TaskState.KILLING]
-    assert said == ["", "SIGTERM sent, 0.01 s of grace", "SIGKILL after 0.01 s of grace sent"]
+    assert said == ["", "SIGTERM sent, 0.01 s of grace", "SIGKILL sent after 0.01 s of grace"]
     assert world.master["a"].reason == "killed with SIGKILL after 0.01 s of grace"
 
 

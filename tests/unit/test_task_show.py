@@ -54,8 +54,8 @@ def test_how_far_its_end_has_come() -> None:
     assert shown(killing=True)["state"] == ["RUNNING for 18 s, leaving the VIPs"]
     asked = shown(killing=True, state=TaskState.KILLING, message="SIGTERM sent, 30 s of grace")
     assert asked["state"] == ["KILLING for 18 s: SIGTERM sent, 30 s of grace, 12 s left"]
-    late = shown(killing=True, state=TaskState.KILLING, since=50.0, message="SIGKILL after 30 s of grace sent")
-    assert late["state"] == ["KILLING for 1 min: SIGKILL after 30 s of grace sent"]
+    late = shown(killing=True, state=TaskState.KILLING, since=50.0, message="SIGKILL sent after 30 s of grace")
+    assert late["state"] == ["KILLING for 1 min: SIGKILL sent after 30 s of grace"]
     over = shown(killing=True, state=TaskState.KILLED, reason="killed with SIGKILL after 30 s of grace")
     assert over["state"] == ["KILLED for 18 s"] and over["reason"] == ["killed with SIGKILL after 30 s of grace"]
 
