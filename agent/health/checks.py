@@ -2,7 +2,7 @@
 
 A check is a loop in the event loop that sleeps most of the time. What a result means is for `model/health.py`, when the
 next one is due for `first_pause` and `next_pause`, all of them pure. Whoever asked hears of what differs from what was
-known: that a check passed once more is no news.
+known: that a check passed once more is no news (`news`).
 
 So that the checks of many containers do not fall on one instant, although an agent may have found them all in the same
 second, the first interval of each is shortened by chance.
@@ -130,7 +130,7 @@ class _Watch:
         else:
             return
         health = _with(self._results.health, number, after)
-        self._learn(replace(self._results, health=health), _news(before, after))
+        self._learn(replace(self._results, health=health), news(check, before, after))
 
     async def _ask(self, number: int, check: ReadinessCheck) -> None:
         before = self._results.readiness[number]
@@ -159,5 +159,11 @@ def _with(known: tuple[T, ...], number: int, result: T) -> tuple[T, ...]:
     return (*known[:number], result, *known[number + 1 :])
 
 
-def _news(before: Health, after: Health) -> bool:
-    return (before.alive, before.failures, before.cause) != (after.alive, after.failures, after.cause)
+def news(check: HealthCheck, before: Health, after: Health) -> bool:
+    """Whether it must be told, which costs a write to two disks. Of failures that change nothing any more only the
+    fourth, the eighth and so on: a task may be ill for days."""
+    if (before.alive, before.cause) != (after.alive, after.cause):
+        return True
+    if after.failures <= check.max_failures:
+        return before.failures != after.failures
+    return after.failures & (after.failures - 1) == 0 < after.failures

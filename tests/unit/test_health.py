@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import cast
 
@@ -14,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from agent.health.checks import Checks, Results, first_pause, known, next_pause
+from agent.health.checks import Checks, Results, first_pause, known, news, next_pause
 from agent.health.probe import Failed, Ignored, NoResult, Outcome, Passed, Prober, Target
 from agent.launcher.record import Identity
 from isolators.base import Container
@@ -172,6 +173,16 @@ async def test_only_what_is_new_is_told() -> None:
         (False, 2),
         (True, 0),
     ]
+
+
+@pytest.mark.parametrize(("most", "told"), [(0, [1, 2, 4, 8, 16]), (5, [1, 2, 3, 4, 5, 8, 16])])
+def test_of_endless_failures_fewer_and_fewer_are_told(most: int, told: list[int]) -> None:
+    check = replace(CHECK, max_failures=most)
+    states = [Health(1, 1, number, number, "no") for number in range(21)]
+    pairs = pairwise(states)
+    assert [after.failures for before, after in pairs if news(check, before, after)] == told
+    assert news(check, states[20], passed(states[20], 30)) and not news(check, states[0], passed(states[0], 30))
+    assert news(check, states[20], replace(states[20], failures=21, cause="refused"))
 
 
 @pytest.mark.anyio
