@@ -116,7 +116,7 @@ class _Watch:
             began = loop.time()
             await self._ask(number, check)
             tries += 1
-            pause = min(check.interval_s, FIRST_RETRY_S * 2 ** min(tries - 1, MOST_DOUBLINGS))
+            pause = min(max(check.interval_s, INTERVAL_LEAST_S), FIRST_RETRY_S * 2 ** min(tries - 1, MOST_DOUBLINGS))
             await asyncio.sleep(max(0.0, began + pause - loop.time()))
 
     async def _check(self, number: int, check: HealthCheck) -> None:
@@ -161,9 +161,9 @@ def _with(known: tuple[T, ...], number: int, result: T) -> tuple[T, ...]:
 
 def news(check: HealthCheck, before: Health, after: Health) -> bool:
     """Whether it must be told, which costs a write to two disks. Of failures that change nothing any more only the
-    fourth, the eighth and so on: a task may be ill for days."""
-    if (before.alive, before.cause) != (after.alive, after.cause):
+    fourth, the eighth and so on: a task may be ill for days, and say something else of it each time."""
+    if before.alive is not after.alive:
         return True
     if after.failures <= check.max_failures:
-        return before.failures != after.failures
-    return after.failures & (after.failures - 1) == 0 < after.failures
+        return (before.failures, before.cause) != (after.failures, after.cause)
+    return after.failures & (after.failures - 1) == 0

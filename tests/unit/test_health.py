@@ -182,7 +182,8 @@ def test_of_endless_failures_fewer_and_fewer_are_told(most: int, told: list[int]
     pairs = pairwise(states)
     assert [after.failures for before, after in pairs if news(check, before, after)] == told
     assert news(check, states[20], passed(states[20], 30)) and not news(check, states[0], passed(states[0], 30))
-    assert news(check, states[20], replace(states[20], failures=21, cause="refused"))
+    assert not news(check, states[20], replace(states[20], failures=21, cause="refused"))
+    assert news(check, Health(), Health(cause="refused"))
 
 
 @pytest.mark.anyio
