@@ -56,6 +56,7 @@ class Services:
         self._offers_since = 0.0
         self._backoff: dict[str, Backoff] = {}
         self._failures: dict[str, TaskFailure] = {}
+        self._chosen: set[str] = set()  # ids: they go first when their app shrinks
         self._refusals: dict[str, dict[str, tuple[float, Refusal]]] = {}  # app -> node
         self._asked: Counter[str] = Counter()  # what the last pass wanted offers for
         self._changed = asyncio.Event()
@@ -74,8 +75,15 @@ class Services:
         """The app's tasks that are not over, oldest first."""
         return sorted(self._runs.get(app_id, {}).values(), key=lambda run: (label(run.view.spec, STAGED_LABEL), run.id))
 
+    def choose(self, runs: Sequence[Run]) -> None:
+        """When their app shrinks, it is by these."""
+        self._chosen.update(run.id for run in runs)
+
     async def kill(self, run: Run) -> None:
         """End a task. Its app has another one started, unless it has enough. Raises StoreError."""
+        latest = self._runs.get(run.view.spec.owner, {}).get(run.id)
+        if latest is None or latest.view.killing:
+            return
         try:
             await self._subscription.kill(run.id)
         except UnknownTask:
@@ -191,6 +199,7 @@ class Services:
     def _forget(self, spec: TaskSpec) -> Run | None:
         runs = self._runs.get(spec.owner, {})
         run = runs.pop(spec.id, None)
+        self._chosen.discard(spec.id)
         if not runs:
             self._runs.pop(spec.owner, None)
         return run
@@ -211,7 +220,7 @@ class Services:
         for app_id, runs in list(self._runs.items()):
             if app_id in self._unreadable:
                 continue
-            for run in surplus(self._apps.get(app_id), list(runs.values())):
+            for run in surplus(self._apps.get(app_id), list(runs.values()), self._chosen):
                 if ill := illness(run.view):
                     log.info("service task is replaced", app=app_id, task=run.id, reason=ill)
                 try:

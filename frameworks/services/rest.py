@@ -173,16 +173,18 @@ class MarathonApi:
         return _deployed(deployed[0], response) if deployed else {"tasks": [task_json(run) for run in found]}
 
     async def _kill(self, runs: list[Run], scale: bool) -> list[App]:
-        """With `scale` their apps shrink by as many; those are returned. First the kills: these, and no others."""
-        for run in runs:
-            await self._services.kill(run)
+        """With `scale` their apps shrink by as many, and are returned. First they shrink: none of these is replaced."""
         counts = Counter(run.view.spec.owner for run in runs if scale and not run.view.killing)
         deployed = []
+        if scale:
+            self._services.choose(runs)
         for app_id, count in counts.items():
             try:
                 deployed.append(await catalog.shrink(self._store, app_id, count))
-            except (UnknownApp, Conflict) as error:
+            except UnknownApp as error:
                 raise _refusal(error, app_id) from error
+        for run in runs:
+            await self._services.kill(run)
         return deployed
 
 

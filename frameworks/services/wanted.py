@@ -6,7 +6,7 @@ it asks for because of something this framework started.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from frameworks.services.app import VERSION_LABEL, App, label
@@ -47,13 +47,14 @@ def missing(app: App, runs: Iterable[Run]) -> int:
     return max(0, app.instances - sum(1 for _ in runs))
 
 
-def surplus(app: App | None, runs: Iterable[Run]) -> list[Run]:
-    """Which to kill: all of other versions and those that their checks gave up, then as many as are too many, the worst
-    first."""
+def surplus(app: App | None, runs: Iterable[Run], chosen: Collection[str] = ()) -> list[Run]:
+    """Which to kill: all of other versions and those that their checks gave up, then as many as are too many: those
+    with a `chosen` id, then the worst first."""
     living = [run for run in runs if not run.view.killing]
     if app is None:
         return living
     staying = sorted((run for run in living if current(app, run) and not illness(run.view)), key=_worth)
+    staying.sort(key=lambda run: run.id not in chosen)
     obsolete = [run for run in living if not current(app, run) or illness(run.view)]
     return obsolete + staying[: max(0, len(staying) - app.instances)]
 

@@ -190,6 +190,7 @@ class _Containers(Containers):
 
     def ask(self, container: Container, number: int) -> bool:
         self._life.step()
+        assert container.id not in self._world.frozen, "it can not see the signal"
         if container.task.argv != ("stubborn",):
             self._world.exit(container.id, Exit(signal=number))
         return True
@@ -197,6 +198,21 @@ class _Containers(Containers):
     def kill(self, container: Container) -> None:
         self._life.step()
         self._world.exit(container.id, Exit(signal=signal.SIGKILL))
+
+    async def update(self, container: Container) -> None:
+        await self._step()
+        self._world.limits[container.id] = container.task.pids
+        await self._step()
+
+    async def pause(self, container: Container) -> None:
+        await self._step()
+        self._world.frozen.add(container.id)
+        await self._step()
+
+    async def resume(self, container: Container) -> None:
+        await self._step()
+        self._world.frozen.discard(container.id)
+        await self._step()
 
     async def usage(self, container: Container) -> Usage:
         await self._step()
