@@ -43,7 +43,7 @@ class Adjustments:
         with self._allocator.reserved(record.node, _more(before.resources, wanted.resources)):
             asked = await self._tasks.adjust(task_id, wanted)
         if asked is None:
-            raise NotAdjustable(_why_not(self._tasks.get(task_id)))
+            raise NotAdjustable(_why_not(self._tasks.get(task_id)) or "it was changed at the same moment: try again")
         return await self._answer(asked)
 
     def _adjustable(self, task_id: str) -> TaskRecord:

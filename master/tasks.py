@@ -134,14 +134,16 @@ class Tasks:
             )
 
     async def adjust(self, task_id: str, wanted: Adjustment) -> TaskRecord | None:
-        """The task shall become so; its number is given here. None when it is over or ends, or the last one is under
-        way still."""
+        """The task shall become so; its number is given here, and is the last one's before. None when it is over or
+        ends, when the last one is under way still, or when there was another one meanwhile."""
         async with self._lock(task_id):
             record = self._records.get(task_id)
             if record is None or record.over or record.killing or record.before is not None:
                 return None
             before = adjustment_of(record.spec, record.paused, record.adjustment)
-            if wanted == dataclasses.replace(before, number=wanted.number):
+            if wanted.number != record.adjustment:
+                return None
+            if wanted == before:
                 return record
             return await self._replace(
                 record,

@@ -7,9 +7,9 @@ container away has the runtime `delete` what it noted (`agent/runtime.py`).
 The runtime gets a bundle of its own in `runtime/`. Its `config.json` is the container's, without the limits, which
 the cgroups have already: only the list of devices stays, for where there is none a runtime has its own.
 
-A runtime looks for the root file system as the container's root, who is nobody on the node, and the agent's
-directories are closed to nobody. They stay so: the runtime runs in a mount namespace in which the first closed one is
-covered by a directory that may be passed through, and has nothing in it but what the container is made of.
+A runtime looks for the root file system with the container's ids, to which the agent's directories are closed. They
+stay so: the runtime runs in a mount namespace in which the first closed one is covered by a directory that may be
+passed through, and has nothing in it but what the container is made of.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def create(runtime: str, bundle: Bundle, stdout: int, stderr: int) -> int:
     os.mkdir(directory, 0o700)
     _write(os.path.join(directory, NAME_FILE), runtime)
     with open(os.path.join(bundle.directory, "config.json"), "rb") as file:
-        config = adapted(json.load(file), _first_closed(bundle.rootfs))
+        config = adapted(json.load(file), first_closed(bundle.rootfs))
     _write(os.path.join(directory, "config.json"), json.dumps(config))
     pid_file = os.path.join(directory, PID)
     _run(runtime, bundle, ("create", "--bundle", directory, "--pid-file", pid_file), (stdout, stderr))
@@ -128,7 +128,7 @@ def _open_way(bundle: Bundle) -> None:
     if os.path.ismount(UNIFIED):  # crun refuses a hybrid of both versions
         _join_unified(bundle)
         sc.umount2(UNIFIED, sc.MNT_DETACH)
-    closed = _first_closed(bundle.rootfs)
+    closed = first_closed(bundle.rootfs)
     if closed is not None:
         os.umask(0)
         trees = {path: sc.open_tree(path, sc.OPEN_TREE_CLONE | sc.AT_RECURSIVE) for path in _needed(bundle, closed)}
@@ -148,7 +148,7 @@ def _join_unified(bundle: Bundle) -> None:
         _write(procs, str(os.getpid()))
 
 
-def _first_closed(path: str) -> str | None:
+def first_closed(path: str) -> str | None:
     """The topmost directory above `path` that others may not pass through."""
     above = ""
     for name in path.split("/")[1:-1]:

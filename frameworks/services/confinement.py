@@ -6,7 +6,7 @@ Parameters are tried on a task when they are read, so that what is wrong with on
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from math import ceil
 from typing import Annotated, Literal
@@ -14,10 +14,11 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, Field, ValidationInfo, field_validator, model_validator
 
 from frameworks.services import parameters
-from frameworks.services.fields import STRICT, Refused, invalid
+from frameworks.services.fields import STRICT, Location, invalid
 from model.resources import Resources
 from model.task import TaskSpec
 
+PARAMETERS_MOST = 256
 UNLIMITED = 1 << 40  # thousandths, MiB: a node gives all that it has
 DEFAULT_PROFILE = "default"
 # Whatever the app asks for, no option fails for want of it here.
@@ -82,16 +83,7 @@ class Parameter(Strict):
         return value
 
 
-class Docker(Strict):
-    parameters: list[Parameter] = []
-    image: Refused = None
-    forcePullImage: Refused = None
-    network: Refused = None
-    portMappings: Refused = None
-    privileged: Refused = None
-    pullConfig: Refused = None
-
-
+Parameters = Annotated[list[Parameter], Field(max_length=PARAMETERS_MOST)]
 Limit = Annotated[float, Field(gt=0, le=UNLIMITED, allow_inf_nan=False)] | Literal["unlimited"]
 
 
@@ -102,19 +94,26 @@ class ResourceLimits(Strict):
     mem: Limit | None = None
 
 
-def check_limits(limits: ResourceLimits | None, cpus: float | None, mem: float | None) -> None:
-    for name, limit, asked in (
-        ("cpus", limits.cpus if limits else None, cpus),
-        ("mem", limits.mem if limits else None, mem),
-    ):
-        if isinstance(limit, float | int) and asked is not None and limit < asked:
-            raise invalid(f"{name} is {limit:g}: it must be at least the {asked:g} that the app asks for")
+def problems(
+    task: TaskSpec, options: Sequence[Parameter], limits: ResourceLimits | None
+) -> Iterator[tuple[Location, str]]:
+    """What does not go with what the app asks for, each with its place."""
+    for index, option in enumerate(options):
+        try:
+            parameters.applied(task, option.key, option.value)
+        except ValueError as error:
+            yield ("container", "docker", "parameters", index, "value"), str(error)
+    asked = task.resources
+    given = limits or ResourceLimits()
+    for name, limit, least, unit in (("cpus", given.cpus, asked.cpus, 1000), ("mem", given.mem, asked.mem, 1)):
+        if limit is not None and _amount(limit, unit) < least:
+            yield ("resourceLimits", name), f"must be at least the {least / unit:g} that the app asks for"
 
 
 def confined(
     task: TaskSpec, linux: LinuxInfo | None, options: Sequence[Parameter], limits: ResourceLimits | None
 ) -> TaskSpec:
-    """The task as the definition wants it confined. Raises ValueError for options that do not go with the app."""
+    """The task as the definition wants it confined."""
     if linux is not None and linux.seccomp is not None and linux.seccomp.unconfined:
         task = replace(task, seccomp="unconfined")
     if linux is not None and linux.ipcInfo is not None and linux.ipcInfo.shmSize is not None:

@@ -11,10 +11,10 @@ from collections import Counter
 from math import ceil
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, Field, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, Field, model_validator
 
-from frameworks.services import health
-from frameworks.services.confinement import Docker, LinuxInfo, ResourceLimits, check_limits, confined
+from frameworks.services import confinement, health
+from frameworks.services.confinement import LinuxInfo, Parameters, ResourceLimits
 from frameworks.services.fields import STRICT, Refused, invalid, invalid_at
 from frameworks.services.health import HealthChecks, ReadinessChecks
 from model.network import NETWORK_NAME
@@ -146,6 +146,16 @@ class PortMapping(Strict):
         return Port(self.containerPort, self.name or "", PROTOCOLS[self.protocol], labels)
 
 
+class Docker(Strict):
+    parameters: Parameters = []
+    image: Refused = None
+    forcePullImage: Refused = None
+    network: Refused = None
+    portMappings: Refused = None
+    privileged: Refused = None
+    pullConfig: Refused = None
+
+
 class Container(Strict):
     type: Literal["MESOS"] = "MESOS"
     portMappings: list[PortMapping] = []
@@ -236,24 +246,20 @@ class Definition(Strict):
             raise invalid_at(problems)
         return self
 
-    @field_validator("resourceLimits")
-    @classmethod
-    def _limits_above(cls, limits: ResourceLimits | None, info: ValidationInfo) -> ResourceLimits | None:
-        check_limits(limits, info.data.get("cpus"), info.data.get("mem"))
-        return limits
-
     @model_validator(mode="after")
-    def _options_fit(self) -> Definition:
-        try:
-            self.confined(TaskSpec("probe", "services", self.id, self.argv, self.resources, self.network))
-        except ValueError as error:
-            raise invalid(f"container/docker/parameters: {error}") from None
+    def _confinement_fits(self) -> Definition:
+        task = TaskSpec("probe", "services", self.id, self.argv, self.resources, self.network)
+        if found := dict(confinement.problems(task, self.options, self.resourceLimits)):
+            raise invalid_at(found)
         return self
 
     def confined(self, task: TaskSpec) -> TaskSpec:
         """The task with all that the definition says of how it is confined."""
-        options = self.container.docker.parameters if self.container.docker else []
-        return confined(task, self.container.linuxInfo, options, self.resourceLimits)
+        return confinement.confined(task, self.container.linuxInfo, self.options, self.resourceLimits)
+
+    @property
+    def options(self) -> Parameters:
+        return self.container.docker.parameters if self.container.docker else []
 
     @property
     def argv(self) -> tuple[str, ...]:

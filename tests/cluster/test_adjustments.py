@@ -5,6 +5,10 @@ from __future__ import annotations
 import time
 from functools import partial
 
+import pytest
+
+from lab.daemons import tepui
+from lab.errors import LabError
 from tests.cluster import bed
 from tests.cluster.bed import Cluster, Json, ask, eventually
 
@@ -26,6 +30,11 @@ def test_resized_in_place_paused_and_resumed(cluster: Cluster) -> None:
     assert cluster.backends("/web") == {other}
     for node in cluster.names:
         eventually(partial(only_answers, cluster, node, target, other), f"{node} is served by the other one")
+
+    with pytest.raises(LabError, match="cpus"):
+        tepui(cluster.lab, "task", "update", name, "--cpus", "1000")
+    after["limits"]["pids"] = 55
+    assert tepui(cluster.lab, "task", "update", name, "--pids", "55")["limits"] == after["limits"]
 
     cluster.lab.kill_daemon(task["node"], "agent")  # what is paused stays so, and what was changed is not changed back
     eventually(lambda: cluster.connected() == set(cluster.names), "its agent is back")

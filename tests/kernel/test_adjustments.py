@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("host_mounts")]
 
 MIB = 1 << 20
 COUNT = "i=0; while :; do i=$((i+1)); echo $i > /tmp/count; done"
-CATCH = "trap 'echo caught; exit 7' TERM; while :; do sleep 0.01; done"
+CATCH = "trap 'echo caught; exit 7' TERM; echo ready; while :; do sleep 0.01; done"
 HOLD = "head -c 40M /dev/zero > /dev/shm/held; echo held; sleep infinity"
 
 
@@ -98,11 +98,13 @@ async def test_a_paused_task_stands_still_until_it_is_resumed(node: Agent) -> No
 async def test_a_paused_task_sees_the_signal_that_ends_it(node: Agent) -> None:
     spec = task("web.1", "sh", "-c", CATCH, kill_grace_s=15.0)
     await running(node, spec)
+    log = node.directories.log(spec.id, "stdout")
+    await until(lambda: "ready" in log.read_text(), "the trap is set")
     await adjusted(node, spec, adjustment_of(spec, paused=True, number=1))
     node.reconciler.assign(spec, kill=True)
     end = await node.reached(spec.id, TaskState.FINISHED)
     assert (end.state, end.exit_code, end.paused) == (TaskState.KILLED, 7, False)
-    assert "caught" in node.directories.log(spec.id, "stdout").read_text()
+    assert "caught" in log.read_text()
 
 
 async def test_an_agent_that_was_killed_in_the_middle_goes_on(node: Agent) -> None:

@@ -7,15 +7,16 @@ import os
 import re
 import shutil
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from agent.launcher import record
+from isolators.base import Container, Isolator, IsolatorError
 from model.adjustment import adjustment_of
+from model.network import Address
 from model.resources import Resources
 from model.task import Rlimit, Secret, TaskSpec, TaskState, TaskStatus
 from tests.kernel import remains
@@ -41,6 +42,7 @@ cat /sys/class/net/lo/flags
 unshare --user true 2>&- || echo filtered
 """
 MOUNTS = "while read -r _ _ _ _ path options _; do echo $path $options; done < /proc/self/mountinfo | sort"
+TRAP = "trap 'exit 5' TERM; echo ready; while :; do sleep 0.01; done"
 HUNGRY = "head -c 200M /dev/zero | tail -c 190M > /dev/null; sleep infinity"
 
 
@@ -57,6 +59,15 @@ async def node(directory: Path, by: str = "native") -> AsyncIterator[Agent]:
 async def by(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Agent]:
     async with node(tmp_path / "state", request.param) as made:
         yield made
+
+
+async def trapping(made: Agent, spec: TaskSpec) -> TaskStatus:
+    """When its trap is set: process 1 is sent no signal that it does not wait for."""
+    made.reconciler.assign(spec, kill=False)
+    running = await made.reached(spec.id, TaskState.RUNNING)
+    log = made.directories.log(spec.id, "stdout")
+    await until(lambda: "ready" in log.read_text(), "the trap is set")
+    return running
 
 
 def curious(name: str, *argv: str) -> TaskSpec:
@@ -121,12 +132,11 @@ async def test_its_exit_code_is_seen(by: Agent) -> None:
 
 
 async def test_a_kill_is_seen_and_answered(by: Agent) -> None:
-    spec = task("web.1", "sh", "-c", "trap 'exit 9' TERM; while :; do sleep 0.01; done", kill_grace_s=15.0)
-    by.reconciler.assign(spec, kill=False)
-    await by.reached("web.1", TaskState.RUNNING)
+    spec = task("web.1", "sh", "-c", TRAP, kill_grace_s=15.0)
+    await trapping(by, spec)
     by.reconciler.assign(spec, kill=True)
     ended = await by.reached("web.1", TaskState.FINISHED)
-    assert (ended.state, ended.exit_code) == (TaskState.KILLED, 9)
+    assert (ended.state, ended.exit_code) == (TaskState.KILLED, 5)
 
 
 async def test_limits_hold_and_the_one_that_was_hit_is_named(by: Agent) -> None:
@@ -169,24 +179,23 @@ async def crashed(made: Agent) -> Agent:
 
 
 async def test_an_agent_that_was_killed_finds_it_again(by: Agent) -> None:
-    spec = task("web.1", "sh", "-c", "trap 'exit 5' USR1; while :; do sleep 0.01; done")
-    by.reconciler.assign(spec, kill=False)
-    before = await by.reached("web.1", TaskState.RUNNING)
+    before = await trapping(by, task("web.1", "sh", "-c", TRAP))
     again = await crashed(by)
     assert before.pid is not None and alive(before.pid)
-    os.kill(before.pid, signal.SIGUSR1)
+    os.kill(before.pid, signal.SIGTERM)
     ended = await again.reached("web.1", TaskState.FINISHED)
     assert (ended.exit_code, ended.reason) == (5, "exited with 5")
     await again.reconciler.close()
 
 
-Fault = Callable[[Agent, TaskStatus], Awaitable[None] | None]
+Fault = Callable[[Agent, TaskStatus], None]
 
 
-def kill_keeper(made: Agent, running: TaskStatus) -> None:
-    keeper = record.read_keeper(str(made.directories.bundles / running.task_id))
-    assert keeper is not None
-    os.kill(keeper.keeper.pid, signal.SIGKILL)
+def look(made: Agent) -> remains.Remains:
+    """Other mounts of the machine come and go with whatever else runs on it."""
+    state = made.directories.bundles
+    found = remains.look(state, made.node.prefix, "")
+    return replace(found, mounts=frozenset(path for path in found.mounts if path.startswith(str(state))))
 
 
 def kill_container(made: Agent, running: TaskStatus) -> None:
@@ -199,15 +208,29 @@ def withdraw(made: Agent, running: TaskStatus) -> None:
 
 
 @pytest.mark.parametrize("fault", [kill_container, withdraw])
-async def test_nothing_is_left(by: Agent, monkeypatch: pytest.MonkeyPatch, fault: Fault) -> None:
-    monkeypatch.setenv(remains.MARK, by.node.prefix)
-    before = remains.look(by.directories.bundles, by.node.prefix, "none")
+async def test_nothing_is_left(by: Agent, fault: Fault) -> None:
+    before = look(by)
     by.reconciler.assign(task("web.1", "sleep", "infinity", secrets=(Secret("key", "sesame"),)), kill=False)
     running = await by.reached("web.1", TaskState.RUNNING)
     fault(by, running)
     await by.reached("web.1", TaskState.FINISHED)
-    after = remains.look(by.directories.bundles, by.node.prefix, "none")
-    assert remains.difference(before, after) == ""
+    assert remains.difference(before, look(by)) == ""
+
+
+class Failing(Isolator):
+    name = "failing"
+
+    async def isolate(self, container: Container, pid: int) -> tuple[Address, ...]:
+        raise IsolatorError(f"no address for {pid}")
+
+
+async def test_what_is_not_connected_never_runs_and_leaves_nothing(by: Agent) -> None:
+    before = look(by)
+    by.node.isolators.append(Failing())
+    ended = await by.run(task("web.1", "sh", "-c", "echo ran"))
+    assert ended.state is TaskState.FAILED and ended.reason.startswith("no address for")
+    assert by.directories.log("web.1", "stdout").read_text() == ""
+    assert remains.difference(before, look(by)) == ""
 
 
 async def test_an_orphan_of_it_is_cleared_away(by: Agent) -> None:

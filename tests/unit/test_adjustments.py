@@ -12,8 +12,11 @@ from typing import Any
 import httpx2
 import pytest
 
+from agent import containers
 from agent.adjust import outdated
 from agent.checkpoint import CODEC, TaskRecord
+from agent.containers import Containers, Directories
+from isolators.base import Container, Isolator, IsolatorError, Limit
 from master import adjustments
 from master.adjustments import Adjustments, NotAdjustable, Refused, paused
 from master.allocator import Shortage
@@ -191,6 +194,17 @@ async def test_what_is_so_already_needs_no_answer(tmp_path: Path) -> None:
         assert (await made.adjustments.adjust("web.1", paused(False))).adjustment == 0
 
 
+async def test_of_two_changes_from_the_same_state_one_is_refused(tmp_path: Path) -> None:
+    async with cluster(tmp_path) as made:
+        before = adjustment_of(made.parts.record("web.1").spec)
+        asked = asyncio.create_task(made.adjustments.adjust("web.1", to(pids=7)))
+        await made.answer()
+        await asked
+        with pytest.raises(NotAdjustable, match="at the same moment"):
+            await made.adjustments.adjust("web.1", lambda now: replace(before, pids=8))
+        assert made.parts.record("web.1").spec.pids == 7
+
+
 async def test_a_task_that_ends_is_left_alone(tmp_path: Path) -> None:
     async with cluster(tmp_path) as made:
         await made.parts.tasks.mark("web.1")
@@ -228,6 +242,41 @@ async def test_an_adjustment_of_a_task_that_is_not_running_yet_waits(tmp_path: P
     await until(lambda: state(world, "a") is TaskState.RUNNING and world.master["a"].paused)
     assert CODEC.decode((tmp_path / "tasks/a.json").read_bytes()).adjustment is None
     await life.end()
+
+
+@pytest.mark.parametrize("argv", [("sleep",), ("stubborn",)])
+async def test_a_kill_thaws_it_first_also_by_another_agent(tmp_path: Path, argv: tuple[str, ...]) -> None:
+    world, life = await start(tmp_path)
+    life.reconciler.assign(spec("a", *argv), kill=False)
+    await until(lambda: state(world, "a") is TaskState.RUNNING)
+    life.reconciler.assign(spec("a", *argv), kill=False, adjustment=adjustment_of(spec("a", *argv), True, 1))
+    await until(lambda: world.master["a"].paused)
+    assert world.frozen == {"a"}
+    await life.end()
+    again = Life(world)
+    assert await again.begin()
+    await until(lambda: state(world, "a") is TaskState.RUNNING and world.master["a"].paused)
+    again.reconciler.assign(spec("a", *argv), kill=True)
+    await until(lambda: state(world, "a") is TaskState.KILLED)
+    assert world.frozen == set() and not world.master["a"].paused
+    await again.end()
+
+
+async def test_a_watch_that_fails_is_begun_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(containers, "WATCH_RETRY_S", 0.0)
+    watched: list[str] = []
+
+    class Flaky(Isolator):
+        async def watch(self, container: Container) -> Limit | None:
+            watched.append(container.id)
+            if len(watched) < 3:
+                raise IsolatorError("no descriptor left")
+            return Limit("disk limit exceeded")
+
+    made = Containers(Directories(tmp_path), (Isolator(), Flaky()), None)  # type: ignore[arg-type]
+    async with asyncio.timeout(5):
+        assert await made.watch(made.container(spec("a"), 0)) == Limit("disk limit exceeded")
+    assert watched == ["a"] * 3
 
 
 def resized(task: TaskSpec, number: int, pids: int) -> Adjustment:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import stat
+from pathlib import Path
 from typing import Any
 
-from agent.launcher.oci import adapted, command
+from agent.launcher.oci import adapted, command, first_closed
 
 
 def config(**linux: Any) -> dict[str, Any]:
@@ -29,3 +32,12 @@ def test_all_that_it_notes_is_with_the_container() -> None:
     argv = command("crun", "/state/containers/web.1", "start", "web.1")
     assert argv[:2] == ["crun", "--cgroup-manager=cgroupfs"] and argv[-2:] == ["start", "web.1"]
     assert argv[argv.index("--root") + 1] == "/state/containers/web.1/runtime/state"
+
+
+def test_the_first_directory_that_others_may_not_pass(tmp_path: Path) -> None:
+    tmp_path.chmod(0o700)
+    closed = first_closed(str(tmp_path / "containers" / "web.1" / "rootfs"))
+    assert closed is not None and tmp_path.is_relative_to(closed)
+    assert not os.stat(closed).st_mode & stat.S_IXOTH
+    assert all(above.stat().st_mode & stat.S_IXOTH for above in Path(closed).parents)
+    assert first_closed("/usr/bin/env") is None

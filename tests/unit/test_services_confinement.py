@@ -164,7 +164,7 @@ def marks(test: Any) -> list[Any]:
 
 def test_swap_is_counted_from_the_memory() -> None:
     path, said = refused(container={"docker": {"parameters": [{"key": "memory-swap", "value": "32m"}]}})
-    assert path == "/" and "at least 64m" in said
+    assert path == "/container/docker/parameters(0)/value" and "at least 64m" in said
 
 
 def test_linux_info() -> None:
@@ -196,8 +196,8 @@ def test_limits_above_what_is_asked_for() -> None:
 @pytest.mark.parametrize(
     ("limits", "path"),
     [
-        ({"cpus": 0.1}, "/resourceLimits"),
-        ({"mem": 32}, "/resourceLimits"),
+        ({"cpus": 0.1}, "/resourceLimits/cpus"),
+        ({"mem": 32}, "/resourceLimits/mem"),
         ({"disk": 1}, "/resourceLimits/disk"),
     ],
 )
