@@ -14,6 +14,7 @@ import shutil
 import signal
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -21,7 +22,9 @@ import structlog
 from agent.launcher import record
 from agent.launcher.adopt import wait_exit
 from agent.launcher.client import Launch, Launcher
-from isolators.base import Container, Isolator, IsolatorError, Limit, merge
+from agent.log_limits import DEFAULT_POLICY, LogPolicy
+from agent.pumps import Pumps
+from isolators.base import Container, Isolator, IsolatorError, Limit, Unsupported, merge
 from model.network import Address
 from model.task import TaskSpec, Usage
 from pki.files import PRIVATE, write_atomic
@@ -59,10 +62,18 @@ class Directories:
 
 
 class Containers:
-    def __init__(self, directories: Directories, isolators: Sequence[Isolator], launcher: Launcher) -> None:
+    def __init__(
+        self,
+        directories: Directories,
+        isolators: Sequence[Isolator],
+        launcher: Launcher,
+        log_policy: LogPolicy = DEFAULT_POLICY,
+    ) -> None:
         self._directories = directories
         self._isolators = isolators
         self._launcher = launcher
+        self._log_policy = log_policy
+        self._pumps = Pumps()
 
     def container(self, task: TaskSpec, id_base: int) -> Container:
         return Container(task.id, task, self._directories.bundles / task.id, id_base)
@@ -89,9 +100,10 @@ class Containers:
 
     async def create(self, container: Container) -> tuple[Launch, tuple[Address, ...]]:
         """The container's namespaces, limited and connected, with its first process waiting in them."""
-        logs = self._directories.logs / container.id
-        logs.mkdir(mode=0o700, exist_ok=True)
-        launch = await self._launcher.create(container.directory, logs / "stdout", logs / "stderr")
+        limits = self._log_policy.of(container.task)
+        stdout, stderr = self._logs(container)
+        stdout.parent.mkdir(mode=0o700, exist_ok=True)
+        launch = await self._launcher.create(container.directory, stdout, stderr, limits)
         try:
             # All of them, also when one fails: none may still be at work when cleanup begins.
             results = await asyncio.gather(
@@ -107,7 +119,7 @@ class Containers:
         return record.read_keeper(str(container.directory))
 
     async def exited(self, container: Container) -> record.Exit:
-        return await wait_exit(container.directory)
+        return await wait_exit(container.directory, partial(self._take_over_logs, container))
 
     def signal(self, container: Container, number: signal.Signals) -> None:
         """To the container's first process, if it lives; with SIGKILL the kernel ends all others in its pid namespace
@@ -157,12 +169,25 @@ class Containers:
                 await isolator.cleanup(container)
             except (IsolatorError, OSError) as error:
                 errors.append(error)
+        self._pumps.end(container.id)
+        _mark_ended(self._directories.logs / container.id)
         if errors:
             raise ExceptionGroup(f"clean up {container.id}", errors)
         shutil.rmtree(container.directory, ignore_errors=False, onerror=_absent_is_fine)
 
-    def forget(self, task_id: str) -> None:
-        shutil.rmtree(self._directories.logs / task_id, onerror=_absent_is_fine)
+    def close(self) -> None:
+        """Let go of containers, which go on."""
+        self._pumps.close()
+
+    def _take_over_logs(self, container: Container) -> None:
+        try:
+            limits = self._log_policy.of(container.task)
+        except Unsupported:  # the node's settings have changed since it began
+            limits = (self._log_policy.limits, self._log_policy.limits)
+        self._pumps.take_over(container.id, container.directory, self._logs(container), limits)
+
+    def _logs(self, container: Container) -> tuple[Path, Path]:
+        return self._directories.log(container.id, "stdout"), self._directories.log(container.id, "stderr")
 
 
 def _addresses(results: Sequence[tuple[Address, ...] | BaseException]) -> tuple[Address, ...]:
@@ -173,6 +198,12 @@ def _addresses(results: Sequence[tuple[Address, ...] | BaseException]) -> tuple[
             raise result
         addresses += result
     return addresses
+
+
+def _mark_ended(logs: Path) -> None:
+    """From now on they age (`log_retention.py`)."""
+    with contextlib.suppress(FileNotFoundError):
+        os.utime(logs)
 
 
 async def _limit(asked: Awaitable[Limit | None]) -> Limit | None:

@@ -1,25 +1,25 @@
 """Sends a task's output to the master when asked, on a stream of its own.
 
-Reads the task's log files as they are written to; a reader that is slow slows down only its own stream.
+Reads the task's log files as they are written to; a reader that is slow slows down only its own stream, and misses
+what is rotated away meanwhile, of which it is told.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import AsyncIterator, Callable
-from io import FileIO
 from pathlib import Path
 
 import grpc
 import structlog
 
+from agent.log_reader import LogReader
+from model.task import TASK_ID
 from wire import control_pb2 as pb
 from wire import control_pb2_grpc
 
 log = structlog.get_logger()
 
-CHUNK_BYTES = 64 * 1024
 POLL_S = 0.1
 FEEDS_AT_ONCE = 32
 STREAMS = ("stdout", "stderr")
@@ -57,26 +57,31 @@ class LogFeed:
         if len(self._feeds) > FEEDS_AT_ONCE:
             yield pb.LogChunk(error=f"{FEEDS_AT_ONCE} logs of this node are being read already")
             return
+        if not TASK_ID.fullmatch(request.task_id):
+            yield pb.LogChunk(error=f"{request.task_id!r} is not a task id")
+            return
         try:
-            descriptor = os.open(
-                self._path(request.task_id, request.stream), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
-            )
+            path = self._path(request.task_id, request.stream)
+            # In a thread: to find the place may take a look at all that is there.
+            reader = await asyncio.to_thread(LogReader, path, request.tail, request.since)
         except OSError as error:
             yield pb.LogChunk(error=f"{request.stream} of {request.task_id}: {error.strerror}")
             return
-        with FileIO(descriptor) as file:
-            async for data in self._follow(file, request):
+        try:
+            async for data in self._follow(reader, request):
                 yield pb.LogChunk(data=data)
-        yield pb.LogChunk(end=True)
+            yield pb.LogChunk(end=True)
+        except OSError as error:
+            yield pb.LogChunk(error=f"{request.stream} of {request.task_id}: {error.strerror}")
+        finally:
+            reader.close()
 
-    async def _follow(self, file: FileIO, request: pb.OpenLog) -> AsyncIterator[bytes]:
-        """What is in the file from `tail` bytes before its end, then what is added while the task lives."""
-        if request.tail >= 0:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - request.tail))
+    async def _follow(self, reader: LogReader, request: pb.OpenLog) -> AsyncIterator[bytes]:
+        """What there is, then what is added while the task lives."""
         yield b""  # tells the reader that the log is open, even if nothing was written yet
         while True:
             over = self._over(request.task_id)  # before the read: what comes after the end was written before it
-            while data := file.read(CHUNK_BYTES):
+            while data := reader.read():
                 yield data
             if over or not request.follow:
                 return

@@ -88,6 +88,7 @@ class Reconciler:
         for loop in self._loops.values():
             loop.cancel()
         await asyncio.gather(*self._loops.values(), return_exceptions=True)
+        self._containers.close()
 
     def statuses(self) -> list[TaskStatus]:
         return [record.status for record in self._records.values()]
@@ -348,7 +349,6 @@ class Reconciler:
         self._records[record.spec.id] = record
 
     def _forget(self, task_id: str) -> None:
-        self._containers.forget(task_id)
         self._checkpoint.forget(task_id)
         self._records.pop(task_id, None)
         self._withdrawn.discard(task_id)

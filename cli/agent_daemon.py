@@ -16,6 +16,9 @@ from agent import preflight
 from agent.checkpoint import Checkpoint
 from agent.containers import Containers, Directories
 from agent.launcher.client import Launcher
+from agent.launcher.pump import Limits
+from agent.log_limits import MIB, LogPolicy
+from agent.log_retention import Retention, keep_bounded
 from agent.logs import LogFeed
 from agent.node_network import NodeNetwork
 from agent.reconciler import Reconciler
@@ -87,7 +90,7 @@ async def run(state: Path) -> None:
             frozenset(settings.devices),
         )
         isolators = standard_isolators(state, networks, launcher.userns_fd, settings.cgroup, rights)
-        containers = Containers(directories, isolators, launcher)
+        containers = Containers(directories, isolators, launcher, _log_policy(settings))
         dial = partial(_dial, state, settings.master)
         session = Session(node, dial, network, ready)
         checkpoint = Checkpoint(directories.tasks)
@@ -99,6 +102,8 @@ async def run(state: Path) -> None:
         async with asyncio.TaskGroup() as group:
             group.create_task(session.run(reconciler, logs))
             group.create_task(keep_renewed(pki_directory(state), dial))
+            retention = Retention(3600 * settings.log_keep_h, MIB * settings.log_keep_mib)
+            group.create_task(keep_bounded(directories.logs, retention, reconciler.over))
 
 
 async def _joined(state: Path) -> str:
@@ -122,6 +127,10 @@ def _settings(state: Path) -> AgentSettings:
     if not settings.master:
         raise Problem(f"{state / SETTINGS_FILE}: master: is missing: run 'tepui agent join'")
     return settings
+
+
+def _log_policy(settings: AgentSettings) -> LogPolicy:
+    return LogPolicy(Limits(MIB * settings.log_file_mib, settings.log_files), MIB * settings.log_stream_mib)
 
 
 def _node(name: str, settings: AgentSettings, state: Path) -> Node:

@@ -55,7 +55,11 @@ class MasterSettings(_Settings):
 class AgentSettings(_Settings):
     """`cpus` (thousandths), `mem` and `disk` (MiB) are what may be handed out; None: what the machine has, less a
     reserve for itself. `address` is the node's on the underlay; None: the one that leads to the master. `capabilities`,
-    `unconfined_seccomp`, `host_network` and `devices` permit tasks what the defaults do not (`isolators/rights.py`)."""
+    `unconfined_seccomp`, `host_network` and `devices` permit tasks what the defaults do not (`isolators/rights.py`).
+
+    Of each stream of a task `log_files` of `log_file_mib` are kept, unless the task asks for something else
+    (`agent/log_limits.py`), which may be up to `log_stream_mib` in all; and when the task has ended, for
+    `log_keep_h` hours, or until the logs of ended tasks take more than `log_keep_mib`."""
 
     model_config = SettingsConfigDict(env_prefix="TEPUI_AGENT_", extra="forbid")
 
@@ -71,6 +75,11 @@ class AgentSettings(_Settings):
     host_network: bool = False
     devices: list[str] = []
     vip_pools: list[IPv4Network | IPv6Network] = [ip_network("100.127.0.0/16")]
+    log_file_mib: int = Field(10, ge=1)
+    log_files: int = Field(3, ge=1)
+    log_stream_mib: int = Field(256, ge=1)
+    log_keep_h: float = Field(24.0, ge=0)
+    log_keep_mib: int = Field(1024, ge=0)
 
 
 S = TypeVar("S", bound=_Settings)

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
 from cli.client import connect
+from cli.log_options import Follow, Since, Stderr, Tail, log_query
 from cli.output import Json, mebibytes, print_json, print_table
 
 app = typer.Typer(no_args_is_help=True)
-
-TAIL_BYTES = 64 * 1024
 
 
 @app.command("list")
@@ -29,14 +28,14 @@ def list_tasks(json: Json = False) -> None:
 @app.command()
 def log(
     task: str,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the task ends.")] = False,
-    stderr: Annotated[bool, typer.Option("--stderr", help="Its stderr instead of its stdout.")] = False,
-    everything: Annotated[bool, typer.Option("--all", help=f"Not only the last {TAIL_BYTES // 1024} KiB.")] = False,
+    follow: Follow = False,
+    tail: Tail = -1,
+    since: Since = "",
+    stderr: Stderr = False,
     json: Json = False,
 ) -> None:
-    """What a task wrote."""
-    query = {"stream": "stderr" if stderr else "stdout", "follow": follow, "tail": -1 if everything else TAIL_BYTES}
-    with connect().stream(f"/api/v1/tasks/{task}/log", **query) as chunks:
+    """What a task wrote. One that has ended can be asked for by its whole id, until its node removes its log."""
+    with connect().stream(f"/api/v1/tasks/{task}/log", **log_query(follow, tail, since, stderr)) as chunks:
         if json:
             print_json({"task": task, "output": b"".join(chunks).decode(errors="replace")})
             return

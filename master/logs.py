@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, field
 
 from wire import control_pb2 as pb
 
 QUEUE_CHUNKS = 16
 OPEN_DEADLINE_S = 10.0
+
+Ask = Callable[[pb.OpenLog], bool]  # sends a request to an agent; False when that is not connected
 
 
 class LogError(Exception):
@@ -45,11 +47,12 @@ class Logs:
     def __init__(self) -> None:
         self._readers: dict[str, _Reader] = {}
 
-    async def read(
-        self, task_id: str, ask: Callable[[pb.OpenLog], bool], *, stream: str, tail: int, follow: bool
-    ) -> AsyncIterator[bytes]:
-        """The task's output as it comes. `ask` sends the request to the agent. Raises LogError."""
-        request = pb.OpenLog(request=secrets.token_hex(8), task_id=task_id, stream=stream, tail=tail, follow=follow)
+    async def read(self, wanted: pb.OpenLog, ask: Ask) -> AsyncGenerator[bytes, None]:
+        """The output that is `wanted`, as it comes, after an empty part. Raises LogError."""
+        request = pb.OpenLog()
+        request.CopyFrom(wanted)
+        request.request = secrets.token_hex(8)
+        task_id = request.task_id
         reader = self._readers[request.request] = _Reader()
         try:
             if not ask(request):
@@ -63,6 +66,19 @@ class Logs:
         finally:
             del self._readers[request.request]
             reader.gone.set()
+
+    async def find(self, wanted: pb.OpenLog, asks: Iterable[Ask]) -> AsyncIterator[bytes]:
+        """As `read`, of a task that nobody here remembers: the nodes behind `asks` keep logs for longer."""
+        readings = [self.read(wanted, ask) for ask in asks]
+        try:
+            begun = await asyncio.gather(*map(_begun, readings))
+            found = next((reading for reading in begun if reading is not None), None)
+            if found is None:
+                raise LogError(f"log of {wanted.task_id}: none of the {len(readings)} connected nodes has it")
+            async for data in found:
+                yield data
+        finally:
+            await asyncio.gather(*(reading.aclose() for reading in readings))
 
     async def receive(self, request: str, chunks: AsyncIterator[pb.LogChunk]) -> None:
         """The agent's stream for `request`. Returns when it ends, or when its reader is gone."""
@@ -79,6 +95,15 @@ class Logs:
             await asyncio.gather(filling, gone, return_exceptions=True)
             # Of interest only to a reader who has not seen the end.
             reader.queue.put_nowait(pb.LogChunk(error="the connection to its node broke"))
+
+
+async def _begun(reading: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None] | None:
+    """Past its first part, which is empty and tells that there is a log."""
+    try:
+        await anext(reading)
+    except LogError:
+        return None
+    return reading
 
 
 async def _first(reader: _Reader, task_id: str) -> pb.LogChunk:

@@ -927,14 +927,17 @@ class OpenLog(_message.Message):
     STREAM_FIELD_NUMBER: _builtins.int
     TAIL_FIELD_NUMBER: _builtins.int
     FOLLOW_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
     request: _builtins.str
     task_id: _builtins.str
     stream: _builtins.str
     """"stdout" or "stderr" """
     tail: _builtins.int
-    """bytes from the end to begin with; negative: all"""
+    """lines from the end to begin with; negative: all"""
     follow: _builtins.bool
     """until the task has ended and everything was sent"""
+    since: _builtins.float
+    """seconds since the epoch: leave out what was written before"""
     def __init__(
         self,
         *,
@@ -943,10 +946,11 @@ class OpenLog(_message.Message):
         stream: _builtins.str = ...,
         tail: _builtins.int = ...,
         follow: _builtins.bool = ...,
+        since: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["follow", b"follow", "request", b"request", "stream", b"stream", "tail", b"tail", "task_id", b"task_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["follow", b"follow", "request", b"request", "since", b"since", "stream", b"stream", "tail", b"tail", "task_id", b"task_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

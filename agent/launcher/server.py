@@ -2,7 +2,7 @@
 
 A request is one packet with one socket, on which the answer goes, so that requests never wait for one another:
 
-    {"op": "create", "bundle": DIR, "stdout": FILE, "stderr": FILE}    see keeper.py
+    {"op": "create", "bundle": DIR, "streams": [STDOUT, STDERR]}       see keeper.py, streams.py
     {"op": "userns", "base": B, "count": N}                            answered here, with a descriptor
 
 A keeper is forked before it is needed, so that a request need not wait for a fork; the next one only when nothing has

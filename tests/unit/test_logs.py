@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from agent.logs import CHUNK_BYTES, FEEDS_AT_ONCE, LogFeed
+from agent.log_reader import CHUNK_BYTES
+from agent.logs import FEEDS_AT_ONCE, LogFeed
 from master.logs import LogError
 from tests.unit.cluster import until
 from tests.unit.control import Agent, Dial, Master, cluster
@@ -55,11 +57,10 @@ async def answering(dial: Dial, directory: Path) -> AsyncIterator[Node]:
 
 
 def read(
-    parts: Master, task: str = "a", stream: str = "stdout", tail: int = -1, follow: bool = False
-) -> AsyncIterator[bytes]:
-    return parts.logs.read(
-        task, lambda request: parts.dispatcher.open_log("n1", request), stream=stream, tail=tail, follow=follow
-    )
+    parts: Master, task: str = "a", stream: str = "stdout", tail: int = -1, follow: bool = False, since: float = 0.0
+) -> AsyncGenerator[bytes, None]:
+    wanted = pb.OpenLog(task_id=task, stream=stream, tail=tail, follow=follow, since=since)
+    return parts.logs.read(wanted, partial(parts.dispatcher.open_log, "n1"))
 
 
 async def all_of(chunks: AsyncIterator[bytes]) -> bytes:
@@ -72,7 +73,7 @@ async def test_what_was_written_is_read(tmp_path: Path) -> None:
         node.write("a", b"oops\n", "stderr")
         node.write("empty", b"")
         assert await all_of(read(parts)) == b"one\ntwo\n"
-        assert await all_of(read(parts, tail=4)) == b"two\n"
+        assert await all_of(read(parts, tail=1)) == b"two\n"
         assert await all_of(read(parts, tail=0)) == b""
         assert await all_of(read(parts, tail=10**9)) == b"one\ntwo\n"
         assert await all_of(read(parts, stream="stderr")) == b"oops\n"
@@ -103,7 +104,7 @@ async def test_a_follower_gets_everything_to_the_end(tmp_path: Path) -> None:
 async def test_a_task_that_is_forgotten_while_it_is_followed(tmp_path: Path) -> None:
     async with cluster(tmp_path) as (parts, dial), answering(dial, tmp_path) as node:
         node.write("a", b"all of it")
-        async with aclosing(read(parts, follow=True)) as chunks:  # type: ignore[type-var]
+        async with aclosing(read(parts, follow=True)) as chunks:
             assert await anext(chunks) == b""
             (tmp_path / "a" / "stdout").unlink()
             node.ended.add("a")
@@ -114,6 +115,7 @@ async def test_a_task_that_is_forgotten_while_it_is_followed(tmp_path: Path) -> 
     ("task", "stream", "complaint"),
     [
         ("absent", "stdout", "log of absent: stdout of absent: No such file or directory"),
+        ("../a", "stdout", "log of ../a: '../a' is not a task id"),
         ("a", "../../a/stdout", "no stream '../../a/stdout': stdout or stderr"),
         ("link", "stdout", "Too many levels of symbolic links"),
     ],
@@ -147,7 +149,7 @@ async def test_a_reader_that_leaves_ends_the_agents_stream(tmp_path: Path) -> No
         node.write("quiet", b"hello")
         node.write("loud", bytes(BIG))
         for task in ("quiet", "loud"):
-            async with aclosing(read(parts, task, follow=True)) as chunks:  # type: ignore[type-var]
+            async with aclosing(read(parts, task, follow=True)) as chunks:
                 await anext(chunks)
                 assert node.feed._feeds
             await until(lambda: not node.feed._feeds)
@@ -187,7 +189,7 @@ async def test_a_node_has_no_more_than_so_many_readers(tmp_path: Path) -> None:
         with pytest.raises(LogError, match="32 logs of this node are being read already"):
             await all_of(read(parts))
         for reader in readers:
-            await reader.aclose()  # type: ignore[attr-defined]
+            await reader.aclose()
         await until(lambda: not node.feed._feeds)
         assert await all_of(read(parts)) == b""
 
