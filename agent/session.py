@@ -15,10 +15,10 @@ from typing import TypeAlias
 import grpc
 import structlog
 
-from agent.logs import LogFeed
 from agent.node_network import NodeNetwork
 from agent.reconciler import Reconciler
 from agent.renewal import Dial, describe
+from agent.streams import Streams
 from model.node import Node
 from model.task import TaskStatus
 from pki.credentials import CredentialError
@@ -55,12 +55,12 @@ class Session:
         self._news.add(status.task_id)
         self._wake.set()
 
-    async def run(self, reconciler: Reconciler, logs: LogFeed) -> None:
+    async def run(self, reconciler: Reconciler, streams: Streams) -> None:
         """Until cancelled."""
         bound = BACKOFF_FIRST_S
         said = ""
         while True:
-            connected, reason = await self._attempt(reconciler, logs)
+            connected, reason = await self._attempt(reconciler, streams)
             if connected:
                 bound, said = BACKOFF_FIRST_S, ""
             if reason != said:
@@ -69,11 +69,11 @@ class Session:
             await asyncio.sleep(random.uniform(0.1 * bound, bound))
             bound = min(2 * bound, BACKOFF_MOST_S)
 
-    async def _attempt(self, reconciler: Reconciler, logs: LogFeed) -> tuple[bool, str]:
+    async def _attempt(self, reconciler: Reconciler, streams: Streams) -> tuple[bool, str]:
         """One session, to its end. Whether it came about, and why it ended."""
         try:
             async with self._dial() as channel:
-                conversation = _Conversation(self, reconciler, logs, control_pb2_grpc.ControlStub(channel))
+                conversation = _Conversation(self, reconciler, streams, control_pb2_grpc.ControlStub(channel))
                 try:
                     reason = await conversation.run()
                 except grpc.aio.AioRpcError as error:
@@ -87,12 +87,12 @@ class _Conversation:
     """The state of one session: what was received, what of it was applied, and what the other side knows."""
 
     def __init__(
-        self, session: Session, reconciler: Reconciler, logs: LogFeed, stub: control_pb2_grpc.ControlStub
+        self, session: Session, reconciler: Reconciler, streams: Streams, stub: control_pb2_grpc.ControlStub
     ) -> None:
         self.begun = False
         self._session = session
         self._reconciler = reconciler
-        self._logs = logs
+        self._streams = streams
         self._network = session._network
         self._stub = stub
         self._received = 0
@@ -129,8 +129,10 @@ class _Conversation:
                     self._receive(message.change)
                 case "status_ack":
                     self._reconciler.acknowledged(message.status_ack.task_id, message.status_ack.sequence)
-                case "open_log":
-                    self._logs.open(self._stub, message.open_log)
+                case "open":
+                    self._streams.open(self._stub, message.open)
+                case "close":
+                    self._streams.end(message.close)
 
     def _receive(self, change: pb.Change) -> None:
         if not change.full and (not self._received or change.revision != self._received + 1):

@@ -24,6 +24,7 @@ from agent.node_network import NodeNetwork
 from agent.reconciler import Reconciler
 from agent.renewal import keep_renewed
 from agent.session import Session
+from agent.streams import Streams
 from cli.problem import Problem
 from cli.settings import AgentSettings, SettingsError, load, machine_resources, source_address
 from isolators.rights import Rights
@@ -95,12 +96,12 @@ async def run(state: Path) -> None:
         session = Session(node, dial, network, ready)
         checkpoint = Checkpoint(directories.tasks)
         reconciler = Reconciler(containers, checkpoint, node.boot_id, node.resources, session.report, ready)
-        logs = LogFeed(directories.log, reconciler.over)
-        stack.push_async_callback(logs.close)
+        streams = Streams({"log": LogFeed(directories.log, reconciler.over).serve})
+        stack.push_async_callback(streams.close)
         stack.push_async_callback(reconciler.close)
         await reconciler.recover()
         async with asyncio.TaskGroup() as group:
-            group.create_task(session.run(reconciler, logs))
+            group.create_task(session.run(reconciler, streams))
             group.create_task(keep_renewed(pki_directory(state), dial))
             retention = Retention(3600 * settings.log_keep_h, MIB * settings.log_keep_mib)
             group.create_task(keep_bounded(directories.logs, retention, reconciler.over))

@@ -170,10 +170,10 @@ class _Master:
         self.nodes = Nodes(store, settings.unreachable_after_s, settings.lost_after_s)
         self.networks = Networks(store)
         self.tokens = Tokens(store, authority.fingerprint)
-        self.logs = Logs()
         desired = Desired()
         self.discovery = Discovery(store, self.tasks, self.nodes, desired, settings.vip_pool)
-        self.dispatcher = Dispatcher(self.tasks, self.nodes, self.networks, desired, self.logs)
+        self.dispatcher = Dispatcher(self.tasks, self.nodes, self.networks, desired)
+        self.logs = Logs(self.dispatcher.streams)
         self.allocator = Allocator(self.tasks, self.nodes, self.networks)
         self.services = Services(store, self.allocator.subscribe(FRAMEWORK))
 
@@ -211,7 +211,6 @@ class _Master:
             self.allocator,
             self.discovery,
             self.logs,
-            self.dispatcher.open_log,
             self.tokens,
         )
         everything = [cluster, *routers(self.store, self.services)]

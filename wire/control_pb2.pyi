@@ -94,25 +94,29 @@ class MasterMessage(_message.Message):
 
     CHANGE_FIELD_NUMBER: _builtins.int
     STATUS_ACK_FIELD_NUMBER: _builtins.int
-    OPEN_LOG_FIELD_NUMBER: _builtins.int
+    OPEN_FIELD_NUMBER: _builtins.int
+    CLOSE_FIELD_NUMBER: _builtins.int
+    close: _builtins.str
+    """Open.request: nobody is left to read or write"""
     @_builtins.property
     def change(self) -> Global___Change: ...
     @_builtins.property
     def status_ack(self) -> Global___StatusAck: ...
     @_builtins.property
-    def open_log(self) -> Global___OpenLog: ...
+    def open(self) -> Global___Open: ...
     def __init__(
         self,
         *,
         change: Global___Change | None = ...,
         status_ack: Global___StatusAck | None = ...,
-        open_log: Global___OpenLog | None = ...,
+        open: Global___Open | None = ...,
+        close: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "change", b"change", "open_log", b"open_log", "status_ack", b"status_ack"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "change", b"change", "close", b"close", "open", b"open", "status_ack", b"status_ack"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "change", b"change", "open_log", b"open_log", "status_ack", b"status_ack"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "change", b"change", "close", b"close", "open", b"open", "status_ack", b"status_ack"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["change", "status_ack", "open_log"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["change", "status_ack", "open", "close"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -919,16 +923,127 @@ class Backend(_message.Message):
 Global___Backend: _TypeAlias = Backend  # noqa: Y015
 
 @_typing.final
-class OpenLog(_message.Message):
+class Open(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     REQUEST_FIELD_NUMBER: _builtins.int
+    LOG_FIELD_NUMBER: _builtins.int
+    EXEC_FIELD_NUMBER: _builtins.int
+    PORT_FIELD_NUMBER: _builtins.int
+    FILES_FIELD_NUMBER: _builtins.int
+    request: _builtins.str
+    @_builtins.property
+    def log(self) -> Global___OpenLog: ...
+    @_builtins.property
+    def exec(self) -> Global___OpenExec: ...
+    @_builtins.property
+    def port(self) -> Global___OpenPort: ...
+    @_builtins.property
+    def files(self) -> Global___OpenFiles: ...
+    def __init__(
+        self,
+        *,
+        request: _builtins.str = ...,
+        log: Global___OpenLog | None = ...,
+        exec: Global___OpenExec | None = ...,
+        port: Global___OpenPort | None = ...,
+        files: Global___OpenFiles | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["exec", b"exec", "files", b"files", "log", b"log", "port", b"port", "what", b"what"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["exec", b"exec", "files", b"files", "log", b"log", "port", b"port", "request", b"request", "what", b"what"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_what: _TypeAlias = _typing.Literal["log", "exec", "port", "files"]  # noqa: Y015
+    _WhichOneofArgType_what: _TypeAlias = _typing.Literal["what", b"what"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_what) -> _WhichOneofReturnType_what | None: ...
+
+Global___Open: _TypeAlias = Open  # noqa: Y015
+
+@_typing.final
+class Frame(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OPENED_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    STDERR_FIELD_NUMBER: _builtins.int
+    EOF_FIELD_NUMBER: _builtins.int
+    RESIZE_FIELD_NUMBER: _builtins.int
+    SIGNAL_FIELD_NUMBER: _builtins.int
+    EXIT_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
+    data: _builtins.bytes
+    stderr: _builtins.bytes
+    """of a command"""
+    signal: _builtins.int
+    """to a command"""
+    exit: _builtins.int
+    """code of a command; 128 and the signal's number when one ended it"""
+    error: _builtins.str
+    """why there is no more"""
+    @_builtins.property
+    def opened(self) -> Global___Empty: ...
+    @_builtins.property
+    def eof(self) -> Global___Empty:
+        """no more `data` this way; the other way may go on"""
+
+    @_builtins.property
+    def resize(self) -> Global___Resize:
+        """of a command's terminal"""
+
+    @_builtins.property
+    def end(self) -> Global___Empty:
+        """that was all; a call that ends without it broke"""
+
+    def __init__(
+        self,
+        *,
+        opened: Global___Empty | None = ...,
+        data: _builtins.bytes = ...,
+        stderr: _builtins.bytes = ...,
+        eof: Global___Empty | None = ...,
+        resize: Global___Resize | None = ...,
+        signal: _builtins.int = ...,
+        exit: _builtins.int = ...,
+        error: _builtins.str = ...,
+        end: Global___Empty | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "data", b"data", "end", b"end", "eof", b"eof", "error", b"error", "exit", b"exit", "opened", b"opened", "resize", b"resize", "signal", b"signal", "stderr", b"stderr"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "data", b"data", "end", b"end", "eof", b"eof", "error", b"error", "exit", b"exit", "opened", b"opened", "resize", b"resize", "signal", b"signal", "stderr", b"stderr"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["opened", "data", "stderr", "eof", "resize", "signal", "exit", "error", "end"]  # noqa: Y015
+    _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
+
+Global___Frame: _TypeAlias = Frame  # noqa: Y015
+
+@_typing.final
+class Empty(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Empty: _TypeAlias = Empty  # noqa: Y015
+
+@_typing.final
+class OpenLog(_message.Message):
+    """What a task has written. The agent sends `data`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
     TASK_ID_FIELD_NUMBER: _builtins.int
     STREAM_FIELD_NUMBER: _builtins.int
     TAIL_FIELD_NUMBER: _builtins.int
     FOLLOW_FIELD_NUMBER: _builtins.int
     SINCE_FIELD_NUMBER: _builtins.int
-    request: _builtins.str
     task_id: _builtins.str
     stream: _builtins.str
     """"stdout" or "stderr" """
@@ -941,7 +1056,6 @@ class OpenLog(_message.Message):
     def __init__(
         self,
         *,
-        request: _builtins.str = ...,
         task_id: _builtins.str = ...,
         stream: _builtins.str = ...,
         tail: _builtins.int = ...,
@@ -950,49 +1064,131 @@ class OpenLog(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["follow", b"follow", "request", b"request", "since", b"since", "stream", b"stream", "tail", b"tail", "task_id", b"task_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["follow", b"follow", "since", b"since", "stream", b"stream", "tail", b"tail", "task_id", b"task_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___OpenLog: _TypeAlias = OpenLog  # noqa: Y015
 
 @_typing.final
-class LogChunk(_message.Message):
+class OpenExec(_message.Message):
+    """A command in a task's container. `data` is its stdin and stdout, or its terminal's both ways."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
-    DATA_FIELD_NUMBER: _builtins.int
-    ERROR_FIELD_NUMBER: _builtins.int
-    END_FIELD_NUMBER: _builtins.int
-    data: _builtins.bytes
-    error: _builtins.str
-    end: _builtins.bool
-    """that was all; a stream that ends without it broke"""
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    ARGV_FIELD_NUMBER: _builtins.int
+    ENV_FIELD_NUMBER: _builtins.int
+    USER_FIELD_NUMBER: _builtins.int
+    CWD_FIELD_NUMBER: _builtins.int
+    STDIN_FIELD_NUMBER: _builtins.int
+    TERMINAL_FIELD_NUMBER: _builtins.int
+    task_id: _builtins.str
+    user: _builtins.str
+    """empty: the task's"""
+    cwd: _builtins.str
+    """empty: the task's"""
+    stdin: _builtins.bool
+    """otherwise it reads nothing"""
+    @_builtins.property
+    def argv(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def env(self) -> _containers.RepeatedCompositeFieldContainer[Global___Pair]:
+        """beside the task's own"""
+
+    @_builtins.property
+    def terminal(self) -> Global___Resize:
+        """absent: none"""
+
     def __init__(
         self,
         *,
-        data: _builtins.bytes = ...,
-        error: _builtins.str = ...,
-        end: _builtins.bool = ...,
+        task_id: _builtins.str = ...,
+        argv: _abc.Iterable[_builtins.str] | None = ...,
+        env: _abc.Iterable[Global___Pair] | None = ...,
+        user: _builtins.str = ...,
+        cwd: _builtins.str = ...,
+        stdin: _builtins.bool = ...,
+        terminal: Global___Resize | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["terminal", b"terminal"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "end", b"end", "error", b"error"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["argv", b"argv", "cwd", b"cwd", "env", b"env", "stdin", b"stdin", "task_id", b"task_id", "terminal", b"terminal", "user", b"user"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___LogChunk: _TypeAlias = LogChunk  # noqa: Y015
+Global___OpenExec: _TypeAlias = OpenExec  # noqa: Y015
 
 @_typing.final
-class LogEnd(_message.Message):
+class Resize(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    ROWS_FIELD_NUMBER: _builtins.int
+    COLUMNS_FIELD_NUMBER: _builtins.int
+    rows: _builtins.int
+    columns: _builtins.int
     def __init__(
         self,
+        *,
+        rows: _builtins.int = ...,
+        columns: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["columns", b"columns", "rows", b"rows"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___LogEnd: _TypeAlias = LogEnd  # noqa: Y015
+Global___Resize: _TypeAlias = Resize  # noqa: Y015
+
+@_typing.final
+class OpenPort(_message.Message):
+    """A TCP connection made from inside a task's network namespace. `data` both ways."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    PORT_FIELD_NUMBER: _builtins.int
+    task_id: _builtins.str
+    port: _builtins.int
+    def __init__(
+        self,
+        *,
+        task_id: _builtins.str = ...,
+        port: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["port", b"port", "task_id", b"task_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OpenPort: _TypeAlias = OpenPort  # noqa: Y015
+
+@_typing.final
+class OpenFiles(_message.Message):
+    """Files as a task's container sees them."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    VERB_FIELD_NUMBER: _builtins.int
+    task_id: _builtins.str
+    path: _builtins.str
+    verb: _builtins.str
+    """"list": a line of JSON for each entry; "read": a file; "pack": a tar archive; "unpack": from one"""
+    def __init__(
+        self,
+        *,
+        task_id: _builtins.str = ...,
+        path: _builtins.str = ...,
+        verb: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["path", b"path", "task_id", b"task_id", "verb", b"verb"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OpenFiles: _TypeAlias = OpenFiles  # noqa: Y015

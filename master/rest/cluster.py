@@ -5,8 +5,7 @@ Answers are the model's objects as JSON. What a person asks first of each ("wher
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
-from functools import partial
+from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
@@ -26,7 +25,6 @@ from model.task import TaskState, Usage
 from model.vip import Vip
 from wire import control_pb2 as pb
 
-OpenLog = Callable[[str, pb.OpenLog], bool]
 Stream = Annotated[str, Query(pattern="^(stdout|stderr)$")]
 Tail = Annotated[int, Query(ge=-1, lt=2**63)]  # lines; -1: all
 Since = Annotated[float, Query(ge=0, allow_inf_nan=False)]  # seconds since the epoch
@@ -47,7 +45,6 @@ def cluster_router(
     allocator: Allocator,
     discovery: Discovery,
     logs: Logs,
-    open_log: OpenLog,
     tokens: Tokens,
 ) -> APIRouter:
     router = APIRouter(prefix="/api/v1", tags=["cluster"])
@@ -72,12 +69,11 @@ def cluster_router(
         name = task.spec.id if task is not None else task_id
         wanted = pb.OpenLog(task_id=name, stream=stream, tail=tail, since=since, follow=follow)
         if task is not None:
-            chunks: AsyncIterator[bytes] = logs.read(wanted, partial(open_log, task.node))
+            chunks = await _opened(logs.read(task.node, wanted), failure=502)
         else:
-            chunks = logs.find(wanted, [partial(open_log, view.node.id) for view in nodes.all() if view.connected])
-        return StreamingResponse(
-            await _opened(chunks, 404 if task is None else 502), media_type="application/octet-stream"
-        )
+            nodes_now = [view.node.id for view in nodes.all() if view.connected]
+            chunks = await _opened(logs.find(nodes_now, wanted), failure=404)
+        return StreamingResponse(chunks, media_type="application/octet-stream")
 
     @router.get("/vips")
     async def list_vips() -> dict[str, Any]:

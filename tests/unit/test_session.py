@@ -12,9 +12,9 @@ import grpc.aio
 import pytest
 
 from agent.launcher.record import Exit
-from agent.logs import LogFeed
 from agent.node_network import NodeNetwork
 from agent.session import Session
+from agent.streams import Streams
 from model.task import TaskState
 from pki.credentials import CredentialError, Credentials
 from pki.identity import Role
@@ -60,8 +60,7 @@ class Agent:
         session = Session(node(self.credentials.identity.name), self.dial, network, ready)
         life.reconciler._report, life.reconciler._ready = session.report, ready
         await life.reconciler.recover()
-        logs = LogFeed(lambda task_id, stream: self.world.directory / stream, life.reconciler.over)
-        running = asyncio.create_task(session.run(life.reconciler, logs))
+        running = asyncio.create_task(session.run(life.reconciler, Streams({})))
         try:
             yield life
         finally:
@@ -217,7 +216,7 @@ class Script(control_pb2_grpc.ControlServicer):
             self.heard.append(said)
         self.left += 1
 
-    async def SendLog(self, request_iterator: AsyncIterator[pb.LogChunk], context: object) -> pb.LogEnd:
+    def Stream(self, request_iterator: AsyncIterator[pb.Frame], context: object) -> AsyncIterator[pb.Frame]:
         raise NotImplementedError
 
     def applied(self, revision: int) -> bool:
