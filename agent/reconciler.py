@@ -93,6 +93,11 @@ class Reconciler:
     def statuses(self) -> list[TaskStatus]:
         return [record.status for record in self._records.values()]
 
+    def running(self) -> list[Container]:
+        """Those that live, as far as is known."""
+        alive = (TaskState.RUNNING, TaskState.KILLING)
+        return [self._container(record) for record in self._records.values() if record.status.state in alive]
+
     def over(self, task_id: str) -> bool:
         """Whether nothing more will come of the task: it has ended, or is not known."""
         record = self._records.get(task_id)

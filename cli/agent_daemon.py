@@ -25,6 +25,7 @@ from agent.reconciler import Reconciler
 from agent.renewal import keep_renewed
 from agent.session import Session
 from agent.streams import Streams
+from agent.usage import Sampler
 from cli.problem import Problem
 from cli.settings import AgentSettings, SettingsError, load, machine_resources, source_address
 from isolators.rights import Rights
@@ -104,6 +105,7 @@ async def run(state: Path) -> None:
             group.create_task(session.run(reconciler, streams))
             group.create_task(keep_renewed(pki_directory(state), dial))
             retention = Retention(3600 * settings.log_keep_h, MIB * settings.log_keep_mib)
+            group.create_task(Sampler(reconciler.running, containers.usage).run(session.report_usages))
             group.create_task(keep_bounded(directories.logs, retention, reconciler.over))
 
 

@@ -161,6 +161,8 @@ class Dispatcher(control_pb2_grpc.ControlServicer):
             case "applied":
                 session.feed.acknowledge(message.applied.revision)
                 self._nodes.report(node_id, tuple(message.applied.errors))
+            case "usage":
+                self._tasks.measure(node_id, convert.usages_from_wire(message.usage))
             case other:
                 raise ValueError(f"unexpected message {other}")
 

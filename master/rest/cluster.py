@@ -181,6 +181,12 @@ def usage_json(usage: Usage) -> dict[str, float]:
         "io_write_bytes": usage.io_write_bytes,
         "disk_bytes": usage.disk_bytes,
         "pids": usage.pids,
+        "net_received_bytes": usage.net_received_bytes,
+        "net_sent_bytes": usage.net_sent_bytes,
+        "net_received_packets": usage.net_received_packets,
+        "net_sent_packets": usage.net_sent_packets,
+        "net_received_dropped": usage.net_received_dropped,
+        "net_sent_dropped": usage.net_sent_dropped,
     }
 
 
