@@ -12,12 +12,13 @@ from typing import Annotated
 
 import typer
 
-from bench import density, launch, usage, vip
+from bench import density, launch, logs, usage, vip
 from bench.report import Report
 
 BENCHES: dict[str, Callable[[], Report]] = {
     "density": density.run,
     "launch": launch.run,
+    "logs": logs.run,
     "usage": usage.run,
     "vip": vip.run,
 }

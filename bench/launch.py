@@ -20,7 +20,7 @@ import time
 import uuid
 from ipaddress import ip_address, ip_network
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import structlog
 from pyroute2 import AsyncIPRoute
@@ -92,7 +92,7 @@ class Ours:
         self._launcher = Launcher()
         self._ended: dict[str, asyncio.Future[TaskStatus]] = {}
 
-    async def __aenter__(self) -> Ours:
+    async def __aenter__(self) -> Self:
         self._directories.make()
         node, address, boot_id = "n1", ip_address("10.77.0.11"), str(uuid.uuid4())
         self._networks = Networks(self._directories.state, node, boot_id, address)

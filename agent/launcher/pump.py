@@ -25,8 +25,8 @@ LOG_FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 CHUNK_BYTES = 1 << 20
 RETRY_S = 1.0  # after the disk took no more
 NOTE_INTERVAL_S = 1.0
-# Of a stream that writes next to nothing, so that its index stays smaller than itself.
-NOTE_BYTES, NOTE_RARELY_S = 256, 60.0
+# Once there are so many notes of a file: an index shall not outgrow the log of a stream that writes next to nothing.
+NOTES_FREE, NOTE_BYTES, NOTE_RARELY_S = 128, 256, 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +167,8 @@ class Pump:
         since = now - self._noted_at
         if since < NOTE_INTERVAL_S:
             return since < 0  # the clock was set back
-        return since >= NOTE_RARELY_S or self._base + self._size - self._noted_offset >= NOTE_BYTES
+        frequent = self._notes < NOTES_FREE or self._base + self._size - self._noted_offset >= NOTE_BYTES
+        return frequent or since >= NOTE_RARELY_S
 
     def _note(self, now: float) -> None:
         """Of the bytes that come next. An index that can not be written costs `--since` its precision, and no more."""
