@@ -151,6 +151,7 @@ class Reconciler:
         self._loops[task_id] = asyncio.create_task(self._run(task_id), name=task_id)
 
     async def _run(self, task_id: str) -> None:
+        structlog.contextvars.bind_contextvars(task=task_id)
         while not (record := self._records[task_id]).over:
             try:
                 await self.step(record)

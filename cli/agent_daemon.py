@@ -12,7 +12,7 @@ from pathlib import Path
 import grpc.aio
 import structlog
 
-from agent import preflight
+from agent import metrics, preflight
 from agent.checkpoint import Checkpoint
 from agent.containers import Containers, Directories
 from agent.launcher.client import Launcher
@@ -70,7 +70,9 @@ def pki_directory(state: Path) -> Path:
 
 
 async def run(state: Path) -> None:
+    structlog.contextvars.bind_contextvars(daemon="agent")
     name = await _joined(state)
+    structlog.contextvars.bind_contextvars(node=name)
     settings = _settings(state)
     node = _node(name, settings, state)
     directories = Directories(state)
@@ -105,7 +107,10 @@ async def run(state: Path) -> None:
             group.create_task(session.run(reconciler, streams))
             group.create_task(keep_renewed(pki_directory(state), dial))
             retention = Retention(3600 * settings.log_keep_h, MIB * settings.log_keep_mib)
-            group.create_task(Sampler(reconciler.running, containers.usage).run(session.report_usages))
+            sampler = Sampler(reconciler.running, containers.usage)
+            group.create_task(sampler.run(session.report_usages))
+            render = partial(metrics.render, reconciler, sampler, state)
+            group.create_task(metrics.serve(settings.metrics_port, render))
             group.create_task(keep_bounded(directories.logs, retention, reconciler.over))
 
 

@@ -59,7 +59,9 @@ class AgentSettings(_Settings):
 
     Of each stream of a task `log_files` of `log_file_mib` are kept, unless the task asks for something else
     (`agent/log_limits.py`), which may be up to `log_stream_mib` in all; and when the task has ended, for
-    `log_keep_h` hours, or until the logs of ended tasks take more than `log_keep_mib`."""
+    `log_keep_h` hours, or until the logs of ended tasks take more than `log_keep_mib`.
+
+    `metrics_port` is on loopback (`agent/metrics.py`)."""
 
     model_config = SettingsConfigDict(env_prefix="TEPUI_AGENT_", extra="forbid")
 
@@ -80,6 +82,7 @@ class AgentSettings(_Settings):
     log_stream_mib: int = Field(256, ge=1)
     log_keep_h: float = Field(24.0, ge=0)
     log_keep_mib: int = Field(1024, ge=0)
+    metrics_port: int = Field(9464, ge=1, le=65535)
 
 
 S = TypeVar("S", bound=_Settings)
