@@ -93,6 +93,7 @@ class _Charge:
     def __init__(self, told: socket.socket) -> None:
         self.directory = ""
         self._told = told
+        self._streams: tuple[bytes, list[int]] = (b"", [])
         self._pumps: dict[int, Pump] = {}
         self._poll = select.poll()
 
@@ -104,15 +105,15 @@ class _Charge:
             self._poll.register(descriptor, select.POLLIN)
         while _reap(statuses):
             for descriptor, _ in self._poll.poll():
-                if descriptor in self._pumps:
-                    self._pumps[descriptor].move()
-                elif descriptor == woken:
+                if descriptor == woken:
                     os.read(woken, WAKE_BYTES)
-                else:
+                elif descriptor == self._told.fileno():
                     self._hear()
+                else:
+                    self._pumping()[descriptor].move()
         while self._told.fileno() >= 0:
             self._hear()
-        for pump in self._pumps.values():
+        for pump in self._pumping().values():
             pump.drain()
         return statuses
 
@@ -125,9 +126,15 @@ class _Charge:
         elif not descriptors:
             self.directory = packet.decode()
         else:
-            self._pumps = {pump.pipe: pump for pump in streams.pumps(packet, descriptors)}
-            for pipe in self._pumps:
+            self._streams = packet, descriptors
+            for pipe in streams.pipes(descriptors):
                 self._poll.register(pipe, select.POLLIN)
+
+    def _pumping(self) -> dict[int, Pump]:
+        """By pipe. Not before there is something to pump: a silent container's keeper need not copy the pages."""
+        if not self._pumps and self._streams[0]:
+            self._pumps = {pump.pipe: pump for pump in streams.pumps(*self._streams)}
+        return self._pumps
 
 
 def _wake_on_child() -> int:

@@ -46,13 +46,17 @@ def make(bundle: Bundle, streams: list[Message], keeper: socket.socket) -> tuple
     return ends[0], ends[1]
 
 
-def pumps(packet: bytes, descriptors: list[int]) -> list[Pump]:
+def pipes(descriptors: list[int]) -> list[int]:
     """In the keeper, of what `make` has sent."""
+    return descriptors[1::2]
+
+
+def pumps(packet: bytes, descriptors: list[int]) -> list[Pump]:
+    """As `pipes`."""
     streams: list[Message] = json.loads(packet)
-    logs, pipes = descriptors[::2], descriptors[1::2]
     return [
         Pump(pipe, log, stream["log"], Limits(stream["size"], stream["files"]))
-        for pipe, log, stream in zip(pipes, logs, streams, strict=True)
+        for pipe, log, stream in zip(pipes(descriptors), descriptors[::2], streams, strict=True)
     ]
 
 

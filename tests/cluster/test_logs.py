@@ -85,6 +85,16 @@ def test_the_log_of_a_task_outlives_the_task(cluster: Cluster) -> None:
     assert unknown.status_code == 404 and "none of the 3 connected nodes has it" in unknown.text
 
 
+def test_the_logs_of_a_service_are_those_of_its_tasks(cluster: Cluster) -> None:
+    cluster.run(bed.command("/chorus", "echo hello; echo again; exec sleep 3600", instances=3))
+    tasks = cluster.await_running("/chorus", 3)
+    eventually(lambda: all(cluster.log_of(task).count("\n") == 2 for task in tasks), "all have spoken")
+    argv = daemons.command(cluster.lab, MASTER, ["tepui", "service", "log", "/chorus"])
+    printed = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=READ_DEADLINE_S).stdout
+    names = [task.split("-")[0] for task in tasks]
+    assert sorted(printed.splitlines()) == sorted(f"{name} | {word}" for name in names for word in ("hello", "again"))
+
+
 def size(numbers: range) -> int:
     """Bytes of these numbers, a line for each."""
     total, low = 0, numbers.start

@@ -14,6 +14,7 @@ from agent.log_limits import MIB, LogPolicy
 from agent.log_retention import EndedLog, Retention, due, keep_bounded
 from cli.log_options import moment
 from cli.problem import Problem
+from cli.service_log import lines, short
 from isolators.base import Unsupported
 from model.resources import Resources
 from model.task import TaskSpec
@@ -81,3 +82,8 @@ def test_since_is_a_duration_or_a_time() -> None:
     for wrong in ("10", "ten minutes", "10m ago", "", "9999999999999-01-01"):
         with pytest.raises(Problem, match="neither a duration"):
             moment(wrong, now)
+
+
+def test_lines_of_a_service_have_the_names_of_tasks() -> None:
+    assert list(lines([b"one\ntw", b"o\n", b"", b"three"])) == [b"one", b"two", b"three"]
+    assert short("group_web.3f2a9c01-6b1e-4c0e") == "group_web.3f2a9c01"
