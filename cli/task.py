@@ -11,8 +11,10 @@ import typer
 from cli.client import connect
 from cli.log_options import Follow, Since, Stderr, Tail, log_query
 from cli.output import Json, mebibytes, print_json, print_table
+from cli.task_show import show
 
 app = typer.Typer(no_args_is_help=True)
+app.command()(show)
 
 
 @app.command("list")

@@ -172,7 +172,7 @@ class Pump:
 
     def _note(self, now: float) -> None:
         """Of the bytes that come next. An index that can not be written costs `--since` its precision, and no more."""
-        offset = self._base + self._size
+        offset = self._base + (self._size if self._notes else 0)  # the first is of the file's beginning
         record = NOTE.pack(now, self._written_at, offset, os.fstat(self._file).st_ino)
         try:
             # What another file's index left is none of this one's.
@@ -188,14 +188,26 @@ class Pump:
 
     def _read_index(self) -> tuple[int, int]:
         """The offset at which the file begins, and how many notes there are of it."""
-        try:
-            with open(index_name(self._path, 0), "rb") as file:
-                notes = parse_index(file.read())
-        except FileNotFoundError:
-            notes = []
-        if not notes or notes[0].inode != os.fstat(self._file).st_ino:
-            return 0, 0
+        inode = os.fstat(self._file).st_ino
+        notes = _read_notes(self._path, 0)
+        if not notes or notes[0].inode != inode:
+            before = _read_notes(self._path, 1)
+            if not before:
+                return 0, 0
+            if before[0].inode != inode:  # the file is new, or has lost its index
+                return before[0].offset + os.stat(name(self._path, 1)).st_size, 0
+            # Whoever pumped before was killed when it had renamed the index and not yet the file.
+            os.rename(index_name(self._path, 1), index_name(self._path, 0))
+            notes = before
         return notes[0].offset, len(notes)
+
+
+def _read_notes(path: str, number: int) -> list[Note]:
+    try:
+        with open(index_name(path, number), "rb") as file:
+            return parse_index(file.read())
+    except FileNotFoundError:
+        return []
 
 
 def _rename(old: str, new: str) -> None:

@@ -15,6 +15,7 @@ from tests.cluster.bed import Cluster, eventually
 BUSY = "while :; do :; done"
 SERVED = "import urllib.request as r; print(r.urlopen('http://127.0.0.1:9464/metrics').read().decode())"
 PYTHON = "/usr/bin/python3"
+COMMAND_DEADLINE_S = 30.0
 
 
 def test_events_tell_of_a_task_from_beginning_to_end(cluster: Cluster) -> None:
@@ -48,12 +49,17 @@ def test_what_a_task_takes_is_told_while_it_runs(cluster: Cluster) -> None:
     own = cluster.lab.exec(task["node"], [PYTHON, "-c", SERVED]).stdout
     assert value(own, "container_cpu_usage_seconds_total", task["id"]) >= 0.3
     assert f'tepui_nodes{{state="online"}} {len(cluster.names):.1f}\n' in metrics
+    shown = tepui(cluster, "task", "show", task["id"])
+    assert "RUNNING on " in shown and re.search(r"CPUs +0\.\d+ +0\.1 ", shown)
 
 
 def events(cluster: Cluster) -> list[dict[str, Any]]:
-    argv = daemons.command(cluster.lab, MASTER, ["tepui", "events", "--json"])
-    printed = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=30).stdout
-    return [json.loads(line) for line in printed.splitlines()]
+    return [json.loads(line) for line in tepui(cluster, "events", "--json").splitlines()]
+
+
+def tepui(cluster: Cluster, *words: str) -> str:
+    argv = daemons.command(cluster.lab, MASTER, ["tepui", *words])
+    return subprocess.run(argv, capture_output=True, text=True, check=True, timeout=COMMAND_DEADLINE_S).stdout
 
 
 def value(metrics: str, name: str, task: str) -> float:
