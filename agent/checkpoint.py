@@ -11,6 +11,7 @@ from pathlib import Path
 
 import structlog
 
+from model.adjustment import Adjustment
 from model.codec import Codec, Damaged
 from model.task import Secret, TaskSpec, TaskStatus
 from pki.files import PRIVATE, sync_directory, write_atomic
@@ -22,7 +23,7 @@ log = structlog.get_logger()
 class TaskRecord:
     """`kill`: the master wants its end. `acknowledged`: the last sequence that the master has on its disk.
     `id_base`: the first of the host user ids that the container's ids are mapped to. `end`: how it ended, when all that
-    is left to do is to clear away."""
+    is left to do is to clear away. `adjustment`: one that was not dealt with yet."""
 
     spec: TaskSpec
     status: TaskStatus
@@ -31,6 +32,7 @@ class TaskRecord:
     kill: bool = False
     acknowledged: int = -1
     end: TaskStatus | None = None
+    adjustment: Adjustment | None = None
 
     @property
     def over(self) -> bool:

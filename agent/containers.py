@@ -19,6 +19,7 @@ from pathlib import Path
 
 import structlog
 
+from agent import runtime
 from agent.launcher import record
 from agent.launcher.adopt import wait_exit
 from agent.launcher.client import Launch, Launcher
@@ -32,6 +33,7 @@ from pki.files import PRIVATE, write_atomic
 log = structlog.get_logger()
 
 OCI_VERSION = "1.2.0"
+WATCH_RETRY_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +84,8 @@ class Containers:
         """Once, before anything else: every isolator finds its own again, and lets go of what belongs to nobody."""
         ids = {container.id for container in known}
         orphans = [path.name for path in self._directories.bundles.iterdir() if path.name not in ids]
+        for orphan in orphans:
+            await _try_delete(self._directories.bundles / orphan)
         for isolator in self._isolators:
             await isolator.recover(known, orphans)
         for orphan in orphans:
@@ -143,16 +147,29 @@ class Containers:
 
     async def watch(self, container: Container) -> Limit:
         """The first limit that is hit; there may never be one."""
-        watches = [asyncio.ensure_future(isolator.watch(container)) for isolator in self._isolators]
+        watches = [asyncio.ensure_future(_watched(isolator, container)) for isolator in self._isolators]
         try:
             for watch in asyncio.as_completed(watches):
-                if (limit := await _limit(watch)) is not None:
+                if (limit := await watch) is not None:
                     return limit
             never: asyncio.Future[Limit] = asyncio.get_running_loop().create_future()
             return await never
         finally:
             for watch in watches:
                 watch.cancel()
+
+    async def update(self, container: Container) -> None:
+        """Bring the limits of a running container to what its task says. Raises IsolatorError."""
+        for isolator in self._isolators:
+            await isolator.update(container, container.task.resources)
+
+    async def pause(self, container: Container) -> None:
+        for isolator in self._isolators:
+            await isolator.pause(container)
+
+    async def resume(self, container: Container) -> None:
+        for isolator in self._isolators:
+            await isolator.resume(container)
 
     async def exceeded(self, container: Container) -> Limit | None:
         """The limit that it has hit so far."""
@@ -164,9 +181,9 @@ class Containers:
     async def cleanup(self, container: Container) -> None:
         """Undo all of it, the last isolator first. Collects what fails and goes on (ExceptionGroup at the end)."""
         errors: list[Exception] = []
-        for isolator in reversed(self._isolators):
+        for cleanup in (_delete_by_runtime, *(isolator.cleanup for isolator in reversed(self._isolators))):
             try:
-                await isolator.cleanup(container)
+                await cleanup(container)
             except (IsolatorError, OSError) as error:
                 errors.append(error)
         self._pumps.end(container.id)
@@ -190,6 +207,17 @@ class Containers:
         return self._directories.log(container.id, "stdout"), self._directories.log(container.id, "stderr")
 
 
+async def _delete_by_runtime(container: Container) -> None:
+    await runtime.delete(container.directory, container.id)
+
+
+async def _try_delete(orphan: Path) -> None:
+    try:
+        await runtime.delete(orphan, orphan.name)
+    except (IsolatorError, OSError) as error:
+        log.error("orphan not deleted", container=orphan.name, error=str(error))
+
+
 def _addresses(results: Sequence[tuple[Address, ...] | BaseException]) -> tuple[Address, ...]:
     """Of all isolators together. Raises the first failure."""
     addresses: tuple[Address, ...] = ()
@@ -206,12 +234,25 @@ def _mark_ended(logs: Path) -> None:
         os.utime(logs)
 
 
+async def _watched(isolator: Isolator, container: Container) -> Limit | None:
+    """A watch that fails is begun again: what enforces the limits is the kernel, but who is over one has to end."""
+    said = ""
+    while True:
+        try:
+            return await isolator.watch(container)
+        except (IsolatorError, OSError) as error:
+            if str(error) != said:
+                said = str(error)
+                log.warning("limits are not watched, trying again", container=container.id, error=said)
+        await asyncio.sleep(WATCH_RETRY_S)
+
+
 async def _limit(asked: Awaitable[Limit | None]) -> Limit | None:
-    """A container that can not be watched runs on: what enforces the limits is the kernel."""
+    """None also when that can not be told."""
     try:
         return await asked
     except (IsolatorError, OSError) as error:
-        log.warning("limits are not watched", error=str(error))
+        log.warning("limits can not be read", error=str(error))
         return None
 
 

@@ -9,6 +9,7 @@ operation that its state asks for, and returns the next record. What must be on 
     ACCEPTED   before anything is done, so that the task is not forgotten
     STARTING   with its addresses, before exec; the keeper notes that exec is due, so that it never runs twice
     kill       before the signal, so that it is not restarted or reported as a failure
+    adjustment before it is done, so that it is done in the end, and after it, with how it went
     ended      how, before it is cleared away, and with it what the keeper noted
     the end    after everything was cleared away, before it is reported
 
@@ -26,11 +27,13 @@ from typing import Any
 
 import structlog
 
+from agent.adjust import adjust, outdated, thaw
 from agent.checkpoint import Checkpoint, TaskRecord
 from agent.containers import Containers
 from agent.launcher.client import Launch, LaunchError
 from agent.launcher.record import STARTING, Exit
 from isolators.base import Container, IsolatorError, Limit, Unsupported
+from model.adjustment import Adjustment
 from model.resources import Resources, describe
 from model.task import TASK_ID, TaskSpec, TaskState, TaskStatus, Usage
 from netns.driver import NetworkError
@@ -71,6 +74,7 @@ class Reconciler:
         self._records: dict[str, TaskRecord] = {}
         self._loops: dict[str, asyncio.Task[None]] = {}
         self._kills: dict[str, asyncio.Event] = {}
+        self._adjustments: dict[str, asyncio.Event] = {}
         self._withdrawn: set[str] = set()
         self._launching = asyncio.Semaphore(LAUNCHES_AT_ONCE)
 
@@ -103,14 +107,17 @@ class Reconciler:
         record = self._records.get(task_id)
         return record is None or record.over
 
-    def assign(self, task: TaskSpec, kill: bool) -> None:
-        """The master wants this task, or its end. Returns when that is on disk."""
+    def assign(self, task: TaskSpec, kill: bool, adjustment: Adjustment | None = None) -> None:
+        """The master wants this task, adjusted so, or its end. Returns when that is on disk."""
         record = self._records.get(task.id)
         if record is None:
-            self._accept(task, kill)
+            self._accept(task, kill, adjustment)
         elif kill and not record.kill and not record.over:
             self._save(dataclasses.replace(record, kill=True))
             self._kills[task.id].set()
+        elif adjustment is not None and not record.over and not outdated(record, adjustment):
+            self._save(dataclasses.replace(record, adjustment=adjustment))
+            self._adjustments[task.id].set()
 
     def withdraw(self, task_id: str) -> None:
         """The master no longer knows this task: end it if it runs, and forget it."""
@@ -136,16 +143,18 @@ class Reconciler:
         record = self._records.get(task_id)
         return record.status if record is not None and record.status.sequence > record.acknowledged else None
 
-    def _accept(self, task: TaskSpec, kill: bool) -> None:
+    def _accept(self, task: TaskSpec, kill: bool, adjustment: Adjustment | None) -> None:
         if not TASK_ID.fullmatch(task.id):
             raise ValueError(f"task {task.id!r}: not a task id")
         status = TaskStatus(task.id, TaskState.ACCEPTED, sequence=1, at=time.time())
-        self._save(TaskRecord(task, status, self._boot_id, self._free_id_base(), kill))
+        asked = adjustment if adjustment is not None and adjustment.number else None
+        self._save(TaskRecord(task, status, self._boot_id, self._free_id_base(), kill, adjustment=asked))
         self._report(status)
         self._look_after(task.id)
 
     def _look_after(self, task_id: str) -> None:
         kill = self._kills[task_id] = asyncio.Event()
+        self._adjustments[task_id] = asyncio.Event()
         if self._records[task_id].kill:
             kill.set()
         self._loops[task_id] = asyncio.create_task(self._run(task_id), name=task_id)
@@ -158,7 +167,7 @@ class Reconciler:
             except Exception:  # a fault of ours must not leave a task that nobody looks after
                 log.exception("step failed, trying again", task=task_id, state=record.status.state.name)
                 await asyncio.sleep(RETRY_S)
-        del self._loops[task_id], self._kills[task_id]
+        del self._loops[task_id], self._kills[task_id], self._adjustments[task_id]
         if task_id in self._withdrawn:
             self._forget(task_id)
 
@@ -173,6 +182,8 @@ class Reconciler:
                 await self._launch(record)
             case TaskState.STARTING:
                 await self._end(record, TaskState.FAILED, "its start did not come to an end")
+            case TaskState.RUNNING if record.adjustment is not None and not record.kill:
+                await self._adjust(record, record.adjustment)
             case TaskState.RUNNING:
                 await self._await_end(record)
             case TaskState.KILLING:
@@ -213,22 +224,43 @@ class Reconciler:
         usage = await self._containers.usage(self._container(record))
         self._observe(starting, TaskState.RUNNING, usage=usage)
 
+    async def _adjust(self, record: TaskRecord, adjustment: Adjustment) -> None:
+        self._adjustments[record.spec.id].clear()
+        after, refused = await adjust(self._containers, record, adjustment, self._capacity)
+        usage = await self._containers.usage(self._container(after))
+        latest = self._records[record.spec.id]
+        paused = record.status.paused if refused else adjustment.paused
+        status = _next(
+            latest.status,
+            TaskState.RUNNING,
+            usage=usage,
+            paused=paused,
+            adjustment=adjustment.number,
+            refused=refused,
+        )
+        waiting = None if latest.adjustment == adjustment else latest.adjustment  # a greater one came meanwhile
+        await self._write_down(record.spec.id, spec=after.spec, status=status, adjustment=waiting)
+        self._report(status)
+
     async def _await_end(self, record: TaskRecord) -> None:
         container = self._container(record)
         exited = asyncio.ensure_future(self._containers.exited(container))
         limited = asyncio.ensure_future(self._containers.watch(container))
-        await _either(exited, limited, self._kills[record.spec.id].wait())
+        killed, adjusted = self._kills[record.spec.id], self._adjustments[record.spec.id]
+        await _either(exited, limited, killed.wait(), adjusted.wait())
         if exited.done() and not exited.cancelled():
             await self._exited(record, exited.result())
         elif limited.done() and not limited.cancelled():
             await self._end_limited(record, limited.result())
-        else:
-            self._observe(record, TaskState.KILLING)
+        elif killed.is_set():
+            await thaw(self._containers, self._records[record.spec.id])
+            self._observe(record, TaskState.KILLING, paused=False)
 
     async def _end_limited(self, record: TaskRecord, limit: Limit) -> None:
         """A container that is over a limit has lost a process, or disturbs others: it ends as a whole, at once."""
         container = self._container(record)
         self._containers.signal(container, signal.SIGKILL)
+        await thaw(self._containers, record)
         try:
             end = await asyncio.wait_for(self._containers.exited(container), KILL_DEADLINE_S)
         except TimeoutError:

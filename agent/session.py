@@ -158,7 +158,7 @@ class _Conversation:
     def _put(self, item: pb.Item) -> None:
         match item.WhichOneof("body"):
             case "task":
-                self._reconciler.assign(convert.task_from_wire(item.task.task), item.task.kill)
+                self._reconciler.assign(*convert.assignment_from_wire(item.task))
             case "network":
                 self._network.put_network(*convert.network_from_wire(self._session._node.id, item.network))
             case "peer":

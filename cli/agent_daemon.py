@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
@@ -65,6 +66,13 @@ def refuse_unfit_machine() -> None:
         raise Problem(str(error)) from error
 
 
+def _refuse_missing_runtime(name: str) -> None:
+    try:
+        preflight.check_runtime(name)
+    except preflight.NotFit as error:
+        raise Problem(str(error)) from error
+
+
 def pki_directory(state: Path) -> Path:
     return state / "pki"
 
@@ -74,25 +82,26 @@ async def run(state: Path) -> None:
     name = await _joined(state)
     structlog.contextvars.bind_contextvars(node=name)
     settings = _settings(state)
-    node = _node(name, settings, state)
+    _refuse_missing_runtime(settings.runtime)
+    rights = Rights(
+        frozenset(settings.capabilities),
+        settings.unconfined_seccomp,
+        settings.host_network,
+        frozenset(settings.devices),
+    )
+    node = replace(_node(name, settings, state), rights=rights.names)
     directories = Directories(state)
     directories.make()
     async with AsyncExitStack() as stack:
         networks = await stack.enter_async_context(Networks(state, name, node.boot_id, node.address))
         vips = IptablesVips()
         stack.push_async_callback(vips.close)
-        launcher = Launcher()
+        launcher = Launcher(settings.runtime)
         await launcher.start()
         stack.push_async_callback(launcher.stop)
         ready = asyncio.Event()
         await networks.configure_vip_route(settings.vip_pools)
         network = NodeNetwork(networks, vips, tuple(settings.vip_pools))
-        rights = Rights(
-            frozenset(settings.capabilities),
-            settings.unconfined_seccomp,
-            settings.host_network,
-            frozenset(settings.devices),
-        )
         isolators = standard_isolators(state, networks, launcher.userns_fd, settings.cgroup, rights)
         containers = Containers(directories, isolators, launcher, _log_policy(settings))
         dial = partial(_dial, state, settings.master)

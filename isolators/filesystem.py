@@ -19,6 +19,8 @@ from typing import Any
 
 from isolators import mount
 from isolators.base import BundlePart, Container, Isolator, IsolatorError, Unsupported
+from model.limits import Tmpfs
+from model.mounts import MOST_MIB, tmpfs_problem
 
 UserNamespace = Callable[[int, int], Awaitable[int]]  # (id_base, id_count) -> descriptor, closed here
 
@@ -63,6 +65,7 @@ class FilesystemIsolator(Isolator):
                 mount.unmount(point.path)
 
     async def prepare(self, container: Container) -> BundlePart:
+        _check(container)
         for name in ("lower", "work", "rootfs"):
             (container.directory / name).mkdir(mode=0o700)
         _make_upper(container)
@@ -75,7 +78,7 @@ class FilesystemIsolator(Isolator):
     def part(self, container: Container) -> BundlePart:
         """What `prepare` returns; nothing is made for it."""
         return {
-            "root": {"path": str(container.rootfs), "readonly": False},
+            "root": {"path": str(container.rootfs), "readonly": container.task.read_only},
             "mounts": _mounts(container),
             "linux": {"maskedPaths": self._masked(container), "readonlyPaths": list(READ_ONLY_PATHS)},
         }
@@ -115,6 +118,15 @@ class FilesystemIsolator(Isolator):
         return [*MASKED_PATHS, *own]
 
 
+def _check(container: Container) -> None:
+    task = container.task
+    if not 1 <= task.shm <= MOST_MIB:
+        raise Unsupported(f"shm is {task.shm}: it must be from 1 to {MOST_MIB}")
+    for wanted in task.tmpfs:
+        if said := tmpfs_problem(wanted):
+            raise Unsupported(f"tmpfs {wanted.destination!r}: {said}")
+
+
 def _open_rootfs(source: Path, container: Container) -> int:
     if not source.is_dir():
         raise Unsupported(f"root file system of {container.id}: {source} is not a directory on this node")
@@ -146,11 +158,17 @@ def _mounts(container: Container) -> list[dict[str, Any]]:
         _new("tmpfs", "/dev", ["nosuid", "strictatime", "mode=755", "size=64k"]),
         _new("devpts", "/dev/pts", terminal),
         _new("mqueue", "/dev/mqueue", plain),
-        _new("tmpfs", "/dev/shm", [*plain, "mode=1777", f"size={TEMPORARY_MIB}m"]),
+        _new("tmpfs", "/dev/shm", [*plain, "mode=1777", f"size={container.task.shm}m"]),
         _sysfs(container),
         _new("tmpfs", "/run", ["nosuid", "nodev", "mode=755", f"size={TEMPORARY_MIB}m"]),
         _new("tmpfs", "/tmp", ["nosuid", "nodev", "mode=1777", f"size={size}m"]),
+        *map(_tmpfs, container.task.tmpfs),
     ]
+
+
+def _tmpfs(wanted: Tmpfs) -> dict[str, Any]:
+    guards = ["nosuid", "nodev"] if wanted.executable else ["nosuid", "nodev", "noexec"]
+    return _new("tmpfs", wanted.destination, [*guards, f"mode={wanted.mode}", f"size={wanted.size}m"])
 
 
 def _sysfs(container: Container) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 
-from model.limits import TaskLimits
+from model.limits import TaskLimits, Tmpfs
 from model.resources import Resources
 
 
@@ -90,12 +90,14 @@ class Secret:
 
 @dataclass(frozen=True, slots=True)
 class TaskSpec:
-    """Everything an agent needs to run a task. Never changes after the task was accepted.
+    """Everything an agent needs to run a task. Never changes after the task was accepted, but for what a
+    `model.adjustment.Adjustment` names.
 
     `owner` is what the framework calls the thing this task belongs to (`/web`). An empty `rootfs` means the node's own
     file system, read-only, under a private writable layer. `pids` bounds processes and threads together.
     `seccomp` is a profile in Docker's format, `unconfined`, or empty for the default. Capabilities are written like
-    `CAP_NET_RAW`; those dropped may be `ALL`.
+    `CAP_NET_RAW`; those dropped may be `ALL`. With `read_only` nothing can be written but what is mounted: `tmpfs`, and
+    the temporary directories that every container has. `shm` is the size of /dev/shm in MiB.
     """
 
     id: str
@@ -119,6 +121,9 @@ class TaskSpec:
     sysctls: tuple[tuple[str, str], ...] = ()
     secrets: tuple[Secret, ...] = ()
     limits: TaskLimits = field(default_factory=TaskLimits)
+    read_only: bool = False
+    tmpfs: tuple[Tmpfs, ...] = ()
+    shm: int = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +153,8 @@ class Usage:
 @dataclass(frozen=True, slots=True)
 class TaskStatus:
     """One observation of a task. `sequence` counts a task's observations from 1, so that attributes of RUNNING can
-    change too; `at` is seconds since the epoch on the node's clock."""
+    change too; `at` is seconds since the epoch on the node's clock. `adjustment` is the number of the last one that was
+    dealt with; `refused` says why it could not be done."""
 
     task_id: str
     state: TaskState
@@ -161,6 +167,9 @@ class TaskStatus:
     exit_code: int | None = None
     healthy: bool | None = None
     usage: Usage = field(default_factory=Usage)
+    paused: bool = False
+    adjustment: int = 0
+    refused: str = ""
 
 
 def newer(current: TaskStatus | None, seen: TaskStatus) -> bool:

@@ -20,6 +20,7 @@ from agent.launcher import record, streams
 from agent.launcher.channel import MAX_MESSAGE, Message, decode, encode, pair
 from agent.launcher.pump import DEFAULT_LIMITS, Limits
 
+NATIVE = "native"
 MAIN = Path(__file__).with_name("main.py")
 ANSWER_DEADLINE_S = 30.0
 STOP_DEADLINE_S = 5.0
@@ -69,7 +70,9 @@ class Launch:
 class Launcher:
     """Keeps one launcher process running while it is needed."""
 
-    def __init__(self) -> None:
+    def __init__(self, runtime: str = NATIVE) -> None:
+        """`runtime`: what makes containers' first processes; `native` is `init.py`, see `oci.py` for others."""
+        self._runtime = runtime
         self._process: asyncio.subprocess.Process | None = None
         self._socket: socket.socket | None = None
         self._starting = asyncio.Lock()
@@ -91,6 +94,8 @@ class Launcher:
         writes goes to the two files, of which there are as many as `limits` say."""
         logs = streams.request((str(stdout), str(stderr)), limits)
         request = {"op": "create", "bundle": str(bundle), "streams": logs}
+        if self._runtime != NATIVE:
+            request["runtime"] = self._runtime
         try:
             return await self._create(bundle, request)
         except LauncherGone:

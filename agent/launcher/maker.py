@@ -18,10 +18,11 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import NoReturn
 
 from agent.launcher import bundle as bundles
-from agent.launcher import init, record, streams
+from agent.launcher import init, oci, record, streams
 from agent.launcher import syscalls as sc
 from agent.launcher.bundle import Bundle, BundleError
 from agent.launcher.channel import MAX_MESSAGE, Message, SetupError, decode, failed, pair, receive, send
@@ -81,7 +82,10 @@ def _live(request: Message, agent: socket.socket, keeper: socket.socket) -> None
     with _step("write keeper.json"):
         record.write_keeper(directory, Keeper(me, boot_id, record.CREATING))
     bundle = _read_bundle(directory)
-    pid, pidfd, channel = _clone(bundle, *streams.make(bundle, request["streams"], keeper))
+    stdout, stderr = streams.make(bundle, request["streams"], keeper)
+    if (runtime := request.get("runtime")) is not None:
+        return _live_by(runtime, bundle, (stdout, stderr), agent, Keeper(me, boot_id, record.CREATING))
+    pid, pidfd, channel = _clone(bundle, stdout, stderr)
     container = record.identify(pid)
     try:
         _map_ids(bundle, pid)
@@ -95,6 +99,26 @@ def _live(request: Message, agent: socket.socket, keeper: socket.socket) -> None
         _set_limits(bundle, pid)
         send(channel, {"op": "start"})
         _await_exec(channel)
+    except (Aborted, SetupError):
+        _kill(pidfd)
+        raise
+    _tell(agent, {"event": "started", "pid": pid})
+
+
+def _live_by(runtime: str, bundle: Bundle, ends: tuple[int, int], agent: socket.socket, keeper: Keeper) -> None:
+    """As `_live`, by another runtime (`oci.py`)."""
+    with _step(f"have {runtime} create"):
+        pid = oci.create(runtime, bundle, *ends)
+        pidfd = os.pidfd_open(pid)
+    container = record.identify(pid)
+    try:
+        with _step("write keeper.json"):
+            record.write_keeper(bundle.directory, replace(keeper, phase=record.CREATED, container=container))
+        _tell(agent, {"event": "created", "pid": pid})
+        _expect_start(receive(agent))
+        with _step("write keeper.json"):
+            record.write_keeper(bundle.directory, replace(keeper, phase=record.STARTING, container=container))
+        oci.start(runtime, bundle)
     except (Aborted, SetupError):
         _kill(pidfd)
         raise

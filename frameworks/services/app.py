@@ -61,7 +61,7 @@ def new_task(app: App, now: datetime) -> TaskSpec:
     definition = app.definition
     task_id = f"{app.id[1:].replace('/', '_')}.{uuid.uuid4()}"
     labels = {**definition.labels, VERSION_LABEL: app.config_version, STAGED_LABEL: format_time(now)}
-    return TaskSpec(
+    plain = TaskSpec(
         id=task_id,
         framework=FRAMEWORK,
         owner=app.id,
@@ -74,6 +74,7 @@ def new_task(app: App, now: datetime) -> TaskSpec:
         labels=tuple(sorted(labels.items())),
         kill_grace_s=definition.taskKillGracePeriodSeconds,
     )
+    return definition.confined(plain)
 
 
 def label(spec: TaskSpec, name: str) -> str:

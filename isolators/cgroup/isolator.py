@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import errno
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from isolators.base import BundlePart, Container, Isolator, IsolatorError, Limit, Unsupported
@@ -92,8 +92,11 @@ class CgroupIsolator(Isolator):
 
     async def update(self, container: Container, resources: Resources) -> None:
         limit = self._limits(container, resources)
-        with _operation("resize cgroup", container.id), _refusals(container.id):
-            self._cgroups.limit(container.id, limit)
+        try:
+            with _refusals(container.id):
+                self._cgroups.limit(container.id, limit)
+        except OSError as error:
+            raise self._not_resized(container, limit, error) from error
 
     async def pause(self, container: Container) -> None:
         with _operation("freeze", container.id):
@@ -135,6 +138,15 @@ class CgroupIsolator(Isolator):
             for limit in wanted.io
         ]
         return limits(container.task, resources, throttles, rules)
+
+    def _not_resized(self, container: Container, limit: Limits, error: OSError) -> IsolatorError:
+        if error.errno == errno.EBUSY:
+            with suppress(OSError):
+                used = self._cgroups.usage(container.id, Usage()).mem_bytes
+                if used > limit.memory_bytes:
+                    in_use = f"{used / MIB:.1f} MiB are in use, and can't be reclaimed"
+                    return Unsupported(f"memory limit {limit.memory_bytes // MIB} MiB: {in_use}")
+        return IsolatorError(f"resize cgroup {container.id}: {error}")
 
     async def _soon_exceeded(self, container: Container) -> Limit | None:
         """On version 1 the news comes before the kernel has chosen whom to kill (mem_cgroup_oom), or kills nobody."""

@@ -19,6 +19,7 @@ from isolators.cgroup.freezer import FreezerV1
 from isolators.cgroup.hierarchy import V1, v2_controllers
 from isolators.cgroup.hugetlb import Hugetlb
 from isolators.cgroup.io import BlkioV1
+from isolators.cgroup.kept import KeptFiles
 from isolators.cgroup.limits import Limits
 from isolators.cgroup.memory import MemoryV1, OomNews
 from isolators.cgroup.pids import Pids
@@ -45,6 +46,7 @@ class CgroupsV1:
 
     def __init__(self, hierarchy: V1, prefix: str) -> None:
         self._prefix = prefix
+        self._kept = KeptFiles()
         self._unified = hierarchy.unified
         mounts = dict(hierarchy.mounts)
         self._controllers = [(each, mounts[each.name]) for each in CONTROLLERS if each.name in mounts]
@@ -77,7 +79,7 @@ class CgroupsV1:
 
     def usage(self, name: str, usage: Usage) -> Usage:
         for controller, mount in self._controllers:
-            usage = controller.usage(mount / self._prefix / name, usage)
+            usage = controller.usage(mount / self._prefix / name, usage, self._kept.files)
         return usage
 
     def oom_kills(self, name: str) -> int:
@@ -87,7 +89,8 @@ class CgroupsV1:
         return MemoryV1().oom_news(self._memory / name)
 
     def freeze(self, name: str, wanted: bool) -> None:
-        FreezerV1().freeze(self._freezer_of(name), wanted)
+        if wanted or self._freezer is not None:
+            FreezerV1().freeze(self._freezer_of(name), wanted)
 
     def frozen(self, name: str) -> bool:
         return FreezerV1().frozen(self._freezer_of(name))
@@ -103,6 +106,7 @@ class CgroupsV1:
 
     def remove(self, name: str) -> None:
         for base in self._bases:
+            self._kept.forget(base / name)
             tree.remove(base / name)
 
     def names(self) -> list[str]:

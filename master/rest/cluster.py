@@ -59,7 +59,7 @@ def cluster_router(
 
     @router.get("/tasks/{task_id}")
     async def show_task(task_id: str) -> dict[str, Any]:
-        return {"task": task_json(_known(tasks, task_id))}
+        return {"task": task_json(known_task(tasks, task_id))}
 
     @router.get("/tasks/{task_id}/log")
     async def read_log(
@@ -103,7 +103,7 @@ async def _opened(chunks: AsyncIterator[bytes], failure: int) -> AsyncIterator[b
     return all_of_it()
 
 
-def _known(tasks: Tasks, task_id: str) -> TaskRecord:
+def known_task(tasks: Tasks, task_id: str) -> TaskRecord:
     task = _known_or_none(tasks, task_id)
     if task is None:
         raise ApiError(404, f"Task '{task_id}' does not exist")
@@ -132,6 +132,7 @@ def _node(view: NodeView, tasks: Tasks, allocator: Allocator) -> dict[str, Any]:
         "boot_id": node.boot_id,
         "version": node.version,
         "attributes": dict(node.attributes),
+        "rights": sorted(node.rights),
         "resources": resources_json(node.resources),
         "used": resources_json(tasks.used(node.id)),
         "tasks": sum(record.status.state is TaskState.RUNNING for record in tasks.on(node.id)),
@@ -155,6 +156,8 @@ def task_json(task: TaskRecord | TaskView) -> dict[str, Any]:
         "pid": status.pid,
         "exit_code": status.exit_code,
         "healthy": status.healthy,
+        "paused": status.paused,
+        "refused": status.refused,
         "network": spec.network,
         "resources": resources_json(spec.resources),
         "limits": limits_json(usage),

@@ -49,8 +49,8 @@ def test_what_a_task_takes_is_told_while_it_runs(cluster: Cluster) -> None:
     own = cluster.lab.exec(task["node"], [PYTHON, "-c", SERVED]).stdout
     assert value(own, "container_cpu_usage_seconds_total", task["id"]) >= 0.3
     assert f'tepui_nodes{{state="online"}} {len(cluster.names):.1f}\n' in metrics
-    shown = tepui(cluster, "task", "show", task["id"])
-    assert "RUNNING on " in shown and re.search(r"CPUs +0\.\d+ +0\.1 ", shown)
+    shown = tepui(cluster, "task", "usage", task["id"])
+    assert re.search(r"CPUs +0\.\d+ +0\.1 ", shown)
 
 
 def events(cluster: Cluster) -> list[dict[str, Any]]:

@@ -10,7 +10,9 @@ from pathlib import Path
 
 from agent.checkpoint import Checkpoint
 from agent.containers import Containers, Directories
+from agent.launcher.client import NATIVE
 from agent.reconciler import Reconciler
+from isolators.rights import NO_RIGHTS, Rights
 from model.resources import Resources
 from model.task import TaskSpec, TaskState, TaskStatus
 from tests.kernel.sandbox import DEADLINE_S, Sandbox, sandbox
@@ -53,11 +55,11 @@ class Agent:
 
 
 @asynccontextmanager
-async def agent(state: Path) -> AsyncIterator[Agent]:
+async def agent(state: Path, rights: Rights = NO_RIGHTS, by: str = NATIVE) -> AsyncIterator[Agent]:
     """Checks at its end, as `sandbox` does, that nothing is left."""
     directories = Directories(state)
     directories.make()
-    async with sandbox(directories.bundles) as node:
+    async with sandbox(directories.bundles, rights, by) as node:
         made = Agent(node, directories)
         await made.reconciler.recover()
         try:

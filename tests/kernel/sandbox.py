@@ -14,9 +14,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from agent import runtime
 from agent.launcher import record
 from agent.launcher.adopt import wait_exit
-from agent.launcher.client import Launch, Launcher
+from agent.launcher.client import NATIVE, Launch, Launcher
 from agent.launcher.record import Exit
 from isolators.base import Container, Isolator, merge
 from isolators.capabilities import CapabilitiesIsolator
@@ -85,14 +86,15 @@ class Sandbox:
 
     async def clean(self) -> None:
         for container in self.containers:
+            await runtime.delete(container.directory, container.id)
             for isolator in reversed(self.isolators):
                 await isolator.cleanup(container)
 
 
 @asynccontextmanager
-async def sandbox(state: Path, rights: Rights = NO_RIGHTS) -> AsyncIterator[Sandbox]:
+async def sandbox(state: Path, rights: Rights = NO_RIGHTS, by: str = NATIVE) -> AsyncIterator[Sandbox]:
     """Checks at its end that no mount, cgroup or process is left."""
-    launcher = Launcher()
+    launcher = Launcher(by)
     prefix = f"tepui-test-{os.getpid()}"
     isolators: list[Isolator] = [
         FilesystemIsolator(state, launcher.userns_fd),

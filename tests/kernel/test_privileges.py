@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from agent.launcher.client import LaunchError
-from isolators.capabilities import DEFAULT
 from isolators.mount import mount_points
 from isolators.rights import Rights
 from isolators.secrets import SecretsIsolator
+from model.capability import DEFAULT
 from model.task import Secret
 from tests.kernel.sandbox import ID_BASE, Sandbox, mounts_below, root_directory, sandbox, task
 

@@ -42,6 +42,8 @@ class World:
     keepers: dict[str, str] = field(default_factory=dict)  # to the phase
     exits: dict[str, Exit] = field(default_factory=dict)
     launched: Counter[str] = field(default_factory=Counter)
+    limits: dict[str, int] = field(default_factory=dict)  # of processes
+    frozen: set[str] = field(default_factory=set)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     master: dict[str, TaskStatus] = field(default_factory=dict)  # what it has been told
     master_log: list[TaskStatus] = field(default_factory=list)
@@ -188,8 +190,24 @@ class _Containers(Containers):
 
     def signal(self, container: Container, number: signal.Signals) -> None:
         self._life.step()
+        assert number is signal.SIGKILL or container.id not in self._world.frozen, "it can not see the signal"
         if number is signal.SIGKILL or container.task.argv != ("stubborn",):
             self._world.exit(container.id, Exit(signal=number))
+
+    async def update(self, container: Container) -> None:
+        await self._step()
+        self._world.limits[container.id] = container.task.pids
+        await self._step()
+
+    async def pause(self, container: Container) -> None:
+        await self._step()
+        self._world.frozen.add(container.id)
+        await self._step()
+
+    async def resume(self, container: Container) -> None:
+        await self._step()
+        self._world.frozen.discard(container.id)
+        await self._step()
 
     async def usage(self, container: Container) -> Usage:
         await self._step()

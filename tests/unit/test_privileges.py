@@ -9,11 +9,12 @@ import pytest
 
 from agent.checkpoint import Checkpoint, TaskRecord
 from isolators.base import Container, Isolator, IsolatorError, Unsupported
-from isolators.capabilities import DEFAULT, CapabilitiesIsolator
+from isolators.capabilities import CapabilitiesIsolator
 from isolators.namespaces import NamespacesIsolator
 from isolators.rights import NO_RIGHTS, Rights
 from isolators.secrets import MAX_BYTES, SecretsIsolator
 from isolators.sysctls import SysctlsIsolator
+from model.capability import DEFAULT
 from model.resources import Resources
 from model.task import Secret, TaskSpec, TaskState, TaskStatus
 from wire.convert import task_from_wire, task_to_wire

@@ -93,7 +93,7 @@ def test_defaults_are_marathons() -> None:
         ({"networks": [{"mode": "container/bridge", "name": "x"}]}, "/networks(0)", "takes no name"),
         ({"networks": LEAST["networks"] * 2}, "/networks", "more than one"),
         ({"container": {"type": "DOCKER"}}, "/container/type", "MESOS"),
-        ({"container": {"docker": {"image": "nginx"}}}, "/container/docker", "not supported"),
+        ({"container": {"docker": {"image": "nginx"}}}, "/container/docker/image", "not supported"),
         ({"container": {"volumes": [{}]}}, "/container/volumes", "not supported"),
         ({"container": {"portMappings": [MAPPING, MAPPING]}}, "/container", "8080/tcp occurs more than once"),
         ({"taskKillGracePeriodSeconds": -1}, "/taskKillGracePeriodSeconds", "greater than or equal"),

@@ -1,8 +1,8 @@
-"""What `tepui task show` makes of the API's answer."""
+"""What `tepui task usage` makes of the API's answer."""
 
 from __future__ import annotations
 
-from cli.task_show import rows
+from cli.task_usage import rows
 from master.rest.cluster import limits_json, usage_json
 from model.task import Usage
 
