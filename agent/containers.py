@@ -7,11 +7,14 @@ knows tasks' states: the reconciler decides which verb is due.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import os
 import shutil
 import signal
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -20,7 +23,9 @@ from agent import ending, runtime
 from agent.launcher import record
 from agent.launcher.adopt import wait_exit
 from agent.launcher.client import Launch, Launcher
-from isolators.base import Container, Isolator, IsolatorError, Limit, merge
+from agent.log_limits import DEFAULT_POLICY, LogPolicy
+from agent.pumps import Pumps
+from isolators.base import Container, Isolator, IsolatorError, Limit, Unsupported, merge
 from model.network import Address
 from model.task import TaskSpec, Usage
 from pki.files import PRIVATE, write_atomic
@@ -59,10 +64,18 @@ class Directories:
 
 
 class Containers:
-    def __init__(self, directories: Directories, isolators: Sequence[Isolator], launcher: Launcher) -> None:
+    def __init__(
+        self,
+        directories: Directories,
+        isolators: Sequence[Isolator],
+        launcher: Launcher,
+        log_policy: LogPolicy = DEFAULT_POLICY,
+    ) -> None:
         self._directories = directories
         self.launcher = launcher
         self._isolators = isolators
+        self._log_policy = log_policy
+        self._pumps = Pumps()
 
     def container(self, task: TaskSpec, id_base: int) -> Container:
         return Container(task.id, task, self._directories.bundles / task.id, id_base)
@@ -91,9 +104,10 @@ class Containers:
 
     async def create(self, container: Container) -> tuple[Launch, tuple[Address, ...]]:
         """The container's namespaces, limited and connected, with its first process waiting in them."""
-        logs = self._directories.logs / container.id
-        logs.mkdir(mode=0o700, exist_ok=True)
-        launch = await self.launcher.create(container.directory, logs / "stdout", logs / "stderr")
+        limits = self._log_policy.of(container.task)
+        stdout, stderr = self._logs(container)
+        stdout.parent.mkdir(mode=0o700, exist_ok=True)
+        launch = await self.launcher.create(container.directory, stdout, stderr, limits)
         try:
             # All of them, also when one fails: none may still be at work when cleanup begins.
             results = await asyncio.gather(
@@ -109,7 +123,7 @@ class Containers:
         return record.read_keeper(str(container.directory))
 
     async def exited(self, container: Container) -> record.Exit:
-        return await wait_exit(container.directory)
+        return await wait_exit(container.directory, partial(self._take_over_logs, container))
 
     def ask(self, container: Container, number: int) -> bool:
         """Ask it with a signal to end. False when nobody in it would notice: see agent/ending.py."""
@@ -178,12 +192,25 @@ class Containers:
                 await cleanup(container)
             except (IsolatorError, OSError) as error:
                 errors.append(error)
+        self._pumps.end(container.id)
+        _mark_ended(self._directories.logs / container.id)
         if errors:
             raise ExceptionGroup(f"clean up {container.id}", errors)
         shutil.rmtree(container.directory, ignore_errors=False, onerror=_absent_is_fine)
 
-    def forget(self, task_id: str) -> None:
-        shutil.rmtree(self._directories.logs / task_id, onerror=_absent_is_fine)
+    def close(self) -> None:
+        """Let go of containers, which go on."""
+        self._pumps.close()
+
+    def _take_over_logs(self, container: Container) -> None:
+        try:
+            limits = self._log_policy.of(container.task)
+        except Unsupported:  # the node's settings have changed since it began
+            limits = (self._log_policy.limits, self._log_policy.limits)
+        self._pumps.take_over(container.id, container.directory, self._logs(container), limits)
+
+    def _logs(self, container: Container) -> tuple[Path, Path]:
+        return self._directories.log(container.id, "stdout"), self._directories.log(container.id, "stderr")
 
 
 async def _delete_by_runtime(container: Container) -> None:
@@ -205,6 +232,12 @@ def _addresses(results: Sequence[tuple[Address, ...] | BaseException]) -> tuple[
             raise result
         addresses += result
     return addresses
+
+
+def _mark_ended(logs: Path) -> None:
+    """From now on they age (`log_retention.py`)."""
+    with contextlib.suppress(FileNotFoundError):
+        os.utime(logs)
 
 
 async def _watched(isolator: Isolator, container: Container) -> Limit | None:

@@ -104,9 +104,15 @@ class Reconciler:
         for loop in self._loops.values():
             loop.cancel()
         await asyncio.gather(*self._loops.values(), return_exceptions=True)
+        self._containers.close()
 
     def statuses(self) -> list[TaskStatus]:
         return [record.status for record in self._records.values()]
+
+    def living(self) -> list[Container]:
+        """Those that live, as far as is known."""
+        alive = (TaskState.RUNNING, TaskState.KILLING)
+        return [self._container(record) for record in self._records.values() if record.status.state in alive]
 
     def over(self, task_id: str) -> bool:
         """Whether nothing more will come of the task: it has ended, or is not known."""
@@ -172,6 +178,7 @@ class Reconciler:
         self._loops[task_id] = asyncio.create_task(self._run(task_id), name=task_id)
 
     async def _run(self, task_id: str) -> None:
+        structlog.contextvars.bind_contextvars(task=task_id)
         while not (record := self._records[task_id]).over:
             try:
                 await self.step(record)
@@ -445,7 +452,6 @@ class Reconciler:
         self._records[record.spec.id] = record
 
     def _forget(self, task_id: str) -> None:
-        self._containers.forget(task_id)
         self._checkpoint.forget(task_id)
         self._records.pop(task_id, None)
         self._withdrawn.discard(task_id)

@@ -20,7 +20,7 @@ from agent.reconciler import Reconciler
 from agent.renewal import Dial, describe
 from agent.streams import Streams
 from model.node import Node
-from model.task import TaskStatus
+from model.task import TaskStatus, Usage
 from pki.credentials import CredentialError
 from wire import control_pb2 as pb
 from wire import control_pb2_grpc, convert
@@ -48,7 +48,13 @@ class Session:
         self._network = network
         self._ready = ready
         self._news: set[str] = set()  # ids of tasks that the master must hear of
+        self._usages: dict[str, Usage] = {}  # of tasks that run, by id
         self._wake = asyncio.Event()
+
+    def report_usages(self, usages: dict[str, Usage]) -> None:
+        """The master shall know what tasks take now; what it had not been told before is of no interest any more."""
+        self._usages = usages
+        self._wake.set()
 
     def report(self, status: TaskStatus) -> None:
         """The master must hear of it, now or when it can be reached again."""
@@ -99,6 +105,7 @@ class _Conversation:
         self._applied = 0
         self._errors: list[str] = []
         self._told = pb.Applied()
+        self._told_usages: dict[str, Usage] = {}
         self._gathered = asyncio.Event()
 
     async def run(self) -> str:
@@ -202,4 +209,8 @@ class _Conversation:
             if applied != self._told:
                 await call.write(pb.AgentMessage(applied=applied))
                 self._told = applied
+            usages = session._usages
+            if changed := dict(usages.items() - self._told_usages.items()):
+                await call.write(pb.AgentMessage(usage=convert.usages_to_wire(changed)))
+            self._told_usages = usages
             await session._wake.wait()

@@ -12,10 +12,16 @@ from typing import Annotated
 
 import typer
 
-from bench import density, launch, vip
+from bench import density, launch, logs, usage, vip
 from bench.report import Report
 
-BENCHES: dict[str, Callable[[], Report]] = {"density": density.run, "launch": launch.run, "vip": vip.run}
+BENCHES: dict[str, Callable[[], Report]] = {
+    "density": density.run,
+    "launch": launch.run,
+    "logs": logs.run,
+    "usage": usage.run,
+    "vip": vip.run,
+}
 
 
 def main(

@@ -48,7 +48,7 @@ def run() -> Report:
 
 
 async def measure(directory: Path) -> Report:
-    rootfs = _rootfs(directory)
+    rootfs = idle_rootfs(directory)
     with _runc(directory, rootfs) as peers:
         peer = sum(map(_pss_mib, peers)) / len(peers)
     importlib.import_module("cli.agent_daemon")
@@ -76,14 +76,14 @@ class Idle(Ours):
         self._running = {task.id: loop.create_future() for task in self._tasks}
         self._ended = {task.id: loop.create_future() for task in self._tasks}
         for task in self._tasks:
-            self._reconciler.assign(task, kill=False)
+            self.reconciler.assign(task, kill=False)
         async with asyncio.timeout(START_DEADLINE_S):
             await asyncio.gather(*self._running.values())
 
     async def end(self) -> None:
         ended = list(self._ended.values())
         for task in self._tasks:
-            self._reconciler.assign(task, kill=True)
+            self.reconciler.assign(task, kill=True)
         async with asyncio.timeout(START_DEADLINE_S):
             await asyncio.gather(*ended)
 
@@ -177,7 +177,7 @@ def _pss_mib(pid: int) -> float:
     raise ValueError(f"process {pid} has no memory")
 
 
-def _rootfs(directory: Path) -> Path:
+def idle_rootfs(directory: Path) -> Path:
     rootfs = directory / "rootfs"
     for name in ("dev", "etc", "proc", "run", "sys", "tmp"):
         (rootfs / name).mkdir(parents=True)

@@ -20,7 +20,7 @@ import time
 import uuid
 from ipaddress import ip_address, ip_network
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import structlog
 from pyroute2 import AsyncIPRoute
@@ -92,7 +92,7 @@ class Ours:
         self._launcher = Launcher()
         self._ended: dict[str, asyncio.Future[TaskStatus]] = {}
 
-    async def __aenter__(self) -> Ours:
+    async def __aenter__(self) -> Self:
         self._directories.make()
         node, address, boot_id = "n1", ip_address("10.77.0.11"), str(uuid.uuid4())
         self._networks = Networks(self._directories.state, node, boot_id, address)
@@ -102,16 +102,16 @@ class Ours:
         isolators = standard_isolators(
             self._directories.state, self._networks, self._launcher.userns_fd, f"tepui-bench-{os.getpid()}", NO_RIGHTS
         )
-        containers = Containers(self._directories, isolators, self._launcher)
+        self.containers = Containers(self._directories, isolators, self._launcher)
         checkpoint, ready = Checkpoint(self._directories.tasks), asyncio.Event()
         ready.set()
         capacity = Resources(cpus=2000, mem=2048)
-        self._reconciler = Reconciler(containers, checkpoint, boot_id, capacity, self._report, ready)
-        await self._reconciler.recover()
+        self.reconciler = Reconciler(self.containers, checkpoint, boot_id, capacity, self._report, ready)
+        await self.reconciler.recover()
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._reconciler.close()
+        await self.reconciler.close()
         await self._launcher.stop()
         await self._networks.__aexit__(None, None, None)
         _remove_cgroups(f"tepui-bench-{os.getpid()}")
@@ -129,12 +129,12 @@ class Ours:
         )
         ended = self._ended[task.id] = asyncio.get_running_loop().create_future()
         begin = time.monotonic_ns()
-        self._reconciler.assign(task, kill=False)
+        self.reconciler.assign(task, kill=False)
         status = await asyncio.wait_for(ended, LAUNCH_DEADLINE_S)
         if status.state is not TaskState.FINISHED:
             raise RuntimeError(f"{task.id}: {status.state.name}: {status.reason}")
         printed = self._directories.log(task.id, "stdout").read_text()
-        self._reconciler.withdraw(task.id)
+        self.reconciler.withdraw(task.id)
         return (int(printed) - begin) / 1e6
 
     def _report(self, status: TaskStatus) -> None:

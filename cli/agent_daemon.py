@@ -13,18 +13,22 @@ from pathlib import Path
 import grpc.aio
 import structlog
 
-from agent import preflight
+from agent import metrics, preflight
 from agent.checkpoint import Checkpoint
 from agent.commands import Commands
 from agent.containers import Containers, Directories
 from agent.exec import ExecFeed
 from agent.launcher.client import Launcher
+from agent.launcher.pump import Limits
+from agent.log_limits import MIB, LogPolicy
+from agent.log_retention import Retention, keep_bounded
 from agent.logs import LogFeed
 from agent.node_network import NodeNetwork
 from agent.reconciler import Reconciler
 from agent.renewal import keep_renewed
 from agent.session import Session
 from agent.streams import Streams
+from agent.usage import Sampler
 from cli.problem import Problem
 from cli.settings import AgentSettings, SettingsError, load, machine_resources, source_address
 from isolators.rights import Rights
@@ -76,7 +80,9 @@ def pki_directory(state: Path) -> Path:
 
 
 async def run(state: Path) -> None:
+    structlog.contextvars.bind_contextvars(daemon="agent")
     name = await _joined(state)
+    structlog.contextvars.bind_contextvars(node=name)
     settings = _settings(state)
     _refuse_missing_runtime(settings.runtime)
     rights = Rights(
@@ -99,7 +105,7 @@ async def run(state: Path) -> None:
         await networks.configure_vip_route(settings.vip_pools)
         network = NodeNetwork(networks, vips, tuple(settings.vip_pools))
         isolators = standard_isolators(state, networks, launcher.userns_fd, settings.cgroup, rights)
-        containers = Containers(directories, isolators, launcher)
+        containers = Containers(directories, isolators, launcher, _log_policy(settings))
         dial = partial(_dial, state, settings.master)
         session = Session(node, dial, network, ready)
         checkpoint = Checkpoint(directories.tasks)
@@ -116,6 +122,12 @@ async def run(state: Path) -> None:
         async with asyncio.TaskGroup() as group:
             group.create_task(session.run(reconciler, streams))
             group.create_task(keep_renewed(pki_directory(state), dial))
+            retention = Retention(3600 * settings.log_keep_h, MIB * settings.log_keep_mib)
+            sampler = Sampler(reconciler.living, containers.usage)
+            group.create_task(sampler.run(session.report_usages))
+            render = partial(metrics.render, reconciler, sampler, state)
+            group.create_task(metrics.serve(settings.metrics_port, render))
+            group.create_task(keep_bounded(directories.logs, retention, reconciler.over))
 
 
 async def _joined(state: Path) -> str:
@@ -139,6 +151,10 @@ def _settings(state: Path) -> AgentSettings:
     if not settings.master:
         raise Problem(f"{state / SETTINGS_FILE}: master: is missing: run 'tepui agent join'")
     return settings
+
+
+def _log_policy(settings: AgentSettings) -> LogPolicy:
+    return LogPolicy(Limits(MIB * settings.log_file_mib, settings.log_files), MIB * settings.log_stream_mib)
 
 
 def _node(name: str, settings: AgentSettings, state: Path) -> Node:

@@ -11,15 +11,16 @@ import typer
 from cli.client import connect
 from cli.duration import duration
 from cli.execute import execute
+from cli.log_options import Follow, Since, Stderr, Tail, log_query
 from cli.output import Json, mebibytes, print_json, print_table
 from cli.problem import Problem
 from cli.task_show import kill, show
+from cli.task_usage import usage
 
 app = typer.Typer(no_args_is_help=True)
 app.command()(show)
+app.command()(usage)
 app.command()(kill)
-
-TAIL_BYTES = 64 * 1024
 
 
 @app.command("list")
@@ -35,14 +36,14 @@ def list_tasks(json: Json = False) -> None:
 @app.command()
 def log(
     task: str,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the task ends.")] = False,
-    stderr: Annotated[bool, typer.Option("--stderr", help="Its stderr instead of its stdout.")] = False,
-    everything: Annotated[bool, typer.Option("--all", help=f"Not only the last {TAIL_BYTES // 1024} KiB.")] = False,
+    follow: Follow = False,
+    tail: Tail = -1,
+    since: Since = "",
+    stderr: Stderr = False,
     json: Json = False,
 ) -> None:
-    """What a task wrote."""
-    query = {"stream": "stderr" if stderr else "stdout", "follow": follow, "tail": -1 if everything else TAIL_BYTES}
-    with connect().stream(f"/api/v1/tasks/{task}/log", **query) as chunks:
+    """What a task wrote. One that has ended can be asked for by its whole id, until its node removes its log."""
+    with connect().stream(f"/api/v1/tasks/{task}/log", **log_query(follow, tail, since, stderr)) as chunks:
         if json:
             print_json({"task": task, "output": b"".join(chunks).decode(errors="replace")})
             return

@@ -71,6 +71,7 @@ class Dispatcher(control_pb2_grpc.ControlServicer):
         self, request_iterator: AsyncIterator[pb.AgentMessage], context: SessionContext
     ) -> AsyncIterator[pb.MasterMessage]:
         node_id = await agent_name(context)
+        structlog.contextvars.bind_contextvars(node=node_id)
         statuses = await self._hello(node_id, request_iterator, context)
         # From "connected", above, to the block below that takes it back, nothing waits, so nothing can be cancelled.
         session = self._sessions[node_id] = _Session(self._desired.open(node_id))
@@ -161,6 +162,8 @@ class Dispatcher(control_pb2_grpc.ControlServicer):
             case "applied":
                 session.feed.acknowledge(message.applied.revision)
                 self._nodes.report(node_id, tuple(message.applied.errors))
+            case "usage":
+                self._tasks.measure(node_id, convert.usages_from_wire(message.usage))
             case other:
                 raise ValueError(f"unexpected message {other}")
 

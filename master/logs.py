@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncGenerator, Iterable
 
 from master.streams import StreamError, Streams
 from wire import control_pb2 as pb
@@ -16,13 +17,35 @@ class Logs:
     def __init__(self, streams: Streams) -> None:
         self._streams = streams
 
-    async def read(self, node: str, task_id: str, *, stream: str, tail: int, follow: bool) -> AsyncIterator[bytes]:
-        """The task's output as it comes; first an empty part, when it is certain that there is any. Raises LogError."""
-        wanted = pb.OpenLog(task_id=task_id, stream=stream, tail=tail, follow=follow)
+    async def read(self, node: str, wanted: pb.OpenLog) -> AsyncGenerator[bytes, None]:
+        """The output as it comes; first an empty part, when it is certain that there is any. Raises LogError."""
         try:
             async with self._streams.open(node, pb.Open(log=wanted)) as opened:
                 yield b""
                 while (frame := await opened.read()) is not None:
                     yield frame.data
         except StreamError as error:
-            raise LogError(f"log of {task_id}: {error}") from error
+            raise LogError(f"log of {wanted.task_id}: {error}") from error
+
+    async def find(self, nodes: Iterable[str], wanted: pb.OpenLog) -> AsyncGenerator[bytes, None]:
+        """As `read`, of a task that nobody here remembers: nodes keep logs for longer."""
+        readings = [self.read(node, wanted) for node in nodes]
+        try:
+            begun = await asyncio.gather(*map(_begun, readings))
+            found = next((reading for reading in begun if reading is not None), None)
+            if found is None:
+                raise LogError(f"log of {wanted.task_id}: none of the {len(readings)} connected nodes has it")
+            yield b""
+            async for data in found:
+                yield data
+        finally:
+            await asyncio.gather(*(reading.aclose() for reading in readings))
+
+
+async def _begun(reading: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None] | None:
+    """Past its first part; None when there is no such log."""
+    try:
+        await anext(reading)
+    except LogError:
+        return None
+    return reading

@@ -146,6 +146,12 @@ class Usage:
     io_write_bytes: int = 0
     disk_bytes: int = 0  # of the writable layer
     disk_limit_bytes: int | None = None
+    net_received_bytes: int = 0  # by the container, through its own link
+    net_sent_bytes: int = 0
+    net_received_packets: int = 0
+    net_sent_packets: int = 0
+    net_received_dropped: int = 0
+    net_sent_dropped: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,24 +65,28 @@ class AgentMessage(_message.Message):
     HELLO_FIELD_NUMBER: _builtins.int
     APPLIED_FIELD_NUMBER: _builtins.int
     STATUS_FIELD_NUMBER: _builtins.int
+    USAGE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def hello(self) -> Global___Hello: ...
     @_builtins.property
     def applied(self) -> Global___Applied: ...
     @_builtins.property
     def status(self) -> Global___Status: ...
+    @_builtins.property
+    def usage(self) -> Global___UsageReport: ...
     def __init__(
         self,
         *,
         hello: Global___Hello | None = ...,
         applied: Global___Applied | None = ...,
         status: Global___Status | None = ...,
+        usage: Global___UsageReport | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "body", b"body", "hello", b"hello", "status", b"status"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "body", b"body", "hello", b"hello", "status", b"status", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "body", b"body", "hello", b"hello", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "body", b"body", "hello", b"hello", "status", b"status", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["hello", "applied", "status"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["hello", "applied", "status", "usage"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -979,6 +983,12 @@ class Usage(_message.Message):
     IO_WRITE_BYTES_FIELD_NUMBER: _builtins.int
     DISK_BYTES_FIELD_NUMBER: _builtins.int
     DISK_LIMIT_BYTES_FIELD_NUMBER: _builtins.int
+    NET_RECEIVED_BYTES_FIELD_NUMBER: _builtins.int
+    NET_SENT_BYTES_FIELD_NUMBER: _builtins.int
+    NET_RECEIVED_PACKETS_FIELD_NUMBER: _builtins.int
+    NET_SENT_PACKETS_FIELD_NUMBER: _builtins.int
+    NET_RECEIVED_DROPPED_FIELD_NUMBER: _builtins.int
+    NET_SENT_DROPPED_FIELD_NUMBER: _builtins.int
     cpu_s: _builtins.float
     cpu_limit: _builtins.float
     mem_bytes: _builtins.int
@@ -991,6 +1001,12 @@ class Usage(_message.Message):
     io_write_bytes: _builtins.int
     disk_bytes: _builtins.int
     disk_limit_bytes: _builtins.int
+    net_received_bytes: _builtins.int
+    net_sent_bytes: _builtins.int
+    net_received_packets: _builtins.int
+    net_sent_packets: _builtins.int
+    net_received_dropped: _builtins.int
+    net_sent_dropped: _builtins.int
     def __init__(
         self,
         *,
@@ -1006,10 +1022,16 @@ class Usage(_message.Message):
         io_write_bytes: _builtins.int = ...,
         disk_bytes: _builtins.int = ...,
         disk_limit_bytes: _builtins.int | None = ...,
+        net_received_bytes: _builtins.int = ...,
+        net_sent_bytes: _builtins.int = ...,
+        net_received_packets: _builtins.int = ...,
+        net_sent_packets: _builtins.int = ...,
+        net_received_dropped: _builtins.int = ...,
+        net_sent_dropped: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_cpu_limit", b"_cpu_limit", "_disk_limit_bytes", b"_disk_limit_bytes", "_mem_limit_bytes", b"_mem_limit_bytes", "_pids_limit", b"_pids_limit", "cpu_limit", b"cpu_limit", "disk_limit_bytes", b"disk_limit_bytes", "mem_limit_bytes", b"mem_limit_bytes", "pids_limit", b"pids_limit"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cpu_limit", b"_cpu_limit", "_disk_limit_bytes", b"_disk_limit_bytes", "_mem_limit_bytes", b"_mem_limit_bytes", "_pids_limit", b"_pids_limit", "cpu_limit", b"cpu_limit", "cpu_s", b"cpu_s", "cpu_throttled_s", b"cpu_throttled_s", "disk_bytes", b"disk_bytes", "disk_limit_bytes", b"disk_limit_bytes", "io_read_bytes", b"io_read_bytes", "io_write_bytes", b"io_write_bytes", "mem_bytes", b"mem_bytes", "mem_limit_bytes", b"mem_limit_bytes", "mem_peak_bytes", b"mem_peak_bytes", "pids", b"pids", "pids_limit", b"pids_limit"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cpu_limit", b"_cpu_limit", "_disk_limit_bytes", b"_disk_limit_bytes", "_mem_limit_bytes", b"_mem_limit_bytes", "_pids_limit", b"_pids_limit", "cpu_limit", b"cpu_limit", "cpu_s", b"cpu_s", "cpu_throttled_s", b"cpu_throttled_s", "disk_bytes", b"disk_bytes", "disk_limit_bytes", b"disk_limit_bytes", "io_read_bytes", b"io_read_bytes", "io_write_bytes", b"io_write_bytes", "mem_bytes", b"mem_bytes", "mem_limit_bytes", b"mem_limit_bytes", "mem_peak_bytes", b"mem_peak_bytes", "net_received_bytes", b"net_received_bytes", "net_received_dropped", b"net_received_dropped", "net_received_packets", b"net_received_packets", "net_sent_bytes", b"net_sent_bytes", "net_sent_dropped", b"net_sent_dropped", "net_sent_packets", b"net_sent_packets", "pids", b"pids", "pids_limit", b"pids_limit"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__cpu_limit: _TypeAlias = _typing.Literal["cpu_limit"]  # noqa: Y015
     _WhichOneofArgType__cpu_limit: _TypeAlias = _typing.Literal["_cpu_limit", b"_cpu_limit"]  # noqa: Y015
@@ -1029,6 +1051,51 @@ class Usage(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__pids_limit) -> _WhichOneofReturnType__pids_limit | None: ...
 
 Global___Usage: _TypeAlias = Usage  # noqa: Y015
+
+@_typing.final
+class UsageReport(_message.Message):
+    """What tasks take now: of those that take something else than the last report said. Nobody acknowledges it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class TasksEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        @_builtins.property
+        def value(self) -> Global___Usage: ...
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: Global___Usage | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    TASKS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def tasks(self) -> _containers.MessageMap[_builtins.str, Global___Usage]:
+        """by id"""
+
+    def __init__(
+        self,
+        *,
+        tasks: _abc.Mapping[_builtins.str, Global___Usage] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["tasks", b"tasks"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UsageReport: _TypeAlias = UsageReport  # noqa: Y015
 
 @_typing.final
 class StatusAck(_message.Message):
@@ -1311,13 +1378,16 @@ class OpenLog(_message.Message):
     STREAM_FIELD_NUMBER: _builtins.int
     TAIL_FIELD_NUMBER: _builtins.int
     FOLLOW_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
     stream: _builtins.str
     """"stdout" or "stderr" """
     tail: _builtins.int
-    """bytes from the end to begin with; negative: all"""
+    """lines from the end to begin with; negative: all"""
     follow: _builtins.bool
     """until the task has ended and everything was sent"""
+    since: _builtins.float
+    """seconds since the epoch: leave out what was written before"""
     def __init__(
         self,
         *,
@@ -1325,10 +1395,11 @@ class OpenLog(_message.Message):
         stream: _builtins.str = ...,
         tail: _builtins.int = ...,
         follow: _builtins.bool = ...,
+        since: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["follow", b"follow", "stream", b"stream", "tail", b"tail", "task_id", b"task_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["follow", b"follow", "since", b"since", "stream", b"stream", "tail", b"tail", "task_id", b"task_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

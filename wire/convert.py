@@ -5,7 +5,7 @@ Reading trusts nothing: a message of another version or of a broken peer raises 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from ipaddress import ip_address, ip_network
 
@@ -148,7 +148,6 @@ def limits_from_wire(message: pb.TaskLimits) -> TaskLimits:
 
 
 def status_to_wire(status: TaskStatus) -> pb.Status:
-    usage = status.usage
     return pb.Status(
         task_id=status.task_id,
         state=status.state,
@@ -163,20 +162,7 @@ def status_to_wire(status: TaskStatus) -> pb.Status:
         paused=status.paused,
         adjustment=status.adjustment,
         refused=status.refused,
-        usage=pb.Usage(
-            cpu_s=usage.cpu_s,
-            cpu_limit=usage.cpu_limit,
-            mem_bytes=usage.mem_bytes,
-            mem_limit_bytes=usage.mem_limit_bytes,
-            pids=usage.pids,
-            pids_limit=usage.pids_limit,
-            cpu_throttled_s=usage.cpu_throttled_s,
-            mem_peak_bytes=usage.mem_peak_bytes,
-            io_read_bytes=usage.io_read_bytes,
-            io_write_bytes=usage.io_write_bytes,
-            disk_bytes=usage.disk_bytes,
-            disk_limit_bytes=usage.disk_limit_bytes,
-        ),
+        usage=usage_to_wire(status.usage),
         since=status.since,
         health=map(health.health_to_wire, status.health),
         readiness=map(health.readiness_to_wire, status.readiness),
@@ -184,7 +170,6 @@ def status_to_wire(status: TaskStatus) -> pb.Status:
 
 
 def status_from_wire(message: pb.Status) -> TaskStatus:
-    usage = message.usage
     return TaskStatus(
         task_id=message.task_id,
         state=TaskState(message.state),
@@ -199,24 +184,65 @@ def status_from_wire(message: pb.Status) -> TaskStatus:
         paused=message.paused,
         adjustment=message.adjustment,
         refused=message.refused,
-        usage=Usage(
-            cpu_s=_finite(usage.cpu_s),
-            cpu_limit=_finite(usage.cpu_limit) if usage.HasField("cpu_limit") else None,
-            mem_bytes=usage.mem_bytes,
-            mem_limit_bytes=usage.mem_limit_bytes if usage.HasField("mem_limit_bytes") else None,
-            pids=usage.pids,
-            pids_limit=usage.pids_limit if usage.HasField("pids_limit") else None,
-            cpu_throttled_s=_finite(usage.cpu_throttled_s),
-            mem_peak_bytes=usage.mem_peak_bytes,
-            io_read_bytes=usage.io_read_bytes,
-            io_write_bytes=usage.io_write_bytes,
-            disk_bytes=usage.disk_bytes,
-            disk_limit_bytes=usage.disk_limit_bytes if usage.HasField("disk_limit_bytes") else None,
-        ),
+        usage=usage_from_wire(message.usage),
         since=_finite(message.since),
         health=tuple(map(health.health_from_wire, message.health)),
         readiness=tuple(map(health.readiness_from_wire, message.readiness)),
     )
+
+
+def usage_to_wire(usage: Usage) -> pb.Usage:
+    return pb.Usage(
+        cpu_s=usage.cpu_s,
+        cpu_limit=usage.cpu_limit,
+        mem_bytes=usage.mem_bytes,
+        mem_limit_bytes=usage.mem_limit_bytes,
+        pids=usage.pids,
+        pids_limit=usage.pids_limit,
+        cpu_throttled_s=usage.cpu_throttled_s,
+        mem_peak_bytes=usage.mem_peak_bytes,
+        io_read_bytes=usage.io_read_bytes,
+        io_write_bytes=usage.io_write_bytes,
+        disk_bytes=usage.disk_bytes,
+        disk_limit_bytes=usage.disk_limit_bytes,
+        net_received_bytes=usage.net_received_bytes,
+        net_sent_bytes=usage.net_sent_bytes,
+        net_received_packets=usage.net_received_packets,
+        net_sent_packets=usage.net_sent_packets,
+        net_received_dropped=usage.net_received_dropped,
+        net_sent_dropped=usage.net_sent_dropped,
+    )
+
+
+def usage_from_wire(message: pb.Usage) -> Usage:
+    return Usage(
+        cpu_s=_finite(message.cpu_s),
+        cpu_limit=_finite(message.cpu_limit) if message.HasField("cpu_limit") else None,
+        mem_bytes=message.mem_bytes,
+        mem_limit_bytes=message.mem_limit_bytes if message.HasField("mem_limit_bytes") else None,
+        pids=message.pids,
+        pids_limit=message.pids_limit if message.HasField("pids_limit") else None,
+        cpu_throttled_s=_finite(message.cpu_throttled_s),
+        mem_peak_bytes=message.mem_peak_bytes,
+        io_read_bytes=message.io_read_bytes,
+        io_write_bytes=message.io_write_bytes,
+        disk_bytes=message.disk_bytes,
+        disk_limit_bytes=message.disk_limit_bytes if message.HasField("disk_limit_bytes") else None,
+        net_received_bytes=message.net_received_bytes,
+        net_sent_bytes=message.net_sent_bytes,
+        net_received_packets=message.net_received_packets,
+        net_sent_packets=message.net_sent_packets,
+        net_received_dropped=message.net_received_dropped,
+        net_sent_dropped=message.net_sent_dropped,
+    )
+
+
+def usages_to_wire(usages: Mapping[str, Usage]) -> pb.UsageReport:
+    return pb.UsageReport(tasks={task_id: usage_to_wire(usage) for task_id, usage in usages.items()})
+
+
+def usages_from_wire(message: pb.UsageReport) -> dict[str, Usage]:
+    return {task_id: usage_from_wire(usage) for task_id, usage in message.tasks.items()}
 
 
 def hello_to_wire(node: Node, tasks: list[TaskStatus]) -> pb.Hello:

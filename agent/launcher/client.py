@@ -16,8 +16,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from agent.launcher import record
+from agent.launcher import record, streams
 from agent.launcher.channel import MAX_MESSAGE, Message, decode, encode, pair
+from agent.launcher.pump import DEFAULT_LIMITS, Limits
 
 NATIVE = "native"
 MAIN = Path(__file__).with_name("main.py")
@@ -86,9 +87,13 @@ class Launcher:
             if self._process is None or self._process.returncode is not None:
                 await self._execute()
 
-    async def create(self, bundle: Path, stdout: Path, stderr: Path) -> Launch:
-        """Makes the container of `bundle` up to the point where its first process waits for `Launch.start`."""
-        request = {"op": "create", "bundle": str(bundle), "stdout": str(stdout), "stderr": str(stderr)}
+    async def create(
+        self, bundle: Path, stdout: Path, stderr: Path, limits: tuple[Limits, Limits] = (DEFAULT_LIMITS, DEFAULT_LIMITS)
+    ) -> Launch:
+        """Makes the container of `bundle` up to the point where its first process waits for `Launch.start`. What it
+        writes goes to the two files, of which there are as many as `limits` say."""
+        logs = streams.request((str(stdout), str(stderr)), limits)
+        request = {"op": "create", "bundle": str(bundle), "streams": logs}
         if self._runtime != NATIVE:
             request["runtime"] = self._runtime
         try:

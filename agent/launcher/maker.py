@@ -1,9 +1,9 @@
 """Waits for a request, makes one container, up to its exec, and ends: the memory that this takes goes with it.
 
-It reads the bundle's `config.json`; it writes `keeper.json` and opens the two log files. The container becomes a child
-of the keeper, not of this process (CLONE_PARENT). The end of the agent's socket before the start means that nobody
-would ever say "start": the container is killed, so that no half-made one is left. Should the keeper die, this process
-dies too, and with it the socket that init waits on.
+It reads the bundle's `config.json`; it writes `keeper.json` and makes the two pipes of the container (`streams.py`).
+The container becomes a child of the keeper, not of this process (CLONE_PARENT). The end of the agent's socket before
+the start means that nobody would ever say "start": the container is killed, so that no half-made one is left. Should
+the keeper die, this process dies too, and with it the socket that init waits on.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from dataclasses import replace
 from typing import NoReturn
 
 from agent.launcher import bundle as bundles
-from agent.launcher import init, oci, record
+from agent.launcher import init, oci, record, streams
 from agent.launcher import syscalls as sc
 from agent.launcher.bundle import Bundle, BundleError
 from agent.launcher.channel import MAX_MESSAGE, Message, SetupError, decode, failed, pair, receive, send
@@ -30,26 +30,24 @@ from agent.launcher.record import Exit, Keeper
 
 TITLE = b"tepui-maker"
 MADE, FAILED = 0, 1
-LOG_FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Aborted(Exception):
     """The agent took the container back, or ended, before the start."""
 
 
-def run(requests: socket.socket, tell: int, parent: int) -> NoReturn:
+def run(requests: socket.socket, keeper: socket.socket, parent: int) -> NoReturn:
     """Ends with MADE when the program runs; with FAILED, and `exit.json` written, when it never will. The keeper is
-    told through `tell` which bundle it is, as soon as that is known."""
+    told which bundle it is as soon as that is known, and then gets what it shall pump."""
     code = os.EX_SOFTWARE
     try:
         _stay_with(parent)
         packet, descriptors, _, _ = socket.recv_fds(requests, MAX_MESSAGE, 1)
         request = decode(packet)
         if request is not None:
-            os.write(tell, request["bundle"].encode())
-            os.close(tell)
+            keeper.send(request["bundle"].encode())
             requests.close()
-            code = _make(request, socket.socket(fileno=descriptors[0]))
+            code = _make(request, socket.socket(fileno=descriptors[0]), keeper)
     finally:
         error = sys.exc_info()[1]
         if error is not None:  # a fault of ours: nobody above this frame would say so
@@ -64,9 +62,9 @@ def _stay_with(parent: int) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _make(request: Message, agent: socket.socket) -> int:
+def _make(request: Message, agent: socket.socket, keeper: socket.socket) -> int:
     try:
-        _live(request, agent)
+        _live(request, agent, keeper)
     except Aborted:
         record.write_exit(request["bundle"], Exit(at=time.time(), error="aborted before the start"))
         return FAILED
@@ -77,16 +75,17 @@ def _make(request: Message, agent: socket.socket) -> int:
     return MADE
 
 
-def _live(request: Message, agent: socket.socket) -> None:
+def _live(request: Message, agent: socket.socket, keeper: socket.socket) -> None:
     me = record.identify(os.getppid())
     assert me is not None
     directory, boot_id = request["bundle"], record.boot_id()
     with _step("write keeper.json"):
         record.write_keeper(directory, Keeper(me, boot_id, record.CREATING))
     bundle = _read_bundle(directory)
+    stdout, stderr = streams.make(bundle, request["streams"], keeper)
     if (runtime := request.get("runtime")) is not None:
-        return _live_by(runtime, bundle, request, agent, Keeper(me, boot_id, record.CREATING))
-    pid, pidfd, channel = _clone(bundle, request)
+        return _live_by(runtime, bundle, (stdout, stderr), agent, Keeper(me, boot_id, record.CREATING))
+    pid, pidfd, channel = _clone(bundle, stdout, stderr)
     container = record.identify(pid)
     try:
         _map_ids(bundle, pid)
@@ -106,11 +105,10 @@ def _live(request: Message, agent: socket.socket) -> None:
     _tell(agent, {"event": "started", "pid": pid})
 
 
-def _live_by(runtime: str, bundle: Bundle, request: Message, agent: socket.socket, keeper: Keeper) -> None:
+def _live_by(runtime: str, bundle: Bundle, ends: tuple[int, int], agent: socket.socket, keeper: Keeper) -> None:
     """As `_live`, by another runtime (`oci.py`)."""
-    stdout, stderr = _open_log(request["stdout"], bundle), _open_log(request["stderr"], bundle)
     with _step(f"have {runtime} create"):
-        pid = oci.create(runtime, bundle, stdout, stderr)
+        pid = oci.create(runtime, bundle, *ends)
         pidfd = os.pidfd_open(pid)
     container = record.identify(pid)
     try:
@@ -136,9 +134,8 @@ def _read_bundle(directory: str) -> Bundle:
         raise SetupError(f"read bundle: {error}", directory, errno.EINVAL) from error
 
 
-def _clone(bundle: Bundle, request: Message) -> tuple[int, int, socket.socket]:
+def _clone(bundle: Bundle, stdout: int, stderr: int) -> tuple[int, int, socket.socket]:
     """The cgroup namespace is not among these: its root is to be the cgroup that the agent puts the process in."""
-    stdout, stderr = _open_log(request["stdout"], bundle), _open_log(request["stderr"], bundle)
     ours, theirs = pair()
     with _step("clone into namespaces"):
         pid, pidfd = sc.clone3(bundle.namespaces & ~sc.CLONE_NEWCGROUP | sc.CLONE_PARENT)
@@ -149,18 +146,6 @@ def _clone(bundle: Bundle, request: Message) -> tuple[int, int, socket.socket]:
         os.close(descriptor)
     theirs.close()
     return pid, pidfd, ours
-
-
-def _open_log(path: str, bundle: Bundle) -> int:
-    """Owned by the container's user, who may open it again by way of /dev/stdout."""
-    with _step("open log"):
-        descriptor = os.open(path, LOG_FLAGS, 0o600)
-        try:
-            user = bundles.outside(bundle.uid_maps, bundle.process.uid)
-            os.fchown(descriptor, user, bundles.outside(bundle.gid_maps, bundle.process.gid))
-        except BundleError as error:
-            raise SetupError(f"open log: {error}", path, errno.EINVAL) from error
-        return descriptor
 
 
 def _map_ids(bundle: Bundle, pid: int) -> None:

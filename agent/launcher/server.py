@@ -2,7 +2,7 @@
 
 A request is one packet with one socket, on which the answer goes, so that requests never wait for one another:
 
-    {"op": "create", "bundle": DIR, "stdout": FILE, "stderr": FILE}    see keeper.py
+    {"op": "create", "bundle": DIR, "streams": [STDOUT, STDERR]}       see keeper.py, streams.py
     {"op": "enter", "bundle": DIR, ...}                                see guard.py
     {"op": "userns", "base": B, "count": N}                            answered here, with a descriptor
 

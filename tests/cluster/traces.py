@@ -16,8 +16,8 @@ from lab.record import Node
 
 @dataclass(frozen=True, slots=True)
 class Traces:
-    """Task ids, except for `links`: how many veth pairs end in containers. `records` are checkpoints and logs, which
-    outlive the container until the master has heard of its end."""
+    """Task ids, except for `links`: how many veth pairs end in containers. `records` are checkpoints, which
+    outlive the container until the master has heard of its end. Logs stay for longer."""
 
     cgroups: frozenset[str]
     mounts: frozenset[str]
@@ -39,7 +39,7 @@ def read(lab: Lab, name: str) -> Traces:
         mounts=_mounts(node, lab.status(name).pid),
         leases=_leases(node),
         directories=_entries(node.state / "containers"),
-        records=_entries(node.state / "logs") | frozenset(Path(each).stem for each in _entries(node.state / "tasks")),
+        records=frozenset(Path(each).stem for each in _entries(node.state / "tasks")),
         links=_links(lab, name),
     )
 

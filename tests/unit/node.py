@@ -229,9 +229,6 @@ class _Containers(Containers):
         self._clear(container.id)
         await self._step()
 
-    def forget(self, task_id: str) -> None:
-        self._life.step()
-
     async def _step(self) -> None:
         self._life.step()
         await asyncio.sleep(0)

@@ -47,6 +47,12 @@ usages = st.builds(
     io_write_bytes=numbers,
     disk_bytes=numbers,
     disk_limit_bytes=st.none() | numbers,
+    net_received_bytes=numbers,
+    net_sent_bytes=numbers,
+    net_received_packets=numbers,
+    net_sent_packets=numbers,
+    net_received_dropped=numbers,
+    net_sent_dropped=numbers,
 )
 instants = st.none() | seconds
 healths = st.builds(Health, instants, instants, instants, st.integers(0, 2**31), texts)

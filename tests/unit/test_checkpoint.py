@@ -165,12 +165,3 @@ def test_a_signal_reaches_the_container_and_no_process_that_has_its_pid_now(tmp_
         kept.kill(container)
         assert process.wait(10) == -signal.SIGKILL
         kept.kill(container)
-
-
-async def test_a_tasks_output_is_forgotten_with_it(tmp_path: Path) -> None:
-    kept = containers(tmp_path, [])
-    (tmp_path / "logs" / "a").mkdir()
-    (tmp_path / "logs" / "a" / "stdout").write_text("hello")
-    for _ in range(2):
-        kept.forget("a")
-    assert list((tmp_path / "logs").iterdir()) == []

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 
 import pytest
 
+from agent.log_reader import CHUNK_BYTES
 from agent.logs import LogFeed
-from agent.streams import CHUNK_BYTES, STREAMS_AT_ONCE, Streams
+from agent.streams import STREAMS_AT_ONCE, Streams
 from master.logs import LogError
 from tests.unit.cluster import until
 from tests.unit.control import Dial, Master, cluster
+from wire import control_pb2 as pb
 
 pytestmark = pytest.mark.anyio
 BIG = CHUNK_BYTES * 600  # more than queue and connection hold together
@@ -49,9 +51,9 @@ async def answering(dial: Dial, directory: Path) -> AsyncIterator[Node]:
 
 
 def read(
-    parts: Master, task: str = "a", stream: str = "stdout", tail: int = -1, follow: bool = False
-) -> AsyncIterator[bytes]:
-    return parts.logs.read("n1", task, stream=stream, tail=tail, follow=follow)
+    parts: Master, task: str = "a", stream: str = "stdout", tail: int = -1, follow: bool = False, since: float = 0.0
+) -> AsyncGenerator[bytes, None]:
+    return parts.logs.read("n1", pb.OpenLog(task_id=task, stream=stream, tail=tail, follow=follow, since=since))
 
 
 async def all_of(chunks: AsyncIterator[bytes]) -> bytes:
@@ -64,7 +66,7 @@ async def test_what_was_written_is_read(tmp_path: Path) -> None:
         node.write("a", b"oops\n", "stderr")
         node.write("empty", b"")
         assert await all_of(read(parts)) == b"one\ntwo\n"
-        assert await all_of(read(parts, tail=4)) == b"two\n"
+        assert await all_of(read(parts, tail=1)) == b"two\n"
         assert await all_of(read(parts, tail=0)) == b""
         assert await all_of(read(parts, tail=10**9)) == b"one\ntwo\n"
         assert await all_of(read(parts, stream="stderr")) == b"oops\n"
@@ -95,7 +97,7 @@ async def test_a_follower_gets_everything_to_the_end(tmp_path: Path) -> None:
 async def test_a_task_that_is_forgotten_while_it_is_followed(tmp_path: Path) -> None:
     async with cluster(tmp_path) as (parts, dial), answering(dial, tmp_path) as node:
         node.write("a", b"all of it")
-        async with aclosing(read(parts, follow=True)) as chunks:  # type: ignore[type-var]
+        async with aclosing(read(parts, follow=True)) as chunks:
             assert await anext(chunks) == b""
             (tmp_path / "a" / "stdout").unlink()
             node.ended.add("a")
@@ -106,6 +108,7 @@ async def test_a_task_that_is_forgotten_while_it_is_followed(tmp_path: Path) -> 
     ("task", "stream", "complaint"),
     [
         ("absent", "stdout", "log of absent: stdout of absent: No such file or directory"),
+        ("../a", "stdout", "log of ../a: '../a' is not a task id"),
         ("a", "../../a/stdout", "no stream '../../a/stdout': stdout or stderr"),
         ("link", "stdout", "Too many levels of symbolic links"),
     ],
@@ -139,7 +142,7 @@ async def test_a_reader_that_leaves_ends_the_agents_stream(tmp_path: Path) -> No
         node.write("quiet", b"hello")
         node.write("loud", bytes(BIG))
         for task in ("quiet", "loud"):
-            async with aclosing(read(parts, task, follow=True)) as chunks:  # type: ignore[type-var]
+            async with aclosing(read(parts, task, follow=True)) as chunks:
                 await anext(chunks)
                 assert node.streams._open
             await until(lambda: not node.streams._open)
@@ -179,6 +182,6 @@ async def test_a_node_has_no_more_than_so_many_readers(tmp_path: Path) -> None:
         with pytest.raises(LogError, match="64 streams of this node are open already"):
             await all_of(read(parts))
         for reader in readers:
-            await reader.aclose()  # type: ignore[attr-defined]
+            await reader.aclose()
         await until(lambda: not node.streams._open)
         assert await all_of(read(parts)) == b""

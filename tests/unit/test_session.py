@@ -15,7 +15,7 @@ from agent.launcher.record import Exit
 from agent.node_network import NodeNetwork
 from agent.session import Session
 from agent.streams import Streams
-from model.task import TaskState
+from model.task import TaskState, Usage
 from pki.credentials import CredentialError, Credentials
 from pki.identity import Role
 from tests.unit.cluster import node, until
@@ -60,6 +60,7 @@ class Agent:
         session = Session(node(self.credentials.identity.name), self.dial, network, ready)
         life.reconciler._report, life.reconciler._ready = session.report, ready
         await life.reconciler.recover()
+        self.session = session
         running = asyncio.create_task(session.run(life.reconciler, Streams({})))
         try:
             yield life
@@ -300,3 +301,28 @@ async def test_an_end_that_a_full_change_does_not_want_any_more_is_forgotten(bed
         async with agent.running() as life:
             await until(lambda: set(agent.world.alive) == {"b"})
             await until(lambda: [status.task_id for status in life.reconciler.statuses()] == ["b"])
+
+
+async def test_what_tasks_take_is_told_and_told_again_to_another_master(bed: Bed) -> None:
+    def seen(parts: Master) -> list[int]:
+        records = [parts.tasks.get(name) for name in "ab"]
+        return [record.status.usage.mem_bytes for record in records if record is not None]
+
+    agent = bed.agent("n1", "")
+    async with bed.master() as (parts, target):
+        agent.target = target
+        running = agent.running()
+        await running.__aenter__()
+        await until(lambda: bool(parts.nodes.all()))
+        await parts.tasks.add("n1", [replace(task(name), argv=("sleep",)) for name in "ab"])
+        await until(lambda: {state(parts, "a"), state(parts, "b")} == {TaskState.RUNNING})
+        agent.session.report_usages({"a": Usage(mem_bytes=1), "b": Usage(mem_bytes=2), "unknown": Usage(mem_bytes=3)})
+        await until(lambda: seen(parts) == [1, 2])
+        agent.session.report_usages({"a": Usage(mem_bytes=4), "b": Usage(mem_bytes=2)})
+        await until(lambda: seen(parts) == [4, 2])
+    try:
+        async with bed.master() as (parts, target):
+            agent.target = target
+            await until(lambda: seen(parts) == [4, 2])
+    finally:
+        await running.__aexit__(None, None, None)
