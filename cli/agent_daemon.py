@@ -20,6 +20,7 @@ from agent.exec import ExecFeed
 from agent.launcher.client import Launcher
 from agent.logs import LogFeed
 from agent.node_network import NodeNetwork
+from agent.ports import PortFeed
 from agent.reconciler import Reconciler
 from agent.renewal import keep_renewed
 from agent.session import Session
@@ -99,6 +100,7 @@ async def run(state: Path) -> None:
             {
                 "log": LogFeed(directories.log, reconciler.over).serve,
                 "exec": ExecFeed(Commands(containers, launcher), reconciler.running).serve,
+                "port": PortFeed(containers, reconciler.running, reconciler.addresses).serve,
             }
         )
         stack.push_async_callback(streams.close)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 import time
+from contextlib import suppress
 from typing import Annotated, Any
 
 import typer
 
+from cli.attach import attach as follow
 from cli.client import connect
 from cli.execute import execute
+from cli.forward import forward, parse
 from cli.output import Json, mebibytes, print_json, print_table
 from cli.problem import Problem
 
@@ -61,6 +65,23 @@ def execute_command(
     argv = command[1:] if command[0] == "--" else command
     request = {"argv": argv, "env": _variables(env or []), "user": user, "cwd": directory, "stdin": stdin or tty}
     raise typer.Exit(execute(connect(), task, request, tty))
+
+
+@app.command()
+def attach(task: str) -> None:
+    """Show what a task writes from now on, until it ends. Ctrl-C or Ctrl-P Ctrl-Q leaves."""
+    follow(connect(), task)
+
+
+@app.command("port-forward")
+def port_forward(
+    task: str,
+    ports: Annotated[list[str], typer.Argument(metavar="LOCAL:REMOTE...", help="0 as LOCAL is any that is free.")],
+    address: Annotated[str, typer.Option(help="Of this machine, to listen on.")] = "127.0.0.1",
+) -> None:
+    """Lead ports of this machine to a task's, until Ctrl-C."""
+    with suppress(KeyboardInterrupt):
+        asyncio.run(forward(connect(), task, [parse(port) for port in ports], address))
 
 
 def _variables(pairs: list[str]) -> dict[str, str]:
