@@ -50,13 +50,15 @@ class Size:
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """`env` comes on top of the container's. An empty `user` or `cwd` is the container's. `terminal` is its size."""
+    """`env` comes on top of the container's. An empty `user` or `cwd` is the container's. `terminal` is its size.
+    `files` are verb and path for agent/launcher/files.py, which takes the place of a program."""
 
     argv: tuple[str, ...]
     env: tuple[tuple[str, str], ...] = ()
     user: str = ""
     cwd: str = ""
     terminal: Size | None = None
+    files: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +185,7 @@ def _request(container: Container, command: Command) -> dict[str, object]:
         "cwd": command.cwd or None,
         "user": user,
         "size": [size.rows, size.columns],
+        "files": command.files,
     }
 
 

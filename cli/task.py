@@ -6,10 +6,12 @@ import asyncio
 import sys
 import time
 from contextlib import suppress
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from cli import files
 from cli.attach import attach as follow
 from cli.client import connect
 from cli.execute import execute
@@ -19,6 +21,7 @@ from cli.problem import Problem
 
 app = typer.Typer(no_args_is_help=True)
 
+Where = Annotated[str, typer.Argument(metavar="TASK:PATH")]
 TAIL_BYTES = 64 * 1024
 
 
@@ -82,6 +85,28 @@ def port_forward(
     """Lead ports of this machine to a task's, until Ctrl-C."""
     with suppress(KeyboardInterrupt):
         asyncio.run(forward(connect(), task, [parse(port) for port in ports], address))
+
+
+@app.command("ls")
+def list_files(where: Where, json: Json = False) -> None:
+    """List a directory of a task."""
+    entries = files.list_entries(connect(), where)
+    if json:
+        print_json(entries)
+    else:
+        files.print_entries(entries)
+
+
+@app.command()
+def cat(where: Where) -> None:
+    """Show a file of a task."""
+    files.show(connect(), where)
+
+
+@app.command()
+def cp(where: Where, target: Annotated[Path, typer.Argument(help="A directory, or the new name.")]) -> None:
+    """Copy a file or a directory out of a task."""
+    files.copy(connect(), where, target)
 
 
 def _variables(pairs: list[str]) -> dict[str, str]:

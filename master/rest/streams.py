@@ -25,7 +25,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager, suppress
-from typing import Annotated, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import structlog
 from fastapi import APIRouter, WebSocket
@@ -65,6 +65,13 @@ class Attach(Body):
 
 class Port(Body):
     port: Annotated[int, Field(ge=1, le=0xFFFF)]
+
+
+class Files(Body):
+    """`list`: a line of JSON for each entry. `read`: the bytes of a file. `pack`: a tar archive."""
+
+    verb: Literal["list", "read", "pack"]
+    path: Annotated[Text, Field(min_length=1, max_length=4096)]
 
 
 class Control(Body):
@@ -114,6 +121,16 @@ def streams_router(tasks: Tasks, streams: Streams) -> APIRouter:
             task = known_task(tasks, task_id)
             _audit(websocket, "port-forward", task, port=wanted.port)
             asked = pb.Open(port=pb.OpenPort(task_id=task.spec.id, port=wanted.port))
+            async with streams.open(task.node, asked) as stream:
+                await _carry(websocket, stream)
+
+    @router.websocket("/files")
+    async def files(websocket: WebSocket, task_id: str) -> None:
+        async with _client(websocket):
+            wanted = await _request(websocket, Files)
+            task = known_task(tasks, task_id)
+            _audit(websocket, "files", task, verb=wanted.verb, path=wanted.path)
+            asked = pb.Open(files=pb.OpenFiles(task_id=task.spec.id, path=wanted.path, verb=wanted.verb))
             async with streams.open(task.node, asked) as stream:
                 await _carry(websocket, stream)
 
