@@ -162,12 +162,14 @@ class Commands:
         return Running(entered, master, master)
 
     async def _end(self, container: Container, session: str, entered: Entry) -> None:
-        """The guard ends what is left of it. Should that have died, the isolators do."""
+        """The guard ends what is left of it. Should that have died, or wait for a command that the container's root has
+        stopped on its way in, the isolators do."""
         entered.hang_up()
         try:
-            await entered.gone()
+            if not await entered.gone():
+                log.warning("a command does not end by itself", task=container.id, session=session)
             await self._containers.leave(container, session)
-        except (IsolatorError, OSError, TimeoutError) as error:
+        except (IsolatorError, OSError) as error:
             log.error("end of a command", task=container.id, session=session, error=str(error))
         finally:
             entered.close()
