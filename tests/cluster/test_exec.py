@@ -20,6 +20,7 @@ from tests.cluster.bed import Cluster, eventually
 from tests.cluster.client import DEADLINE_S, command, run, running, tell, terminal
 
 MIB = 1 << 20
+OUTPUT_BYTES = 200 * MIB
 
 
 @pytest.fixture
@@ -125,6 +126,29 @@ def test_a_client_that_is_killed_takes_the_command_along_and_not_the_task(
         assert len(commands_of(cluster, task)) == 1
     eventually(lambda: not commands_of(cluster, task), "the command has ended")
     assert bed.same(before, cluster.tasks())
+
+
+def test_output_that_is_more_than_memory_is_held_by_nobody(cluster: Cluster, task: str) -> None:
+    """Taken as fast as it comes, and by a client that stops for a while."""
+    node = cluster.tasks()[task]["node"]
+    before = [resident(cluster, MASTER, "master run"), resident(cluster, node, "agent run")]
+    with running(cluster, "exec", task, "--", "head", "-c", str(OUTPUT_BYTES), "/dev/zero") as client:
+        assert client.stdout is not None
+        taken = len(client.stdout.read(MIB))
+        bed.stays(lambda: client.poll() is None, "the command waits for its reader", 1.0)
+        while part := client.stdout.read(MIB):
+            taken += len(part)
+        assert (client.wait(DEADLINE_S), taken) == (0, OUTPUT_BYTES)
+    after = [resident(cluster, MASTER, "master run"), resident(cluster, node, "agent run")]
+    assert all(now - then < 32 * MIB for then, now in zip(before, after, strict=True)), (before, after)
+
+
+def resident(cluster: Cluster, node: str, daemon: str) -> int:
+    """The most that the daemon has had in memory (VmHWM), reset with each question."""
+    pid = cluster.lab.exec(node, ["pgrep", "-o", "-f", f"cli.main {daemon}"]).stdout.strip()
+    status = cluster.lab.exec(node, ["cat", f"/proc/{pid}/status"]).stdout
+    cluster.lab.exec(node, ["sh", "-c", f"echo 5 > /proc/{pid}/clear_refs"])
+    return int(dict(line.split(":", 1) for line in status.splitlines())["VmHWM"].split()[0]) * 1024
 
 
 def test_signals_to_the_client_reach_the_command(cluster: Cluster, task: str) -> None:
