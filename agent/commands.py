@@ -50,13 +50,15 @@ class Size:
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """`env` comes on top of the container's. An empty `user` or `cwd` is the container's. `terminal` is its size."""
+    """`env` comes on top of the container's. An empty `user` or `cwd` is the container's. `terminal` is its size.
+    `files` are verb and path for agent/launcher/files.py, which takes the place of a program."""
 
     argv: tuple[str, ...]
     env: tuple[tuple[str, str], ...] = ()
     user: str = ""
     cwd: str = ""
     terminal: Size | None = None
+    files: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,12 +162,14 @@ class Commands:
         return Running(entered, master, master)
 
     async def _end(self, container: Container, session: str, entered: Entry) -> None:
-        """The guard ends what is left of it. Should that have died, the isolators do."""
+        """The guard ends what is left of it. Should that have died, or wait for a command that the container's root has
+        stopped on its way in, the isolators do."""
         entered.hang_up()
         try:
-            await entered.gone()
+            if not await entered.gone():
+                log.warning("a command does not end by itself", task=container.id, session=session)
             await self._containers.leave(container, session)
-        except (IsolatorError, OSError, TimeoutError) as error:
+        except (IsolatorError, OSError) as error:
             log.error("end of a command", task=container.id, session=session, error=str(error))
         finally:
             entered.close()
@@ -183,6 +187,7 @@ def _request(container: Container, command: Command) -> dict[str, object]:
         "cwd": command.cwd or None,
         "user": user,
         "size": [size.rows, size.columns],
+        "files": command.files,
     }
 
 

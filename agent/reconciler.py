@@ -124,6 +124,10 @@ class Reconciler:
         record = self._records.get(task_id)
         return self._container(record) if record and record.status.state is TaskState.RUNNING else None
 
+    def addresses(self, task_id: str) -> tuple[str, ...]:
+        record = self._records.get(task_id)
+        return record.status.addresses if record else ()
+
     def assign(self, task: TaskSpec, kill: bool, adjustment: Adjustment | None = None) -> None:
         """The master wants this task, adjusted so, or its end. Returns when that is on disk."""
         record = self._records.get(task.id)

@@ -18,12 +18,14 @@ from agent.checkpoint import Checkpoint
 from agent.commands import Commands
 from agent.containers import Containers, Directories
 from agent.exec import ExecFeed
+from agent.files import FileFeed
 from agent.launcher.client import Launcher
 from agent.launcher.pump import Limits
 from agent.log_limits import MIB, LogPolicy
 from agent.log_retention import Retention, keep_bounded
 from agent.logs import LogFeed
 from agent.node_network import NodeNetwork
+from agent.ports import PortFeed
 from agent.reconciler import Reconciler
 from agent.renewal import keep_renewed
 from agent.session import Session
@@ -110,10 +112,13 @@ async def run(state: Path) -> None:
         session = Session(node, dial, network, ready)
         checkpoint = Checkpoint(directories.tasks)
         reconciler = Reconciler(containers, checkpoint, node.boot_id, node.resources, session.report, ready)
+        commands = Commands(containers, launcher)
         streams = Streams(
             {
                 "log": LogFeed(directories.log, reconciler.over).serve,
-                "exec": ExecFeed(Commands(containers, launcher), reconciler.running).serve,
+                "exec": ExecFeed(commands, reconciler.running).serve,
+                "files": FileFeed(commands, reconciler.running).serve,
+                "port": PortFeed(containers, reconciler.running, reconciler.addresses).serve,
             }
         )
         stack.push_async_callback(streams.close)

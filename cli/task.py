@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 import time
+from contextlib import suppress
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from cli import files
+from cli.attach import attach as follow
 from cli.client import connect
 from cli.duration import duration
 from cli.execute import execute
+from cli.forward import forward, parse
 from cli.log_options import Follow, Since, Stderr, Tail, log_query
 from cli.output import Json, mebibytes, print_json, print_table
 from cli.problem import Problem
@@ -21,6 +27,8 @@ app = typer.Typer(no_args_is_help=True)
 app.command()(show)
 app.command()(usage)
 app.command()(kill)
+
+Where = Annotated[str, typer.Argument(metavar="TASK:PATH")]
 
 
 @app.command("list")
@@ -66,6 +74,45 @@ def execute_command(
     argv = command[1:] if command[0] == "--" else command
     request = {"argv": argv, "env": _variables(env or []), "user": user, "cwd": directory, "stdin": stdin or tty}
     raise typer.Exit(execute(connect(), task, request, tty))
+
+
+@app.command()
+def attach(task: str) -> None:
+    """Show what a task writes from now on, until it ends. Ctrl-C or Ctrl-P Ctrl-Q leaves."""
+    follow(connect(), task)
+
+
+@app.command("port-forward")
+def port_forward(
+    task: str,
+    ports: Annotated[list[str], typer.Argument(metavar="LOCAL:REMOTE...", help="0 as LOCAL is any that is free.")],
+    address: Annotated[str, typer.Option(help="Of this machine, to listen on.")] = "127.0.0.1",
+) -> None:
+    """Lead ports of this machine to a task's, until Ctrl-C."""
+    with suppress(KeyboardInterrupt):
+        asyncio.run(forward(connect(), task, [parse(port) for port in ports], address))
+
+
+@app.command("ls")
+def list_files(where: Where, json: Json = False) -> None:
+    """List a directory of a task."""
+    entries = files.list_entries(connect(), where)
+    if json:
+        print_json(entries)
+    else:
+        files.print_entries(entries)
+
+
+@app.command()
+def cat(where: Where) -> None:
+    """Show a file of a task."""
+    files.show(connect(), where)
+
+
+@app.command()
+def cp(where: Where, target: Annotated[Path, typer.Argument(help="A directory, or the new name.")]) -> None:
+    """Copy a file or a directory out of a task."""
+    files.copy(connect(), where, target)
 
 
 def _variables(pairs: list[str]) -> dict[str, str]:

@@ -24,9 +24,10 @@ import socket
 import struct
 import sys
 import termios
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NoReturn
 
 from agent.launcher import bundle as bundles
@@ -41,11 +42,13 @@ TIOCSPTLCK = 0x40045431  # asm-generic/ioctls.h
 TIOCGPTPEER = 0x5441
 PLAIN = sc.RESOLVE_NO_SYMLINKS | sc.RESOLVE_NO_MAGICLINKS
 
+Work = Callable[[], int] | None
+
 
 @dataclass(frozen=True, slots=True)
 class Visit:
     """`process` is that of the bundle, with what the request changes. `container` is a pidfd. Without `streams` the
-    command gets a terminal of `rows` and `columns`."""
+    command gets a terminal of `rows` and `columns`. `files` are verb and path of `files.py`, instead of a program."""
 
     bundle: Bundle
     process: Process
@@ -53,18 +56,21 @@ class Visit:
     streams: tuple[int, ...]
     rows: int
     columns: int
+    files: tuple[str, str] | None
 
 
 def visit(bundle: Bundle, request: Message, container: int, streams: tuple[int, ...]) -> Visit:
-    """The request has `argv`, `env` (an object), `cwd` (or null), `user` ([uid, gid, [group]] or null) and `size`
-    ([rows, columns])."""
+    """The request has `argv`, `env` (an object), `cwd` (or null), `user` ([uid, gid, [group]] or null), `size`
+    ([rows, columns]) and `files` ([verb, path] or null)."""
     process = replace(bundle.process, argv=tuple(request["argv"]), env={**bundle.process.env, **request["env"]})
     if request["cwd"] is not None:
         process = replace(process, cwd=request["cwd"])
     if request["user"] is not None:
         uid, gid, groups = request["user"]
         process = replace(process, uid=uid, gid=gid, groups=tuple(groups))
-    return Visit(bundle, process, container, streams, *request["size"])
+    rows, columns = request["size"]
+    files = request["files"]
+    return Visit(bundle, process, container, streams, rows, columns, (files[0], files[1]) if files else None)
 
 
 def run(visit: Visit, guard: socket.socket) -> NoReturn:
@@ -73,13 +79,23 @@ def run(visit: Visit, guard: socket.socket) -> NoReturn:
     try:
         _expect(guard, "enter")
         _own_streams(visit)
+        work = _work(visit)
         _join(visit)
         terminal = _open_terminal(visit) if not visit.streams else None
-        _clone(visit, terminal, guard)
+        _clone(visit, terminal, guard, work)
     except SetupError as error:
         send(guard, error.message())
     finally:
         os._exit(SETUP_FAILED)
+
+
+def _work(visit: Visit) -> Work:
+    """Loaded here, for it is the last chance, and the first: launcher and keepers need not carry it."""
+    if visit.files is None:
+        return None
+    from agent.launcher import files
+
+    return partial(files.serve, *visit.files)
 
 
 def _own_streams(visit: Visit) -> None:
@@ -125,16 +141,16 @@ def _open_terminal(visit: Visit) -> tuple[int, int]:
     return master, slave
 
 
-def _clone(visit: Visit, terminal: tuple[int, int] | None, guard: socket.socket) -> None:
+def _clone(visit: Visit, terminal: tuple[int, int] | None, guard: socket.socket, work: Work) -> None:
     with _step("clone into container"):
         pid, _ = sc.clone3(sc.CLONE_PARENT)
     if pid == 0:
-        _command(visit, terminal, guard)
+        _command(visit, terminal, guard, work)
     masters = [terminal[0]] if terminal else []
     socket.send_fds(guard, [encode({"event": "entered", "pid": pid})], masters)
 
 
-def _command(visit: Visit, terminal: tuple[int, int] | None, guard: socket.socket) -> NoReturn:
+def _command(visit: Visit, terminal: tuple[int, int] | None, guard: socket.socket, work: Work) -> NoReturn:
     """Never returns."""
     try:
         _expect(guard, "start")
@@ -145,7 +161,10 @@ def _command(visit: Visit, terminal: tuple[int, int] | None, guard: socket.socke
         send(guard, {"event": "executing"})  # fails when the guard died before it was asked to be told
         if visit.process.no_new_privileges:
             init.confine(visit.bundle.seccomp)
-        init.execute(visit.process)
+        if work is None:
+            init.execute(visit.process)
+        guard.close()  # as an exec would have done
+        os._exit(work())
     except SetupError as error:
         send(guard, error.message())
     finally:

@@ -17,6 +17,7 @@ from agent.launcher.client import Launcher, LauncherGone, LaunchError
 from agent.launcher.descriptors import readable, writable
 
 ANSWER_DEADLINE_S = 30.0
+GONE_DEADLINE_S = 5.0  # more than a guard gives what is left of a command to hang up
 
 
 class Entry:
@@ -51,11 +52,15 @@ class Entry:
             raise LauncherGone("wait for command in", str(self._bundle), errno.ECONNRESET)
         return message["code"] if "code" in message else 128 + int(message["signal"])
 
-    async def gone(self) -> None:
-        """The guard has ended, and with it everything of the command."""
-        async with asyncio.timeout(ANSWER_DEADLINE_S):
-            while (await self._receive())[0] is not None:
-                pass
+    async def gone(self) -> bool:
+        """Whether the guard has ended in time, and with it everything of the command."""
+        try:
+            async with asyncio.timeout(GONE_DEADLINE_S):
+                while (await self._receive())[0] is not None:
+                    pass
+        except TimeoutError:
+            return False
+        return True
 
     def hang_up(self) -> None:
         """From now on it ends."""

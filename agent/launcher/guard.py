@@ -178,18 +178,21 @@ def _watch(session: Session, agent: socket.socket) -> None:
             _tell(agent, _exited(session.pid))
             return
         number = _expect(agent, "signal")["number"]
-        signal.pidfd_send_signal(pidfd, number)
+        with suppress(ProcessLookupError):  # it has exited just now
+            signal.pidfd_send_signal(pidfd, number)
 
 
 def _exited(pid: int) -> Message:
-    _, status = os.waitpid(pid, 0)
+    """From field 52 of /proc/PID/stat, which has what wait(2) would return: that one waits for as long as another
+    process of the container traces this one."""
+    with _step("read exit code"), open(f"/proc/{pid}/stat", "rb") as file:
+        status = int(file.read().rpartition(b")")[2].split()[49])
     if os.WIFSIGNALED(status):
         return {"event": "exited", "signal": os.WTERMSIG(status)}
     return {"event": "exited", "code": os.WEXITSTATUS(status)}
 
 
 def _end_all(cgroup: str) -> None:
-    """A pid can not come to be another process's between list and signal: that would have to be born in this cgroup."""
     _signal_all(cgroup, signal.SIGHUP)
     deadline = time.monotonic() + HANGUP_GRACE_S
     while _processes(cgroup):
@@ -202,14 +205,24 @@ def _end_all(cgroup: str) -> None:
 def _signal_all(cgroup: str, number: signal.Signals) -> None:
     for pid in _processes(cgroup):
         with suppress(ProcessLookupError):
-            os.kill(pid, number)
+            _signal_member(pid, cgroup, number)
+
+
+def _signal_member(pid: int, cgroup: str, number: signal.Signals) -> None:
+    """Through a pidfd, opened before the list is read again: a pid that was reused meanwhile is not on it."""
+    pidfd = os.pidfd_open(pid)
+    try:
+        if pid in _processes(cgroup):
+            signal.pidfd_send_signal(pidfd, number)
+    finally:
+        os.close(pidfd)
 
 
 def _processes(cgroup: str) -> list[int]:
-    """None when the container, and with it the cgroup, is gone."""
+    """None when the container, and with it the cgroup, is gone. 0 stands for one of another pid namespace."""
     try:
         with open(os.path.join(cgroup, "cgroup.procs"), encoding="ascii") as file:
-            return [int(line) for line in file]
+            return [int(line) for line in file if line != "0\n"]
     except FileNotFoundError:
         return []
     except OSError as error:

@@ -23,9 +23,9 @@ When either side closes, the other end is closed too. Who asked for what is writ
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager, suppress
-from typing import Annotated, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import structlog
 from fastapi import APIRouter, WebSocket
@@ -43,6 +43,7 @@ log = structlog.get_logger()
 REQUEST_DEADLINE_S = 10.0
 ARGUMENTS_BYTES = 32 * 1024  # of a command and its environment; a message to the launcher holds twice that
 DATA, STDERR = b"\x01", b"\x02"
+STREAMS = ("stdout", "stderr")
 
 Text = Annotated[str, Field(pattern=r"^[^\x00]*$")]
 Name = Annotated[str, Field(pattern=r"^[^=\x00]+$")]
@@ -56,6 +57,21 @@ class Body(BaseModel):
 class Terminal(Body):
     rows: Length
     columns: Length
+
+
+class Attach(Body):
+    """Both its streams, from now on, until it ends."""
+
+
+class Port(Body):
+    port: Annotated[int, Field(ge=1, le=0xFFFF)]
+
+
+class Files(Body):
+    """`list`: a line of JSON for each entry. `read`: the bytes of a file. `pack`: a tar archive."""
+
+    verb: Literal["list", "read", "pack"]
+    path: Annotated[Text, Field(min_length=1, max_length=4096)]
 
 
 class Control(Body):
@@ -97,6 +113,38 @@ def streams_router(tasks: Tasks, streams: Streams) -> APIRouter:
             _audit(websocket, "exec", task, command=wanted.argv, user=wanted.user)
             async with streams.open(task.node, pb.Open(exec=_exec(task.spec.id, wanted))) as stream:
                 await _carry(websocket, stream)
+
+    @router.websocket("/port")
+    async def forward(websocket: WebSocket, task_id: str) -> None:
+        async with _client(websocket):
+            wanted = await _request(websocket, Port)
+            task = known_task(tasks, task_id)
+            _audit(websocket, "port-forward", task, port=wanted.port)
+            asked = pb.Open(port=pb.OpenPort(task_id=task.spec.id, port=wanted.port))
+            async with streams.open(task.node, asked) as stream:
+                await _carry(websocket, stream)
+
+    @router.websocket("/files")
+    async def files(websocket: WebSocket, task_id: str) -> None:
+        async with _client(websocket):
+            wanted = await _request(websocket, Files)
+            task = known_task(tasks, task_id)
+            _audit(websocket, "files", task, verb=wanted.verb, path=wanted.path)
+            asked = pb.Open(files=pb.OpenFiles(task_id=task.spec.id, path=wanted.path, verb=wanted.verb))
+            async with streams.open(task.node, asked) as stream:
+                await _carry(websocket, stream)
+
+    @router.websocket("/attach")
+    async def attach(websocket: WebSocket, task_id: str) -> None:
+        async with _client(websocket):
+            await _request(websocket, Attach)
+            task = known_task(tasks, task_id)
+            _audit(websocket, "attach", task)
+            asked = [pb.Open(log=pb.OpenLog(task_id=task.spec.id, stream=name, follow=True)) for name in STREAMS]
+            async with streams.open(task.node, asked[0]) as out, streams.open(task.node, asked[1]) as errors:
+                await websocket.send_json({"opened": True})
+                following = asyncio.gather(_follow(out, DATA, websocket), _follow(errors, STDERR, websocket))
+                await _either(following, _until_gone(websocket))
 
     return router
 
@@ -153,7 +201,12 @@ def _exec(task_id: str, wanted: Exec) -> pb.OpenExec:
 async def _carry(websocket: WebSocket, stream: Stream) -> None:
     """Until either side ends. Raises StreamError, and WebSocketDisconnect when it is the client."""
     await websocket.send_json({"opened": True})
-    works = [asyncio.create_task(_upwards(stream, websocket)), asyncio.create_task(_downwards(websocket, stream))]
+    await _either(_upwards(stream, websocket), _downwards(websocket, stream))
+
+
+async def _either(*ways: Awaitable[object]) -> None:
+    """Until one of them ends. Raises what it does."""
+    works = [asyncio.ensure_future(way) for way in ways]
     try:
         done, _ = await asyncio.wait(works, return_when=asyncio.FIRST_COMPLETED)
         for work in done:
@@ -186,6 +239,20 @@ async def _downwards(websocket: WebSocket, stream: Stream) -> None:
             raise WebSocketDisconnect(message.get("code", 1005))
         data = message.get("bytes")
         await stream.write(_control(message["text"]) if data is None else _data(data))
+
+
+async def _follow(stream: Stream, kind: bytes, websocket: WebSocket) -> None:
+    """A part without bytes only says that the log is open."""
+    while (frame := await stream.read()) is not None:
+        if frame.data:
+            await websocket.send_bytes(kind + frame.data)
+
+
+async def _until_gone(websocket: WebSocket) -> None:
+    """Whatever else the client says is of no interest."""
+    while (await websocket.receive())["type"] != "websocket.disconnect":
+        pass
+    raise WebSocketDisconnect
 
 
 def _data(message: bytes) -> pb.Frame:

@@ -2,102 +2,31 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
-import pty
-import select
 import signal
-import struct
 import subprocess
 import termios
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
 import pytest
 
 from lab.cluster import MASTER
-from lab.daemons import TEPUI, admin_file
 from tests.cluster import bed
 from tests.cluster.bed import Cluster, eventually
+from tests.cluster.client import DEADLINE_S, command, run, running, tell, terminal
 
-DEADLINE_S = 30.0
 MIB = 1 << 20
+OUTPUT_BYTES = 200 * MIB
 
 
 @pytest.fixture
 def task(cluster: Cluster) -> str:
     cluster.run(bed.command("/box", "echo started; exec sleep 3600", mem=64, env={"WHO": "box"}))
     return next(iter(cluster.await_running("/box", 1)))
-
-
-def command(cluster: Cluster, *arguments: str) -> list[str]:
-    return cluster.lab.command(MASTER, [*TEPUI, "task", *arguments], {"TEPUI_ADMIN": str(admin_file(cluster.lab))})
-
-
-def run(cluster: Cluster, *arguments: str, data: bytes = b"") -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run(command(cluster, *arguments), input=data, capture_output=True, timeout=DEADLINE_S)
-
-
-@contextmanager
-def running(cluster: Cluster, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
-    argv = command(cluster, *arguments)
-    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
-class Terminal:
-    """A person's, with a program on it."""
-
-    def __init__(self, argv: Sequence[str]) -> None:
-        self.master, slave = pty.openpty()
-        self.resize(30, 100)
-        self.before = termios.tcgetattr(self.master)
-        self.process = subprocess.Popen(argv, stdin=slave, stdout=slave, stderr=slave, start_new_session=True)
-        os.close(slave)
-        self.text = ""
-
-    def resize(self, rows: int, columns: int) -> None:
-        fcntl.ioctl(self.master, termios.TIOCSWINSZ, struct.pack("4H", rows, columns, 0, 0))
-
-    def type(self, keys: str) -> None:
-        os.write(self.master, keys.encode())
-
-    def expect(self, text: str) -> None:
-        """Reads until it is there, and forgets everything up to there."""
-        end = time.monotonic() + DEADLINE_S
-        while text not in self.text:
-            ready, _, _ = select.select([self.master], [], [], max(0.0, end - time.monotonic()))
-            assert ready, f"{text!r} has not come: {self.text!r}"
-            with suppress(OSError):
-                self.text += os.read(self.master, 65536).decode(errors="replace")
-        self.text = self.text.partition(text)[2]
-
-    def close(self) -> None:
-        self.process.kill()
-        self.process.wait(DEADLINE_S)
-        os.close(self.master)
-
-
-@contextmanager
-def terminal(argv: Sequence[str]) -> Iterator[Terminal]:
-    made = Terminal(argv)
-    try:
-        yield made
-    finally:
-        made.close()
-
-
-def tell(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
-    """The client itself, which is a child of what puts it on its node."""
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    os.kill(int(children[0]), number)
 
 
 def commands_of(cluster: Cluster, task: str) -> list[str]:
@@ -197,6 +126,29 @@ def test_a_client_that_is_killed_takes_the_command_along_and_not_the_task(
         assert len(commands_of(cluster, task)) == 1
     eventually(lambda: not commands_of(cluster, task), "the command has ended")
     assert bed.same(before, cluster.tasks())
+
+
+def test_output_that_is_more_than_memory_is_held_by_nobody(cluster: Cluster, task: str) -> None:
+    """Taken as fast as it comes, and by a client that stops for a while."""
+    node = cluster.tasks()[task]["node"]
+    before = [resident(cluster, MASTER, "master run"), resident(cluster, node, "agent run")]
+    with running(cluster, "exec", task, "--", "head", "-c", str(OUTPUT_BYTES), "/dev/zero") as client:
+        assert client.stdout is not None
+        taken = len(client.stdout.read(MIB))
+        bed.stays(lambda: client.poll() is None, "the command waits for its reader", 1.0)
+        while part := client.stdout.read(MIB):
+            taken += len(part)
+        assert (client.wait(DEADLINE_S), taken) == (0, OUTPUT_BYTES)
+    after = [resident(cluster, MASTER, "master run"), resident(cluster, node, "agent run")]
+    assert all(now - then < 32 * MIB for then, now in zip(before, after, strict=True)), (before, after)
+
+
+def resident(cluster: Cluster, node: str, daemon: str) -> int:
+    """The most that the daemon has had in memory (VmHWM), reset with each question."""
+    pid = cluster.lab.exec(node, ["pgrep", "-o", "-f", f"cli.main {daemon}"]).stdout.strip()
+    status = cluster.lab.exec(node, ["cat", f"/proc/{pid}/status"]).stdout
+    cluster.lab.exec(node, ["sh", "-c", f"echo 5 > /proc/{pid}/clear_refs"])
+    return int(dict(line.split(":", 1) for line in status.splitlines())["VmHWM"].split()[0]) * 1024
 
 
 def test_signals_to_the_client_reach_the_command(cluster: Cluster, task: str) -> None:
