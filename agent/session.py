@@ -15,12 +15,12 @@ from typing import TypeAlias
 import grpc
 import structlog
 
-from agent.logs import LogFeed
 from agent.node_network import NodeNetwork
 from agent.reconciler import Reconciler
 from agent.renewal import Dial, describe
+from agent.streams import Streams
 from model.node import Node
-from model.task import TaskStatus
+from model.task import TaskStatus, Usage
 from pki.credentials import CredentialError
 from wire import control_pb2 as pb
 from wire import control_pb2_grpc, convert
@@ -48,19 +48,25 @@ class Session:
         self._network = network
         self._ready = ready
         self._news: set[str] = set()  # ids of tasks that the master must hear of
+        self._usages: dict[str, Usage] = {}  # of tasks that run, by id
         self._wake = asyncio.Event()
+
+    def report_usages(self, usages: dict[str, Usage]) -> None:
+        """The master shall know what tasks take now; what it had not been told before is of no interest any more."""
+        self._usages = usages
+        self._wake.set()
 
     def report(self, status: TaskStatus) -> None:
         """The master must hear of it, now or when it can be reached again."""
         self._news.add(status.task_id)
         self._wake.set()
 
-    async def run(self, reconciler: Reconciler, logs: LogFeed) -> None:
+    async def run(self, reconciler: Reconciler, streams: Streams) -> None:
         """Until cancelled."""
         bound = BACKOFF_FIRST_S
         said = ""
         while True:
-            connected, reason = await self._attempt(reconciler, logs)
+            connected, reason = await self._attempt(reconciler, streams)
             if connected:
                 bound, said = BACKOFF_FIRST_S, ""
             if reason != said:
@@ -69,11 +75,11 @@ class Session:
             await asyncio.sleep(random.uniform(0.1 * bound, bound))
             bound = min(2 * bound, BACKOFF_MOST_S)
 
-    async def _attempt(self, reconciler: Reconciler, logs: LogFeed) -> tuple[bool, str]:
+    async def _attempt(self, reconciler: Reconciler, streams: Streams) -> tuple[bool, str]:
         """One session, to its end. Whether it came about, and why it ended."""
         try:
             async with self._dial() as channel:
-                conversation = _Conversation(self, reconciler, logs, control_pb2_grpc.ControlStub(channel))
+                conversation = _Conversation(self, reconciler, streams, control_pb2_grpc.ControlStub(channel))
                 try:
                     reason = await conversation.run()
                 except grpc.aio.AioRpcError as error:
@@ -87,18 +93,19 @@ class _Conversation:
     """The state of one session: what was received, what of it was applied, and what the other side knows."""
 
     def __init__(
-        self, session: Session, reconciler: Reconciler, logs: LogFeed, stub: control_pb2_grpc.ControlStub
+        self, session: Session, reconciler: Reconciler, streams: Streams, stub: control_pb2_grpc.ControlStub
     ) -> None:
         self.begun = False
         self._session = session
         self._reconciler = reconciler
-        self._logs = logs
+        self._streams = streams
         self._network = session._network
         self._stub = stub
         self._received = 0
         self._applied = 0
         self._errors: list[str] = []
         self._told = pb.Applied()
+        self._told_usages: dict[str, Usage] = {}
         self._gathered = asyncio.Event()
 
     async def run(self) -> str:
@@ -129,8 +136,10 @@ class _Conversation:
                     self._receive(message.change)
                 case "status_ack":
                     self._reconciler.acknowledged(message.status_ack.task_id, message.status_ack.sequence)
-                case "open_log":
-                    self._logs.open(self._stub, message.open_log)
+                case "open":
+                    self._streams.open(self._stub, message.open)
+                case "close":
+                    self._streams.end(message.close)
 
     def _receive(self, change: pb.Change) -> None:
         if not change.full and (not self._received or change.revision != self._received + 1):
@@ -200,4 +209,8 @@ class _Conversation:
             if applied != self._told:
                 await call.write(pb.AgentMessage(applied=applied))
                 self._told = applied
+            usages = session._usages
+            if changed := dict(usages.items() - self._told_usages.items()):
+                await call.write(pb.AgentMessage(usage=convert.usages_to_wire(changed)))
+            self._told_usages = usages
             await session._wake.wait()

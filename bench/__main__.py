@@ -12,13 +12,15 @@ from typing import Annotated
 
 import typer
 
-from bench import burst, density, launch, vip
+from bench import burst, density, launch, logs, usage, vip
 from bench.report import Report
 
 BENCHES: dict[str, Callable[[], Report]] = {
     "burst": burst.run,
     "density": density.run,
     "launch": launch.run,
+    "logs": logs.run,
+    "usage": usage.run,
     "vip": vip.run,
 }
 

@@ -20,7 +20,7 @@ import time
 import uuid
 from ipaddress import ip_address, ip_network
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import structlog
 from pyroute2 import AsyncIPRoute
@@ -94,7 +94,7 @@ class Ours:
         self._launcher = Launcher()
         self._ended: dict[str, asyncio.Future[TaskStatus]] = {}
 
-    async def __aenter__(self) -> Ours:
+    async def __aenter__(self) -> Self:
         self._directories.mount_run()
         self._directories.make()
         node, address, boot_id = "n1", ip_address("10.77.0.11"), str(uuid.uuid4())
@@ -103,18 +103,20 @@ class Ours:
         await self._networks.configure(_overlay(node))
         await self._launcher.start()
         isolators = standard_isolators(self._directories.state, self._networks, f"tepui-bench-{os.getpid()}", NO_RIGHTS)
-        containers = Containers(self._directories, isolators, self._launcher)
+        self.containers = Containers(self._directories, isolators, self._launcher)
         checkpoint, ready = Checkpoint(self._directories.tasks), asyncio.Event()
         ready.set()
-        self._sandboxes = Sandboxes(containers, ready)
+        self._sandboxes = Sandboxes(self.containers, ready)
         capacity = Resources(cpus=2000, mem=2048)
-        self._reconciler = Reconciler(containers, self._sandboxes, checkpoint, boot_id, capacity, self._report, ready)
-        await self._reconciler.recover()
+        self.reconciler = Reconciler(
+            self.containers, self._sandboxes, checkpoint, boot_id, capacity, self._report, ready
+        )
+        await self.reconciler.recover()
         self._sandboxes.begin()
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._reconciler.close()
+        await self.reconciler.close()
         await self._sandboxes.close()
         await self._launcher.stop()
         await self._networks.__aexit__(None, None, None)
@@ -134,12 +136,12 @@ class Ours:
         )
         ended = self._ended[task.id] = asyncio.get_running_loop().create_future()
         begin = time.monotonic_ns()
-        self._reconciler.assign(task, kill=False)
+        self.reconciler.assign(task, kill=False)
         status = await asyncio.wait_for(ended, LAUNCH_DEADLINE_S)
         if status.state is not TaskState.FINISHED:
             raise RuntimeError(f"{task.id}: {status.state.name}: {status.reason}")
         printed = self._directories.log(task.id, "stdout").read_text()
-        self._reconciler.withdraw(task.id)
+        self.reconciler.withdraw(task.id)
         return (int(printed) - begin) / 1e6
 
     def _report(self, status: TaskStatus) -> None:

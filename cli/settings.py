@@ -56,7 +56,13 @@ class AgentSettings(_Settings):
     """`cpus` (thousandths), `mem` and `disk` (MiB) are what may be handed out; None: what the machine has, less a
     reserve for itself. `address` is the node's on the underlay; None: the one that leads to the master. `capabilities`,
     `unconfined_seccomp`, `host_network` and `devices` permit tasks what the defaults do not (`isolators/rights.py`).
-    `runtime` makes containers' first processes: our own launcher, or another OCI runtime that is installed here."""
+    `runtime` makes containers' first processes: our own launcher, or another OCI runtime that is installed here.
+
+    Of each stream of a task `log_files` of `log_file_mib` are kept, unless the task asks for something else
+    (`agent/log_limits.py`), which may be up to `log_stream_mib` in all; and when the task has ended, for
+    `log_keep_h` hours, or until the logs of ended tasks take more than `log_keep_mib`.
+
+    `metrics_port` is on loopback (`agent/metrics.py`)."""
 
     model_config = SettingsConfigDict(env_prefix="TEPUI_AGENT_", extra="forbid")
 
@@ -73,6 +79,12 @@ class AgentSettings(_Settings):
     devices: list[str] = []
     runtime: Literal["native", "crun", "runc"] = "native"
     vip_pools: list[IPv4Network | IPv6Network] = [ip_network("100.127.0.0/16")]
+    log_file_mib: int = Field(10, ge=1)
+    log_files: int = Field(3, ge=1)
+    log_stream_mib: int = Field(256, ge=1)
+    log_keep_h: float = Field(24.0, ge=0)
+    log_keep_mib: int = Field(1024, ge=0)
+    metrics_port: int = Field(9464, ge=1, le=65535)
 
 
 S = TypeVar("S", bound=_Settings)

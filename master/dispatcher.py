@@ -19,10 +19,10 @@ import grpc
 import structlog
 
 from master.desired import Desired, Feed
-from master.logs import Logs
 from master.networks import NetworkFull, Networks
 from master.nodes import Nodes, NodeView
 from master.store.base import StoreError
+from master.streams import Streams
 from master.tasks import TaskRecord, Tasks, active
 from model.node import Node, NodeState
 from model.task import TaskState, TaskStatus
@@ -37,16 +37,16 @@ HELLO_DEADLINE_S = 10.0
 STORE_RETRY_S = 1.0
 
 SessionContext: TypeAlias = "grpc.aio.ServicerContext[AsyncIterator[pb.AgentMessage], AsyncIterator[pb.MasterMessage]]"
-LogContext: TypeAlias = "grpc.aio.ServicerContext[AsyncIterator[pb.LogChunk], Awaitable[pb.LogEnd]]"
+StreamContext: TypeAlias = "grpc.aio.ServicerContext[AsyncIterator[pb.Frame], AsyncIterator[pb.Frame]]"
 
 
 class Dispatcher(control_pb2_grpc.ControlServicer):
-    def __init__(self, tasks: Tasks, nodes: Nodes, networks: Networks, desired: Desired, logs: Logs) -> None:
+    def __init__(self, tasks: Tasks, nodes: Nodes, networks: Networks, desired: Desired) -> None:
         self._tasks = tasks
         self._nodes = nodes
         self._networks = networks
         self._desired = desired
-        self._logs = logs
+        self.streams = Streams(self._tell)
         self._sessions: dict[str, _Session] = {}
         self._works: dict[str, asyncio.Task[object]] = {}
         tasks.listen(self._task_changed)
@@ -71,6 +71,7 @@ class Dispatcher(control_pb2_grpc.ControlServicer):
         self, request_iterator: AsyncIterator[pb.AgentMessage], context: SessionContext
     ) -> AsyncIterator[pb.MasterMessage]:
         node_id = await agent_name(context)
+        structlog.contextvars.bind_contextvars(node=node_id)
         statuses = await self._hello(node_id, request_iterator, context)
         # From "connected", above, to the block below that takes it back, nothing waits, so nothing can be cancelled.
         session = self._sessions[node_id] = _Session(self._desired.open(node_id))
@@ -87,16 +88,18 @@ class Dispatcher(control_pb2_grpc.ControlServicer):
                 del self._sessions[node_id]
                 self._nodes.disconnected(node_id)
 
-    async def SendLog(self, request_iterator: AsyncIterator[pb.LogChunk], context: LogContext) -> pb.LogEnd:
-        await agent_name(context)
+    async def Stream(
+        self, request_iterator: AsyncIterator[pb.Frame], context: StreamContext
+    ) -> AsyncIterator[pb.Frame]:
+        node_id = await agent_name(context)
         metadata = dict(context.invocation_metadata() or ())
-        await self._logs.receive(str(metadata.get("request", "")), request_iterator)
-        return pb.LogEnd()
+        async for frame in self.streams.join(node_id, str(metadata.get("request", "")), request_iterator):
+            yield frame
 
-    def open_log(self, node: str, request: pb.OpenLog) -> bool:
-        """Ask the node for a task's output. False when it is not connected."""
+    def _tell(self, node: str, message: pb.MasterMessage) -> bool:
+        """False when the node is not connected, or has not taken the last few yet."""
         session = self._sessions.get(node)
-        return session is not None and session.open_log(request)
+        return session is not None and session.tell(message)
 
     async def _hello(
         self, node_id: str, messages: AsyncIterator[pb.AgentMessage], context: SessionContext
@@ -159,6 +162,8 @@ class Dispatcher(control_pb2_grpc.ControlServicer):
             case "applied":
                 session.feed.acknowledge(message.applied.revision)
                 self._nodes.report(node_id, tuple(message.applied.errors))
+            case "usage":
+                self._tasks.measure(node_id, convert.usages_from_wire(message.usage))
             case other:
                 raise ValueError(f"unexpected message {other}")
 
@@ -209,23 +214,24 @@ class Dispatcher(control_pb2_grpc.ControlServicer):
 
 
 class _Session:
-    """What waits to be written on one stream. All of it is bounded: keys, one number a task, and a few log requests."""
+    """What waits to be written to one agent. All of it is bounded: keys, one number a task, and a few messages about
+    streams."""
 
-    MAX_LOG_REQUESTS = 64
+    MAX_MESSAGES = 256
 
     def __init__(self, feed: Feed) -> None:
         self.feed = feed
         self._acks: dict[str, int] = {}
-        self._log_requests: list[pb.OpenLog] = []
+        self._messages: list[pb.MasterMessage] = []
 
     def acknowledge(self, status: TaskStatus) -> None:
         self._acks[status.task_id] = status.sequence
         self.feed.wake.set()
 
-    def open_log(self, request: pb.OpenLog) -> bool:
-        if len(self._log_requests) >= self.MAX_LOG_REQUESTS:
+    def tell(self, message: pb.MasterMessage) -> bool:
+        if len(self._messages) >= self.MAX_MESSAGES:
             return False
-        self._log_requests.append(request)
+        self._messages.append(message)
         self.feed.wake.set()
         return True
 
@@ -234,13 +240,13 @@ class _Session:
         while not self.feed.closed:
             change = desired.next_change(self.feed)
             acks, self._acks = self._acks, {}
-            requests, self._log_requests = self._log_requests, []
+            messages, self._messages = self._messages, []
             if change is not None:
                 yield pb.MasterMessage(change=change)
             for task_id, sequence in acks.items():
                 yield pb.MasterMessage(status_ack=pb.StatusAck(task_id=task_id, sequence=sequence))
-            for request in requests:
-                yield pb.MasterMessage(open_log=request)
+            for message in messages:
+                yield message
             await self.feed.wake.wait()
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 from frameworks.services.definition import Definition
+from frameworks.services.fields import TIME
 from model.codec import Codec
 from model.task import TaskSpec
 
@@ -18,7 +19,6 @@ FRAMEWORK = "services"
 PREFIX = "services/apps"  # an app's id begins with a slash
 VERSION_LABEL = "tepui/version"
 STAGED_LABEL = "tepui/staged"
-TIME = "%Y-%m-%dT%H:%M:%S.%fZ"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +73,8 @@ def new_task(app: App, now: datetime) -> TaskSpec:
         user=definition.user or "0:0",
         labels=tuple(sorted(labels.items())),
         kill_grace_s=definition.taskKillGracePeriodSeconds,
+        health_checks=tuple(check.of_task(definition.task_ports) for check in definition.healthChecks),
+        readiness_checks=tuple(check.of_task(definition.task_ports) for check in definition.readinessChecks),
     )
     return definition.confined(plain)
 
