@@ -158,7 +158,7 @@ class Forged:
     bundle: Path
     pid: int = 42
 
-    async def fill(self, stdout: Path, stderr: Path) -> None:
+    async def fill(self, stdout: Path, stderr: Path, limits: object = None) -> None:
         assert stdout.parent == stderr.parent and stdout.parent.is_dir()
         assert (self.bundle / "config.json").exists()
         self.forge.note("fill", self.bundle)
