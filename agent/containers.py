@@ -18,9 +18,11 @@ from pathlib import Path
 
 import structlog
 
+from agent.execution import explain
 from agent.launcher import record
 from agent.launcher.adopt import wait_exit
-from agent.launcher.client import Launch, Launcher
+from agent.launcher.client import Launch, Launcher, LaunchError
+from agent.provision import Provision, Tell
 from isolators.base import Container, Isolator, IsolatorError, Limit, merge
 from model.network import Address
 from model.task import TaskSpec, Usage
@@ -59,10 +61,17 @@ class Directories:
 
 
 class Containers:
-    def __init__(self, directories: Directories, isolators: Sequence[Isolator], launcher: Launcher) -> None:
+    def __init__(
+        self,
+        directories: Directories,
+        isolators: Sequence[Isolator],
+        launcher: Launcher,
+        provision: Provision | None = None,
+    ) -> None:
         self._directories = directories
         self._isolators = isolators
         self._launcher = launcher
+        self._provision = provision
 
     def container(self, task: TaskSpec, id_base: int) -> Container:
         return Container(task.id, task, self._directories.bundles / task.id, id_base)
@@ -79,9 +88,19 @@ class Containers:
             except OSError as error:
                 log.error("orphan stays until the next start", container=orphan, error=str(error))
 
+    async def provide(self, container: Container, tell: Tell) -> Container:
+        """With its image and what is fetched for it, which may take long: `tell` hears how far it is. Raises
+        IsolatorError."""
+        assert self._provision is not None
+        return await self._provision.provide(container, tell)
+
+    def explain(self, container: Container, error: LaunchError) -> str:
+        """Why it was not launched, for people. Before it is cleaned up."""
+        return explain(container, error)
+
     async def prepare(self, container: Container) -> None:
         """Everything on the host's side, and the bundle on disk. Raises IsolatorError."""
-        container.directory.mkdir(mode=0o700)
+        container.directory.mkdir(mode=0o700, exist_ok=True)
         parts = [{"ociVersion": OCI_VERSION}]
         for isolator in self._isolators:
             parts.append(await isolator.prepare(container))

@@ -22,6 +22,7 @@ import dataclasses
 import signal
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import structlog
@@ -30,6 +31,7 @@ from agent.checkpoint import Checkpoint, TaskRecord
 from agent.containers import Containers
 from agent.launcher.client import Launch, LaunchError
 from agent.launcher.record import STARTING, Exit
+from agent.provision import is_due
 from isolators.base import Container, IsolatorError, Limit, Unsupported
 from model.resources import Resources, describe
 from model.task import TASK_ID, TaskSpec, TaskState, TaskStatus, Usage
@@ -186,14 +188,43 @@ class Reconciler:
     async def _launch(self, record: TaskRecord) -> None:
         container = self._container(record)
         try:
+            if is_due(record.spec):
+                container = await self._provided(record, container)
+                record = self._records[record.spec.id]
+            if record.kill:
+                return await self._end(record, TaskState.KILLED, "killed before it was started")
             async with self._launching:
                 await self._containers.prepare(container)
                 launch, addresses = await self._containers.create(container)
                 await self._start(record, launch, tuple(map(str, addresses)))
         except Unsupported as error:
             await self._end(record, TaskState.REJECTED, str(error))
-        except (IsolatorError, NetworkError, LaunchError, OSError) as error:
+        except LaunchError as error:
+            await self._end(record, TaskState.FAILED, self._containers.explain(container, error))
+        except (IsolatorError, NetworkError, OSError) as error:
             await self._end(record, TaskState.FAILED, str(error))
+
+    async def _provided(self, record: TaskRecord, container: Container) -> Container:
+        """As it was, when the task is killed meanwhile."""
+        task_id = record.spec.id
+        providing = asyncio.ensure_future(self._containers.provide(container, partial(self._tell, task_id)))
+        killed = asyncio.ensure_future(self._kills[task_id].wait())
+        try:
+            await asyncio.wait({providing, killed}, return_when=asyncio.FIRST_COMPLETED)
+            if not providing.done():
+                return container
+            self._tell(task_id, "")
+            return providing.result()
+        finally:
+            killed.cancel()
+            providing.cancel()
+            await asyncio.wait({providing})
+
+    def _tell(self, task_id: str, message: str) -> None:
+        """What takes so long."""
+        record = self._records[task_id]
+        if message != record.status.message:
+            self._observe(record, TaskState.PREPARING, message=message)
 
     async def _start(self, record: TaskRecord, launch: Launch, addresses: tuple[str, ...]) -> None:
         try:

@@ -15,9 +15,11 @@ import structlog
 from agent import preflight
 from agent.checkpoint import Checkpoint
 from agent.containers import Containers, Directories
+from agent.images.images import Images, Places
 from agent.launcher.client import Launcher
 from agent.logs import LogFeed
 from agent.node_network import NodeNetwork
+from agent.provision import Provision
 from agent.reconciler import Reconciler
 from agent.renewal import keep_renewed
 from agent.session import Session
@@ -87,7 +89,11 @@ async def run(state: Path) -> None:
             frozenset(settings.devices),
         )
         isolators = standard_isolators(state, networks, launcher.userns_fd, settings.cgroup, rights)
-        containers = Containers(directories, isolators, launcher)
+        places = Places(state / "images", directories.bundles, state / "registries", tuple(settings.local_sources))
+        images = Images(places)
+        await images.open()
+        stack.push_async_callback(images.close)
+        containers = Containers(directories, isolators, launcher, Provision(images))
         dial = partial(_dial, state, settings.master)
         session = Session(node, dial, network, ready)
         checkpoint = Checkpoint(directories.tasks)
@@ -98,6 +104,7 @@ async def run(state: Path) -> None:
         await reconciler.recover()
         async with asyncio.TaskGroup() as group:
             group.create_task(session.run(reconciler, logs))
+            group.create_task(images.keep_tidy())
             group.create_task(keep_renewed(pki_directory(state), dial))
 
 

@@ -55,7 +55,9 @@ class MasterSettings(_Settings):
 class AgentSettings(_Settings):
     """`cpus` (thousandths), `mem` and `disk` (MiB) are what may be handed out; None: what the machine has, less a
     reserve for itself. `address` is the node's on the underlay; None: the one that leads to the master. `capabilities`,
-    `unconfined_seccomp`, `host_network` and `devices` permit tasks what the defaults do not (`isolators/rights.py`)."""
+    `unconfined_seccomp`, `host_network` and `devices` permit tasks what the defaults do not (`isolators/rights.py`).
+    `local_sources` are directories of the node from which tasks may have images (`oci:`, `docker-archive:`) and files
+    (`file:`)."""
 
     model_config = SettingsConfigDict(env_prefix="TEPUI_AGENT_", extra="forbid")
 
@@ -70,6 +72,7 @@ class AgentSettings(_Settings):
     unconfined_seccomp: bool = False
     host_network: bool = False
     devices: list[str] = []
+    local_sources: list[Path] = []
     vip_pools: list[IPv4Network | IPv6Network] = [ip_network("100.127.0.0/16")]
 
 

@@ -37,13 +37,15 @@ class Unsupported(IsolatorError):
 @dataclass(frozen=True, slots=True)
 class Container:
     """A container as isolators see it. `directory` is its OCI bundle: it exists, is ours alone (0700) and is removed
-    by the agent after the last cleanup. Ids 0 to `id_count` - 1 inside are `id_base` + id outside."""
+    by the agent after the last cleanup. Ids 0 to `id_count` - 1 inside are `id_base` + id outside. `layers` are the
+    directories of its image, the uppermost first; `prepare` alone is told them."""
 
     id: str
     task: TaskSpec
     directory: Path
     id_base: int
     id_count: int = 65536
+    layers: tuple[Path, ...] = ()
 
     @property
     def rootfs(self) -> Path:

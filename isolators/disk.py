@@ -19,6 +19,7 @@ from pathlib import Path
 from isolators import disk_usage, project_quota
 from isolators.base import BundlePart, Container, Isolator, IsolatorError, Limit
 from isolators.mount import mount_points
+from isolators.sandbox import DIRECTORY
 from model.resources import Resources
 from model.task import Usage
 
@@ -53,7 +54,9 @@ class DiskIsolator(Isolator):
         if self._quotas:
             with _operation("set disk quota", container):
                 _limit(container, container.task.resources.disk)
-                for directory in ("upper", "work", "work/work"):  # a rename must not lead from project to project
+                # A rename must not lead from project to project. Only some have a sandbox.
+                sandbox = (DIRECTORY,) if (container.directory / DIRECTORY).is_dir() else ()
+                for directory in ("upper", "work", "work/work", *sandbox):
                     project_quota.assign(container.directory / directory, _project(container))
         return {}
 
@@ -104,6 +107,8 @@ class DiskIsolator(Isolator):
         with _operation("measure disk", container):
             try:
                 used = disk_usage.used_bytes(container.directory / "upper")
+                if (sandbox := container.directory / DIRECTORY).is_dir():
+                    used += disk_usage.used_bytes(sandbox)
             except disk_usage.TooDeep as error:
                 self._keep(container, replace(layer, exceeded=Limit(f"disk limit can not be held: {error}")))
             else:

@@ -6,7 +6,7 @@ with it), `lower` (an attachment point, empty afterwards) and `rootfs`.
 Without `task.rootfs` the lower layer is the node's own `/`, as the container's unprivileged ids see it: /etc/shadow
 stays closed, for the node's root is nobody inside. It must never be idmapped, which would make the container's root
 the owner of the node's files. With `task.rootfs` the lower layer is an idmapped clone of that directory, so that ids in
-the image mean ids in the container and no file is copied or changed for it.
+the image mean ids in the container and no file is copied or changed for it. An image has several such layers.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from isolators import mount
+from isolators import layers, mount
 from isolators.base import BundlePart, Container, Isolator, IsolatorError, Unsupported
 
 UserNamespace = Callable[[int, int], Awaitable[int]]  # (id_base, id_count) -> descriptor, closed here
@@ -90,13 +90,24 @@ class FilesystemIsolator(Isolator):
             shutil.rmtree(container.directory / name, ignore_errors=True)
 
     async def _mount(self, container: Container) -> None:
+        if container.layers:
+            await self._mount_layers(container)
+            return
         if not container.task.rootfs:
-            _mount_overlay(Path("/"), container)
+            _mount_overlay("/", container)
             return
         lower = container.directory / "lower"
         await self._attach_idmapped(Path(container.task.rootfs), lower, container)
-        _mount_overlay(lower, container)
+        _mount_overlay(str(lower), container)
         mount.umount2(lower, mount.MNT_DETACH)  # the overlay has a copy of its own
+
+    async def _mount_layers(self, container: Container) -> None:
+        userns = await self._userns_fd(container.id_base, container.id_count)
+        try:
+            with layers.attached(container.layers, container.directory / "lower", userns) as lower:
+                _mount_overlay(lower, container)
+        finally:
+            os.close(userns)
 
     async def _attach_idmapped(self, source: Path, target: Path, container: Container) -> None:
         tree = _open_rootfs(source, container)
@@ -111,7 +122,7 @@ class FilesystemIsolator(Isolator):
             os.close(tree)
 
     def _masked(self, container: Container) -> list[str]:
-        own = [] if container.task.rootfs else [str(self._state_directory)]
+        own = [] if container.task.rootfs or container.layers else [str(self._state_directory)]
         return [*MASKED_PATHS, *own]
 
 
@@ -129,7 +140,7 @@ def _make_upper(container: Container) -> None:
     upper.chmod(0o755)
 
 
-def _mount_overlay(lower: Path, container: Container) -> None:
+def _mount_overlay(lower: str, container: Container) -> None:
     """`volatile`: nobody reads the upper layer after the container, so nothing of it has to reach the disk; without
     it each unmount waits for all dirty pages of the node. Device files of the lower layer stay dead (MS_NODEV)."""
     upper, work = container.directory / "upper", container.directory / "work"

@@ -19,6 +19,7 @@ from isolators.privileges import PrivilegesIsolator
 from isolators.process import ProcessIsolator
 from isolators.rights import Rights
 from isolators.rlimits import RlimitsIsolator
+from isolators.sandbox import SandboxIsolator
 from isolators.seccomp import SeccompIsolator
 from isolators.secrets import SecretsIsolator
 from isolators.sysctls import SysctlsIsolator
@@ -40,6 +41,7 @@ def standard_isolators(
         PrivilegesIsolator(),
         RlimitsIsolator(),
         SysctlsIsolator(),
+        SandboxIsolator(),
         ProcessIsolator(),
         SecretsIsolator(state_directory),
         NetworkIsolator(networks),

@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 
+from model.image import Fetch, ImageSpec
 from model.limits import TaskLimits
 from model.resources import Resources
 
@@ -95,7 +96,8 @@ class TaskSpec:
     `owner` is what the framework calls the thing this task belongs to (`/web`). An empty `rootfs` means the node's own
     file system, read-only, under a private writable layer. `pids` bounds processes and threads together.
     `seccomp` is a profile in Docker's format, `unconfined`, or empty for the default. Capabilities are written like
-    `CAP_NET_RAW`; those dropped may be `ALL`.
+    `CAP_NET_RAW`; those dropped may be `ALL`. With an `image`, which excludes `rootfs`, empty `argv`, `user` and `cwd`
+    mean the image's. What is to `fetch` is in the sandbox before the task starts.
     """
 
     id: str
@@ -119,6 +121,8 @@ class TaskSpec:
     sysctls: tuple[tuple[str, str], ...] = ()
     secrets: tuple[Secret, ...] = ()
     limits: TaskLimits = field(default_factory=TaskLimits)
+    image: ImageSpec | None = None
+    fetch: tuple[Fetch, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from ipaddress import ip_address, ip_network
 
+from model.image import Fetch, ImageSpec, Rules
 from model.limits import Device, HugePages, IoLimit, TaskLimits
 from model.network import Block, Network, NetworkKind, Vtep
 from model.node import Node
@@ -56,6 +57,8 @@ def task_to_wire(task: TaskSpec) -> pb.Task:
         sysctls=_pairs_to_wire(task.sysctls),
         secrets=[pb.Pair(key=secret.name, value=secret.value or "") for secret in task.secrets],
         limits=limits_to_wire(task.limits),
+        image=pb.Image(**asdict(task.image)) if task.image is not None else None,
+        fetch=[pb.Fetch(**asdict(fetch)) for fetch in task.fetch],
     )
 
 
@@ -85,7 +88,18 @@ def task_from_wire(message: pb.Task) -> TaskSpec:
         sysctls=_pairs_from_wire(message.sysctls),
         secrets=tuple(Secret(secret.key, secret.value) for secret in message.secrets),
         limits=limits_from_wire(message.limits) if message.HasField("limits") else TaskLimits(),
+        image=image_from_wire(message.image) if message.HasField("image") else None,
+        fetch=tuple(fetch_from_wire(fetch) for fetch in message.fetch),
     )
+
+
+def image_from_wire(message: pb.Image) -> ImageSpec:
+    rules = Rules(message.rules)
+    return ImageSpec(message.reference, message.force_pull, rules, message.arguments, message.pull_config)
+
+
+def fetch_from_wire(message: pb.Fetch) -> Fetch:
+    return Fetch(message.uri, message.destination, message.extract, message.executable, message.cache, message.digest)
 
 
 def limits_to_wire(limits: TaskLimits) -> pb.TaskLimits:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from agent.checkpoint import Checkpoint
 from agent.containers import Containers, Directories
+from agent.images.images import Images, Places
+from agent.provision import Provision
 from agent.reconciler import Reconciler
 from model.resources import Resources
 from model.task import TaskSpec, TaskState, TaskStatus
@@ -28,7 +30,10 @@ class Agent:
     def __post_init__(self) -> None:
         ready = asyncio.Event()
         ready.set()
-        self.containers = Containers(self.directories, self.node.isolators, self.node.launcher)
+        state = self.directories.state
+        self.images = Images(Places(state / "images", self.directories.bundles, state / "registries", (state,)))
+        provision = Provision(self.images)
+        self.containers = Containers(self.directories, self.node.isolators, self.node.launcher, provision)
         checkpoint = Checkpoint(self.directories.tasks)
         self.reconciler = Reconciler(self.containers, checkpoint, "this-boot", CAPACITY, self.report, ready)
 
@@ -59,6 +64,7 @@ async def agent(state: Path) -> AsyncIterator[Agent]:
     directories.make()
     async with sandbox(directories.bundles) as node:
         made = Agent(node, directories)
+        await made.images.open()
         await made.reconciler.recover()
         try:
             yield made
@@ -67,3 +73,4 @@ async def agent(state: Path) -> AsyncIterator[Agent]:
                 made.reconciler.assign(spec, kill=True)
                 await made.reached(spec.id, TaskState.FINISHED)
             await made.reconciler.close()
+            await made.images.close()

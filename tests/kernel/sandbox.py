@@ -29,6 +29,7 @@ from isolators.privileges import PrivilegesIsolator
 from isolators.process import ProcessIsolator
 from isolators.rights import NO_RIGHTS, Rights
 from isolators.rlimits import RlimitsIsolator
+from isolators.sandbox import SandboxIsolator
 from isolators.seccomp import SeccompIsolator
 from isolators.secrets import SecretsIsolator
 from isolators.sysctls import SysctlsIsolator
@@ -99,6 +100,7 @@ async def sandbox(state: Path, rights: Rights = NO_RIGHTS) -> AsyncIterator[Sand
         DiskIsolator(state),
         CgroupIsolator(prefix, rights),
         NamespacesIsolator(rights),
+        SandboxIsolator(),
         ProcessIsolator(),
         CapabilitiesIsolator(rights),
         SeccompIsolator(rights),

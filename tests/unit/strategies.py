@@ -6,6 +6,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 from hypothesis import strategies as st
 
+from model.image import Fetch, ImageSpec, Rules
 from model.limits import Device, HugePages, IoLimit, TaskLimits
 from model.network import Address, Block, Network, NetworkKind, Subnet, Vtep
 from model.node import Node
@@ -93,6 +94,10 @@ specs = st.builds(
     labels=pairs,
     kill_grace_s=seconds,
     limits=limits,
+    image=st.none() | st.builds(ImageSpec, texts, st.booleans(), st.sampled_from(Rules), st.booleans(), texts),
+    fetch=st.lists(st.builds(Fetch, texts, texts, st.booleans(), st.booleans(), st.booleans(), texts), max_size=2).map(
+        tuple
+    ),
 )
 nodes = st.builds(
     Node,

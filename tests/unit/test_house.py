@@ -16,7 +16,11 @@ ROOT = Path(__file__).parents[2]
 SCRIPTS = Path(sysconfig.get_path("scripts"))
 
 # What forks stands alone: it is started with `python -I -S` and has nothing but the standard library.
-STANDALONE = [*sorted((ROOT / "agent" / "launcher").glob("*.py")), ROOT / "lab" / "init.py"]
+STANDALONE = [
+    *sorted((ROOT / "agent" / "launcher").glob("*.py")),
+    *sorted((ROOT / "agent" / "images" / "layer").glob("*.py")),
+    ROOT / "lab" / "init.py",
+]
 GENERATED = ["control_pb2.py", "control_pb2.pyi", "control_pb2_grpc.py", "control_pb2_grpc.pyi"]
 REQUIREMENTS = ["requirements.txt", "requirements-dev.txt", "requirements-build.txt"]
 
@@ -35,7 +39,7 @@ def test_tool_has_no_complaints(argv: list[str]) -> None:
 @pytest.mark.parametrize("path", STANDALONE, ids=lambda path: str(path.relative_to(ROOT)))
 def test_standalone_programs_import_the_standard_library_only(path: Path) -> None:
     foreign = {name for name in imports(path) if name.partition(".")[0] not in sys.stdlib_module_names}
-    assert {name for name in foreign if not name.startswith("agent.launcher")} == set()
+    assert {name for name in foreign if not name.startswith(("agent.launcher", "agent.images.layer"))} == set()
 
 
 def test_only_standalone_programs_fork() -> None:
