@@ -77,6 +77,11 @@ def digest(data: bytes) -> str:
     return f"sha256:{hashlib.sha256(data).hexdigest()}"
 
 
+def gzipped(data: bytes) -> bytes:
+    """The same each time."""
+    return gzip.compress(data, mtime=0)
+
+
 def zstd(data: bytes) -> bytes:
     return subprocess.run(["zstd", "-q", "-c"], input=data, capture_output=True, check=True).stdout
 
@@ -95,7 +100,7 @@ class Made:
 def make(
     layers: Sequence[bytes],
     config: dict[str, Any] | None = None,
-    compress: Callable[[bytes], bytes] = gzip.compress,
+    compress: Callable[[bytes], bytes] = gzipped,
     architecture: str = MACHINE,
 ) -> Made:
     """`config` is the part about the process: Entrypoint, Cmd, Env, User, WorkingDir."""

@@ -15,13 +15,12 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from agent.images import manifest
+from agent.images import manifest, unpack
 from agent.images.errors import DiskFull, ImageError, Unreachable, WrongDigest
 from agent.images.manifest import Image, Layer
 from agent.images.reference import Reference
 from agent.images.source import Source
 from agent.images.store import ROOT, Store
-from agent.images.unpack import unpack
 
 TRIES = 6
 RETRY_FIRST_S = 1.0  # doubles: 31 s of waiting in all
@@ -170,7 +169,7 @@ class Pulls:
                 pull.read_bytes[layer.blob] = count
 
             try:
-                unpacked = await unpack(blob, root, read)
+                unpacked = await unpack.unpack(blob, root, read)
             except FileNotFoundError as error:
                 raise ImageError(f"its layer {layer.blob} is missing") from error
             for what, expected, actual in (

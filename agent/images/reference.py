@@ -73,7 +73,7 @@ def _registry(text: str, rest: str) -> Reference:
     match = NAME.fullmatch(name)
     if match is None or len(name) > NAME_MOST:
         raise Refused(f"image {text!r}: {name!r} is no name of an image: [host[:port]/]path, in lower case")
-    if tag and not TAG.fullmatch(tag):
+    if (tag or named.endswith(":")) and not TAG.fullmatch(tag):
         raise Refused(f"image {text!r}: {tag!r} is no tag")
     if at and not DIGEST.fullmatch(digest):
         raise Refused(f"image {text!r}: {digest!r} is no digest: sha256: and 64 hexadecimal digits")

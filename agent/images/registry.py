@@ -35,7 +35,7 @@ PASSED_ON = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy
 # What skopeo and the registries behind it say, most telling first.
 REASONS: tuple[tuple[str, type[ImageError], str], ...] = (
     (r"no space left on device|disk quota exceeded", errors.DiskFull, "the node's disk is full"),
-    (r"did not match, expected|does not match (?:the )?(?:manifest )?digest", errors.WrongDigest, "wrong digest"),
+    (r"digest.* (?:did|does) not match", errors.WrongDigest, "wrong digest"),
     (r"x509:|tls: failed|certificate|HTTP response to HTTPS", errors.BadCertificate, "bad certificate"),
     (
         r"toomanyrequests|too many requests|\b(?:500|502|503|504)\b.*(?:error|unavailable|gateway)|StatusCode: 5\d\d"

@@ -2,62 +2,31 @@
 
 from __future__ import annotations
 
-import gzip
+import asyncio
+import dataclasses
+import os
+import re
 import shutil
-import subprocess
-from collections.abc import AsyncIterator, Callable
+import struct
+import tarfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from agent.images.errors import WrongDigest
 from model.image import ImageSpec
-from model.task import TaskSpec, TaskState, TaskStatus
+from model.task import TaskState
 from tests import images as make
-from tests.images import Entry, busybox, directory, hard_link, layer, symlink, write_archive, write_layout
-from tests.kernel.agent import Agent, agent
-from tests.kernel.sandbox import task
+from tests.images import Entry, busybox, directory, hard_link, layer, symlink, write_layout
+from tests.kernel import namespaces
+from tests.kernel.agent import Agent
+from tests.kernel.shelf import Shelf, of_image, run
 
 pytestmark = pytest.mark.anyio
 
-
-@pytest.fixture
-async def node(tmp_path: Path) -> AsyncIterator[Agent]:
-    async with agent(tmp_path) as made:
-        yield made
-
-
-class Shelf:
-    """Where tests put images."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def layout(self, *layers: bytes, name: str = "layout", **options: Any) -> str:
-        write_layout(self.path / name, {"test": make.make(layers, **options)})
-        return f"oci:{self.path / name}:test"
-
-    def archive(self, *layers: bytes, config: dict[str, Any] | None = None) -> str:
-        return f"docker-archive:{write_archive(self.path / 'image.tar', layers, config)}"
-
-
-@pytest.fixture
-def shelf(node: Agent, tmp_path: Path) -> Shelf:
-    return Shelf(tmp_path)
-
-
-def of_image(reference: str, *argv: str, name: str = "web.1", arguments: bool = False, **changes: Any) -> TaskSpec:
-    image = ImageSpec(reference, arguments=arguments, **changes.pop("image", {}))
-    return task(name, *argv, **{"image": image, "user": "", "cwd": "", **changes})
-
-
-async def run(node: Agent, spec: TaskSpec) -> tuple[TaskStatus, str]:
-    status = await node.run(spec)
-    logs = [node.directories.log(spec.id, stream) for stream in ("stdout", "stderr")]
-    return status, "".join(log.read_text() for log in logs if log.exists())
-
-
-COMPRESSIONS: list[Callable[[bytes], bytes]] = [gzip.compress, make.zstd, bytes]
+PROGRAM = Path("/bin/true").read_bytes()  # one of the node, with a loader
+COMPRESSIONS: list[Callable[[bytes], bytes]] = [make.gzipped, make.zstd, bytes]
 
 
 @pytest.mark.parametrize("compress", COMPRESSIONS, ids=["gzip", "zstd", "plain"])
@@ -76,7 +45,7 @@ async def test_an_archive_runs(node: Agent, shelf: Shelf) -> None:
 async def test_an_archive_written_by_skopeo_runs(node: Agent, shelf: Shelf, tmp_path: Path) -> None:
     reference = shelf.layout(layer(busybox()), layer([Entry("hello", b"hello")]))
     written = f"docker-archive:{tmp_path}/saved.tar:web:1"
-    subprocess.run(["skopeo", "--insecure-policy", "copy", "-q", reference, written], check=True)
+    await asyncio.to_thread(namespaces.run, "skopeo", "--insecure-policy", "copy", "-q", reference, written)
     status, output = await run(node, of_image(f"docker-archive:{tmp_path}/saved.tar", "cat", "/hello"))
     assert (status.reason, output) == ("exited with 0", "hello")
 
@@ -97,8 +66,8 @@ async def test_files_keep_what_they_are(node: Agent, shelf: Shelf) -> None:
         Entry("setuid", b"x", mode=0o4755),
         hard_link("second", "mine"),
         symlink("link", "/mine"),
-        Entry("pipe", kind=make.tarfile.FIFOTYPE, mode=0o600),
-        Entry("device", kind=make.tarfile.CHRTYPE, device=(1, 3)),
+        Entry("pipe", kind=tarfile.FIFOTYPE, mode=0o600),
+        Entry("device", kind=tarfile.CHRTYPE, device=(1, 3)),
         Entry("twice", b"first"),
         Entry("twice", b"second"),
     ]
@@ -120,7 +89,7 @@ async def test_an_image_says_what_runs_where_and_as_whom(node: Agent, shelf: She
     _, output = await run(node, of_image(reference))
     assert output == "1000\n/srv/app\n"
     spec = of_image(reference, "id -u; pwd; echo $A $B", name="web.2", arguments=True, user="0", cwd="/tmp")
-    _, output = await run(node, TaskSpec(**{**_fields(spec), "env": (("B", "task"),)}))
+    _, output = await run(node, dataclasses.replace(spec, env=(("B", "task"),)))
     assert output == "0\n/tmp\nimage task\n"
 
 
@@ -150,5 +119,66 @@ async def test_images_with_125_layers_run(node: Agent, shelf: Shelf) -> None:
     assert output.count("file") == 124
 
 
-def _fields(spec: TaskSpec) -> dict[str, Any]:
-    return {name: getattr(spec, name) for name in spec.__dataclass_fields__}
+@pytest.mark.parametrize(
+    ("files", "argv", "reason"),
+    [
+        ([], ("/app",), "entrypoint missing: there is no /app in its file system"),
+        ([], ("app",), "entrypoint missing: there is no app in its file system"),
+        ([Entry("app", b"#!/bin/sh\n", mode=0o644)], ("/app",), "not executable: /app has mode 0644"),
+        ([directory("app")], ("/app",), "not executable: /app is no file"),
+        ([Entry("app", b"hello")], ("/app",), "not executable: /app is neither a program nor a script"),
+        ([Entry("app", b"#!/bin/bash -e\n")], ("/app",), "interpreter missing: /app is a script for '/bin/bash'"),
+    ],
+)
+async def test_a_program_that_can_not_be_executed_says_why(
+    node: Agent, shelf: Shelf, files: Sequence[Entry], argv: tuple[str, ...], reason: str
+) -> None:
+    status, _ = await run(node, of_image(shelf.layout(layer([*busybox(), *files])), *argv))
+    assert (status.state, reason in status.reason) == (TaskState.FAILED, True), status.reason
+
+
+async def test_a_program_for_another_libc_or_machine_says_so(node: Agent, shelf: Shelf) -> None:
+    """A program of the node's without its loader, and the same one with another number for the machine."""
+
+    loader = re.search(rb"/lib[a-z0-9]*/ld-linux[^\0]*", PROGRAM)
+    assert loader is not None
+    foreign = PROGRAM[:18] + struct.pack("<H", 22) + PROGRAM[20:]
+    entries = [*busybox(), Entry("app", PROGRAM), Entry("foreign", foreign)]
+    reference = shelf.layout(layer(entries))
+    status, _ = await run(node, of_image(reference, "/app"))
+    assert status.reason == f"wrong libc: /app needs the loader {loader[0].decode()}, which is not in its file system"
+    status, _ = await run(node, of_image(reference, "/foreign", name="web.2"))
+    assert status.reason == f"wrong architecture: /foreign is for s390x, and this node is {os.uname().machine}"
+
+
+async def test_what_is_wrong_with_an_image_is_the_reason_of_its_task(node: Agent, shelf: Shelf, tmp_path: Path) -> None:
+    wrong = make.make([layer(busybox())])
+    first = next(iter(wrong.blobs))
+    write_layout(tmp_path / "damaged", {"test": make.Made(wrong.manifest, wrong.config, {**wrong.blobs, first: b"x"})})
+    lost = make.Made(wrong.manifest, wrong.config, {name: data for name, data in wrong.blobs.items() if name != first})
+    write_layout(tmp_path / "lost", {"test": lost})
+    reasons = {
+        shelf.layout(layer(busybox()), architecture="mips", name="mips"): "it is for linux/mips, and this node is",
+        f"oci:{tmp_path}/mips:other": "there is no image with the tag 'other'",
+        f"oci:{tmp_path}/nothing:test": "no OCI layout: there is no",
+        f"docker-archive:{tmp_path}/nothing.tar": "there is no such file",
+        f"oci:{tmp_path}/damaged:test": "no archive of a layer",
+        f"oci:{tmp_path}/lost:test": "is missing",
+        shelf.layout(layer(busybox()), name="empty"): "neither ENTRYPOINT nor CMD",
+        "Not/An:Image:": "is no name of an image",
+    }
+    for number, (reference, reason) in enumerate(reasons.items()):
+        status, _ = await run(node, of_image(reference, name=f"web.{number}"))
+        assert reason in status.reason, (reference, status.reason)
+        assert status.state is TaskState.REJECTED or "missing" in reason
+        assert not (node.directories.bundles / f"web.{number}").exists()
+
+
+async def test_a_wrong_digest_is_told_from_a_broken_archive(node: Agent, shelf: Shelf, tmp_path: Path) -> None:
+    honest, other = make.make([layer(busybox())]), layer([Entry("other")])
+    first = next(iter(honest.blobs))
+    swapped = make.Made(honest.manifest, honest.config, {**honest.blobs, first: make.gzipped(other)})
+    write_layout(tmp_path / "swapped", {"test": swapped})
+    with pytest.raises(WrongDigest, match=f"a layer should be {first} and is sha256:"):
+        await node.images.pull(ImageSpec(f"oci:{tmp_path}/swapped:test"), lambda text: None)
+    assert list((tmp_path / "images/layers").iterdir()) == []

@@ -150,12 +150,6 @@ class Layer:
         self._position += len(part)
         return part
 
-    def drain(self) -> int:
-        """To the end, for digests of the whole. Returns the bytes that it unfolded to."""
-        while self.some(CHUNK):
-            pass
-        return self._position
-
     def _next(self) -> None:
         if self._thread.ident is None:
             self._thread.start()

@@ -15,7 +15,7 @@ import stat
 import tarfile
 from typing import IO, Any, cast
 
-from agent.images.layer.decompress import Broken, Layer
+from agent.images.layer.decompress import CHUNK, Broken, Layer
 
 WHITEOUT = ".wh."
 AUFS_OWN = ".wh..wh."  # what AUFS kept for itself; only the next has a meaning in a layer
@@ -48,13 +48,15 @@ class Unpacking:
         self.opaque: list[str] = []
 
     def run(self) -> None:
-        with tarfile.TarFile(fileobj=cast(IO[bytes], _Archive(self._layer, self._most_bytes))) as archive:
+        stream = _Archive(self._layer, self._most_bytes)
+        with tarfile.TarFile(fileobj=cast(IO[bytes], stream)) as archive:
             while (entry := archive.next()) is not None:
                 archive.members = []  # type: ignore[attr-defined]  # it would remember all of them
                 self._count(entry)
                 self._place(entry)
         for path, entry in reversed(self._directories.items()):
             _set_times(path, entry)
+        stream.drain()
 
     def _count(self, entry: tarfile.TarInfo) -> None:
         self.entries += 1
@@ -201,14 +203,13 @@ def unpack(layer: Layer, most_bytes: int, most_entries: int) -> dict[str, Any]:
     unpacking = Unpacking(layer, most_bytes, most_entries)
     try:
         unpacking.run()
-        size = layer.drain()
     except (tarfile.TarError, Broken, ValueError, OverflowError, RecursionError) as error:
         raise Refused(f"no archive of a layer: {error}") from error
     return {
         "blob": f"sha256:{layer.blob.hexdigest()}",
         "diff_id": f"sha256:{layer.content.hexdigest()}",
         "blob_bytes": layer.blob_bytes,
-        "bytes": max(size, unpacking.apparent_bytes),
+        "bytes": max(layer.tell(), unpacking.apparent_bytes),
         "entries": unpacking.entries,
         "opaque": sorted(set(unpacking.opaque)),
     }
@@ -229,6 +230,11 @@ class _Archive:
     def seek(self, position: int) -> None:
         self._layer.seek(position)
         self._check()
+
+    def drain(self) -> None:
+        """What is behind the archive's end counts for the digests."""
+        while self._layer.some(CHUNK):
+            self._check()
 
     def _check(self) -> None:
         if self._layer.tell() > self._most:
