@@ -15,6 +15,7 @@ import structlog
 from agent import preflight
 from agent.checkpoint import Checkpoint
 from agent.containers import Containers, Directories
+from agent.fetch.fetcher import Fetcher
 from agent.images.images import Images, Places
 from agent.launcher.client import Launcher
 from agent.logs import LogFeed
@@ -89,11 +90,13 @@ async def run(state: Path) -> None:
             frozenset(settings.devices),
         )
         isolators = standard_isolators(state, networks, launcher.userns_fd, settings.cgroup, rights)
-        places = Places(state / "images", directories.bundles, state / "registries", tuple(settings.local_sources))
-        images = Images(places)
+        local = tuple(settings.local_sources)
+        images = Images(Places(state / "images", directories.bundles, state / "registries", local))
         await images.open()
         stack.push_async_callback(images.close)
-        containers = Containers(directories, isolators, launcher, Provision(images))
+        fetcher = Fetcher(state / "fetch", local)
+        fetcher.open()
+        containers = Containers(directories, isolators, launcher, Provision(images, fetcher))
         dial = partial(_dial, state, settings.master)
         session = Session(node, dial, network, ready)
         checkpoint = Checkpoint(directories.tasks)

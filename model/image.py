@@ -1,4 +1,4 @@
-"""What a task says about its image, and which files are fetched for it."""
+"""What a task says about its image."""
 
 from __future__ import annotations
 
@@ -25,17 +25,3 @@ class ImageSpec:
     rules: Rules = Rules.DOCKER
     arguments: bool = False
     pull_config: str = field(default="", repr=False)
-
-
-@dataclass(frozen=True, slots=True)
-class Fetch:
-    """A file that is put into the task's sandbox before it starts. `destination` is its name there; empty: the last
-    part of the URI's path. `digest` (`sha256:...`) is what it must have; empty: anything. `cache` lets the node keep
-    it for other tasks."""
-
-    uri: str
-    destination: str = ""
-    extract: bool = True
-    executable: bool = False
-    cache: bool = False
-    digest: str = ""

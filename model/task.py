@@ -10,7 +10,8 @@ import re
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 
-from model.image import Fetch, ImageSpec
+from model.fetch import Fetch
+from model.image import ImageSpec
 from model.limits import TaskLimits
 from model.resources import Resources
 

@@ -10,7 +10,8 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from ipaddress import ip_address, ip_network
 
-from model.image import Fetch, ImageSpec, Rules
+from model.fetch import Fetch
+from model.image import ImageSpec, Rules
 from model.limits import Device, HugePages, IoLimit, TaskLimits
 from model.network import Block, Network, NetworkKind, Vtep
 from model.node import Node

@@ -14,6 +14,9 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from frameworks.services.artifacts import Artifacts, DockerImage, Uris, fetches
+from model.fetch import Fetch
+from model.image import ImageSpec
 from model.network import NETWORK_NAME
 from model.resources import Resources
 from model.task import Port, Protocol
@@ -150,11 +153,17 @@ class PortMapping(Strict):
 
 
 class Container(Strict):
-    type: Literal["MESOS"] = "MESOS"
+    type: Literal["MESOS", "DOCKER"] = "MESOS"
     portMappings: list[PortMapping] = []
-    docker: Refused = None
+    docker: DockerImage | None = None
     linuxInfo: Refused = None
     volumes: Refused = None
+
+    @model_validator(mode="after")
+    def _docker_has_an_image(self) -> Container:
+        if self.type == "DOCKER" and self.docker is None:
+            raise invalid('type DOCKER needs docker: {"image": ...}')
+        return self
 
     @model_validator(mode="after")
     def _distinct_ports(self) -> Container:
@@ -191,6 +200,8 @@ class Definition(Strict):
     labels: Labels = {}
     networks: Annotated[list[NetworkRef], AfterValidator(_networks), Field(validate_default=True)] = []
     container: Container = Container()
+    fetch: Artifacts = []
+    uris: Uris = []
     taskKillGracePeriodSeconds: Seconds = 3.0
     backoffSeconds: Seconds = 1.0
     backoffFactor: Annotated[float, Field(ge=1, le=1000, allow_inf_nan=False)] = 1.15
@@ -202,7 +213,6 @@ class Definition(Strict):
     dependencies: Refused = None
     executor: Refused = None
     executorResources: Refused = None
-    fetch: Refused = None
     gpus: Refused = None
     healthChecks: Refused = None
     ipAddress: Refused = None
@@ -220,7 +230,6 @@ class Definition(Strict):
     tty: Refused = None
     unreachableStrategy: Refused = None
     upgradeStrategy: Refused = None
-    uris: Refused = None
 
     @model_validator(mode="before")
     @classmethod
@@ -229,9 +238,20 @@ class Definition(Strict):
 
     @model_validator(mode="after")
     def _one_command(self) -> Definition:
-        if (self.cmd is None) == (self.args is None):
+        if self.cmd is not None and self.args is not None:
             raise invalid("exactly one of cmd and args must be given")
+        if self.cmd is None and self.args is None and self.image is None:
+            raise invalid("exactly one of cmd and args must be given, without an image that says what to execute")
         return self
+
+    @property
+    def image(self) -> ImageSpec | None:
+        docker = self.container.docker
+        return docker.of_task(self.container.type, self.cmd is not None) if docker else None
+
+    @property
+    def fetches(self) -> tuple[Fetch, ...]:
+        return fetches(self.fetch, self.uris)
 
     @property
     def argv(self) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from agent.checkpoint import Checkpoint
 from agent.containers import Containers, Directories
+from agent.fetch.fetcher import Fetcher
 from agent.images.images import Images, Places
 from agent.provision import Provision
 from agent.reconciler import Reconciler
@@ -32,7 +33,9 @@ class Agent:
         ready.set()
         state = self.directories.state
         self.images = Images(Places(state / "images", self.directories.bundles, state / "registries", (state,)))
-        provision = Provision(self.images)
+        self.fetcher = Fetcher(state / "fetch", (state,))
+        self.fetcher.open()
+        provision = Provision(self.images, self.fetcher)
         self.containers = Containers(self.directories, self.node.isolators, self.node.launcher, provision)
         checkpoint = Checkpoint(self.directories.tasks)
         self.reconciler = Reconciler(self.containers, checkpoint, "this-boot", CAPACITY, self.report, ready)

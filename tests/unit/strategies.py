@@ -6,7 +6,8 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 from hypothesis import strategies as st
 
-from model.image import Fetch, ImageSpec, Rules
+from model.fetch import Fetch
+from model.image import ImageSpec, Rules
 from model.limits import Device, HugePages, IoLimit, TaskLimits
 from model.network import Address, Block, Network, NetworkKind, Subnet, Vtep
 from model.node import Node

@@ -5,8 +5,8 @@ output gets one line of JSON: what was unpacked into the empty directory `TARGET
 `ENTRIES` bound what a layer may unfold to. `AGENT` is the pid that this process ends with.
 
 The layer is hostile until proven otherwise, so the work is done by a child that sees nothing but `TARGET`: see
-confine.py. With -I and -S nothing but the standard library is on the path, so the root of this installation is put
-there.
+agent/confine.py. With -I and -S nothing but the standard library is on the path, so the root of this installation is
+put there.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
-from agent.images.layer import confine, decompress, tree
+from agent import confine
+from agent.images.layer import decompress, tree
 from agent.launcher import syscalls as sc
 
 
@@ -32,6 +33,7 @@ def main() -> None:
     if pid == 0:
         confine.end_with_outer(me)
         confine.enter(target)
+        confine.keep_file_rights()
         os._exit(_unpack(opened, int(most_bytes), int(most_entries)))
     _, status = os.waitpid(pid, 0)
     sys.exit(0 if status == 0 else 1)

@@ -1,8 +1,10 @@
-"""Where a layer is unpacked: in namespaces without network or processes, with the target as `/` and nothing else.
+"""Where bytes from outside are worked on: in namespaces of their own, with one directory as `/` and nothing else.
 
-What stays of root are the rights over files that unpacking takes; device files can not be made (whiteouts, character
-devices 0:0, need no right). So `..`, absolute names and links lead to the target's own files, whatever the code that
-follows does.
+For an image's layer what stays of root are the rights over files that unpacking takes; device files can not be made
+(whiteouts, character devices 0:0, need no right). For what is fetched nothing stays. So `..`, absolute names and links
+lead to the directory's own files, whatever the code that follows does.
+
+To be used by a program that the agent executes, with the standard library alone, in a child that it has cloned.
 """
 
 from __future__ import annotations
@@ -13,7 +15,8 @@ import signal
 
 from agent.launcher import syscalls as sc
 
-NAMESPACES = sc.CLONE_NEWNS | sc.CLONE_NEWPID | sc.CLONE_NEWNET | sc.CLONE_NEWIPC | sc.CLONE_NEWUTS | sc.CLONE_NEWCGROUP
+CONNECTED = sc.CLONE_NEWNS | sc.CLONE_NEWPID | sc.CLONE_NEWIPC | sc.CLONE_NEWUTS | sc.CLONE_NEWCGROUP
+NAMESPACES = CONNECTED | sc.CLONE_NEWNET
 MOUNTED = sc.MOUNT_ATTR_NOSUID | sc.MOUNT_ATTR_NODEV | sc.MOUNT_ATTR_NOEXEC
 # capability.h: CHOWN, DAC_OVERRIDE, FOWNER, FSETID, SETFCAP.
 RIGHTS = 1 << 0 | 1 << 1 | 1 << 3 | 1 << 4 | 1 << 31
@@ -36,15 +39,32 @@ def end_with_outer(parent: int) -> None:
         os._exit(1)
 
 
-def enter(target: str) -> None:
-    """Afterwards there is no other file than those below `target`, and no more open than the standard streams."""
-    _pivot(target)
+def enter(directory: str) -> None:
+    """Afterwards there is no other file than those below `directory`, and no more open than the standard streams."""
+    _pivot(directory)
     sc.close_all_but(2)
+
+
+def keep_file_rights() -> None:
+    """Of root's rights only those over files."""
+    _limit_resources()
+    _drop_rights(RIGHTS)
+
+
+def become(uid: int) -> None:
+    """An id that nobody else has, with no rights at all."""
+    _limit_resources()
+    os.setgroups(())
+    os.setresgid(uid, uid, uid)
+    os.setresuid(uid, uid, uid)
+    _drop_rights(0)
+
+
+def _limit_resources() -> None:
     _limit(resource.RLIMIT_AS, MEMORY_BYTES)
     _limit(resource.RLIMIT_NOFILE, DESCRIPTORS)
     _limit(resource.RLIMIT_CORE, 0)
     os.umask(0)
-    _drop_rights()
 
 
 def _pivot(target: str) -> None:
@@ -66,14 +86,19 @@ def _limit(kind: int, amount: int) -> None:
     resource.setrlimit(kind, (bound, bound))
 
 
-def _drop_rights() -> None:
+def _drop_rights(kept: int) -> None:
+    if os.geteuid() == 0:
+        _limit_bounding_set(kept)
+    sc.capset(kept, kept, 0)
+    sc.prctl(sc.PR_CAP_AMBIENT, sc.PR_CAP_AMBIENT_CLEAR_ALL)
+    sc.prctl(sc.PR_SET_NO_NEW_PRIVS, 1)
+
+
+def _limit_bounding_set(kept: int) -> None:
     for capability in range(CAPABILITIES):
         try:
             held = sc.prctl(sc.PR_CAPBSET_READ, capability)
         except OSError:  # EINVAL: the kernel knows no more
-            break
-        if held and not RIGHTS >> capability & 1:
+            return
+        if held and not kept >> capability & 1:
             sc.prctl(sc.PR_CAPBSET_DROP, capability)
-    sc.capset(RIGHTS, RIGHTS, 0)
-    sc.prctl(sc.PR_CAP_AMBIENT, sc.PR_CAP_AMBIENT_CLEAR_ALL)
-    sc.prctl(sc.PR_SET_NO_NEW_PRIVS, 1)
