@@ -12,10 +12,15 @@ from typing import Annotated
 
 import typer
 
-from bench import density, launch, vip
+from bench import density, images, launch, vip
 from bench.report import Report
 
-BENCHES: dict[str, Callable[[], Report]] = {"density": density.run, "launch": launch.run, "vip": vip.run}
+BENCHES: dict[str, Callable[[], Report]] = {
+    "density": density.run,
+    "images": images.run,
+    "launch": launch.run,
+    "vip": vip.run,
+}
 
 
 def main(

@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 import uuid
+from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,10 @@ from pyroute2 import AsyncIPRoute
 
 from agent.checkpoint import Checkpoint
 from agent.containers import Containers, Directories
+from agent.fetch.fetcher import Fetcher
+from agent.images.images import Images, Places
 from agent.launcher.client import Launcher
+from agent.provision import Provision
 from agent.reconciler import Reconciler
 from bench.report import Report, Row, from_json, percentile
 from isolators.rights import NO_RIGHTS
@@ -65,7 +69,7 @@ def run() -> Report:
 
 
 async def measure(directory: Path) -> Report:
-    rootfs = _rootfs(directory)
+    rootfs = rootfs_of_clock(directory)
     await underlay()
     peer = RuncWithCni(directory, rootfs)
     ours: list[float] = []
@@ -102,7 +106,11 @@ class Ours:
         isolators = standard_isolators(
             self._directories.state, self._networks, self._launcher.userns_fd, f"tepui-bench-{os.getpid()}", NO_RIGHTS
         )
-        containers = Containers(self._directories, isolators, self._launcher)
+        state, local = self._directories.state, (self._directories.state.parent,)
+        self._images = Images(Places(state / "images", self._directories.bundles, state, local))
+        await self._images.open()
+        provision = Provision(self._images, Fetcher(state / "fetch", local))
+        containers = Containers(self._directories, isolators, self._launcher, provision)
         checkpoint, ready = Checkpoint(self._directories.tasks), asyncio.Event()
         ready.set()
         capacity = Resources(cpus=2000, mem=2048)
@@ -112,13 +120,14 @@ class Ours:
 
     async def __aexit__(self, *_: object) -> None:
         await self._reconciler.close()
+        await self._images.close()
         await self._launcher.stop()
         await self._networks.__aexit__(None, None, None)
         _remove_cgroups(f"tepui-bench-{os.getpid()}")
 
-    async def launch(self) -> float:
-        """Milliseconds from the assignment to the program's first word."""
-        task = TaskSpec(
+    async def launch(self, **changes: Any) -> float:
+        """Milliseconds from the assignment to the program's first word. `changes` are of the task."""
+        plain = TaskSpec(
             id=f"bench.{uuid.uuid4()}",
             framework="bench",
             owner="/bench",
@@ -127,6 +136,7 @@ class Ours:
             network="overlay",
             rootfs=str(self._rootfs),
         )
+        task = replace(plain, **changes)
         ended = self._ended[task.id] = asyncio.get_running_loop().create_future()
         begin = time.monotonic_ns()
         self._reconciler.assign(task, kill=False)
@@ -219,7 +229,7 @@ class RuncWithCni:
         return configuration
 
 
-def _rootfs(directory: Path) -> Path:
+def rootfs_of_clock(directory: Path) -> Path:
     rootfs = directory / "rootfs"
     for name in ("dev", "etc", "proc", "run", "sys", "tmp"):
         (rootfs / name).mkdir(parents=True)
