@@ -24,7 +24,7 @@ from agent.images.store import ROOT, Store
 
 TRIES = 6
 RETRY_FIRST_S = 1.0  # doubles: 31 s of waiting in all
-TELL_S = 0.5
+TELL_S = 1.0
 UNPACKS_AT_ONCE = 4
 
 Progress = Callable[[str], None]
