@@ -61,7 +61,8 @@ def _make_in_root(container: Container, path: str) -> None:
                 raise
             directory = mount.open_in_root(container.rootfs, str(parent), PATH_FLAGS)
             try:
-                os.mkdir(part, 0o755, dir_fd=directory)
+                os.mkdir(part, dir_fd=directory)
+                os.chmod(part, 0o755, dir_fd=directory)  # whatever the agent's umask is
                 os.chown(part, container.id_base, container.id_base, dir_fd=directory, follow_symlinks=False)
             finally:
                 os.close(directory)
