@@ -8,6 +8,7 @@ it has begun with its own layers, so two can not wait for each other.
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -113,6 +114,13 @@ class Pulls:
                 await asyncio.wait({pull.work})  # nothing of it is at work any more
 
     async def _run(self, pull: _Pull, credentials: str) -> Image:
+        try:
+            return await self._bring_image(pull, credentials)
+        except OSError as error:  # of the store's own files
+            kind = DiskFull if error.errno in (errno.ENOSPC, errno.EDQUOT) else ImageError
+            raise kind(f"{error.filename or 'store'}: {error.strerror}") from error
+
+    async def _bring_image(self, pull: _Pull, credentials: str) -> Image:
         async with (
             self._store.staging() as staging,
             self._open_source(pull.reference, credentials, staging) as source,

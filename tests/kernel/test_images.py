@@ -115,6 +115,7 @@ async def test_an_image_that_is_there_is_not_read_again(node: Agent, shelf: Shel
 async def test_images_with_125_layers_run(node: Agent, shelf: Shelf) -> None:
     layers = [layer([Entry(f"file{number}", b"x")]) for number in range(124)]
     reference = shelf.layout(layer(busybox()), *layers)
+    await node.images.pull(ImageSpec(reference), lambda text: None)
     _, output = await run(node, of_image(reference, "ls", "/"))
     assert output.count("file") == 124
 
