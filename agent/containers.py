@@ -12,30 +12,37 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import structlog
 
+from agent import runtime
 from agent.execution import explain
 from agent.launcher import record
 from agent.launcher.adopt import wait_exit
 from agent.launcher.client import Launch, Launcher, LaunchError
-from agent.provision import Provision, Tell
-from isolators.base import Container, Isolator, IsolatorError, Limit, merge
+from agent.provision import Provided, Provision, Tell
+from isolators import mount
+from isolators.base import BundlePart, Container, Isolator, IsolatorError, Limit, Sandbox, Unsupported, merge
 from model.network import Address
 from model.task import TaskSpec, Usage
-from pki.files import PRIVATE, write_atomic
 
 log = structlog.get_logger()
+T = TypeVar("T")
 
 OCI_VERSION = "1.2.0"
+RUN_MAX = "256m"  # a bundle takes some 40 KiB
+KEEPER_DEADLINE_S = 5.0
+WATCH_RETRY_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class Directories:
-    """Where the agent keeps things, all of it 0700 and its own."""
+    """Where the agent keeps things, all of it 0700 and its own. `run` is for what nobody needs after a reboot: it is in
+    memory, so that no start of a container waits for a disk."""
 
     state: Path
 
@@ -44,8 +51,16 @@ class Directories:
         return self.state / "tasks"
 
     @property
+    def run(self) -> Path:
+        return self.state / "run"
+
+    @property
     def bundles(self) -> Path:
-        return self.state / "containers"
+        return self.run / "containers"
+
+    @property
+    def layers(self) -> Path:
+        return self.state / "layers"
 
     @property
     def logs(self) -> Path:
@@ -54,10 +69,27 @@ class Directories:
     def log(self, task_id: str, stream: str) -> Path:
         return self.logs / task_id / stream
 
+    def mount_run(self) -> None:
+        """Before `make`. One that an earlier agent of this boot has mounted is the one to use."""
+        self.run.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not any(point.path == self.run for point in mount.mount_points()):
+            flags = mount.MS_NOSUID | mount.MS_NODEV
+            mount.mount("tmpfs", self.run, "tmpfs", flags, f"mode=0700,size={RUN_MAX}")
+
     def make(self) -> None:
-        for directory in (self.state, self.tasks, self.bundles, self.logs):
+        for directory in (self.state, self.tasks, self.run, self.bundles, self.layers, self.logs):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             directory.chmod(0o700)  # it may be from before, or the work of another umask (CVE-2024-25621)
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A sandbox that waits for a task. `frame` is what the isolators have said of its configuration so far."""
+
+    sandbox: Sandbox
+    frame: BundlePart
+    launch: Launch
+    addresses: tuple[Address, ...]
 
 
 class Containers:
@@ -68,58 +100,73 @@ class Containers:
         launcher: Launcher,
         provision: Provision | None = None,
     ) -> None:
+        """`provision` brings images and files; None: tasks that need some are refused."""
         self._directories = directories
         self._isolators = isolators
         self._launcher = launcher
         self._provision = provision
 
-    def container(self, task: TaskSpec, id_base: int) -> Container:
-        return Container(task.id, task, self._directories.bundles / task.id, id_base)
+    def sandbox(self, id: str, id_base: int, network: str) -> Sandbox:
+        return Sandbox(id, self._directories.bundles / id, self._directories.layers / id, id_base, network)
+
+    def container(self, task: TaskSpec, id: str, id_base: int) -> Container:
+        return Container(task, self.sandbox(id, id_base, task.network))
 
     async def recover(self, known: list[Container]) -> None:
         """Once, before anything else: every isolator finds its own again, and lets go of what belongs to nobody."""
         ids = {container.id for container in known}
-        orphans = [path.name for path in self._directories.bundles.iterdir() if path.name not in ids]
+        places = (self._directories.bundles, self._directories.layers)
+        orphans = list({path.name for place in places for path in place.iterdir()} - ids)
+        for orphan in orphans:
+            await _try_delete(self._directories.bundles / orphan)
         for isolator in self._isolators:
             await isolator.recover(known, orphans)
-        for orphan in orphans:
-            try:
-                shutil.rmtree(self._directories.bundles / orphan)
-            except OSError as error:
-                log.error("orphan stays until the next start", container=orphan, error=str(error))
+        await asyncio.gather(*(self._remove_orphan(orphan) for orphan in orphans))
 
-    async def provide(self, container: Container, tell: Tell) -> Container:
-        """With its image and what is fetched for it, which may take long: `tell` hears how far it is. Raises
-        IsolatorError."""
-        assert self._provision is not None
-        return await self._provision.provide(container, tell)
+    async def make(self, sandbox: Sandbox) -> Made:
+        """The namespaces, limited and connected, with a process that waits in them. Raises IsolatorError, NetworkError,
+        LaunchError; cleanup follows in either case."""
+        for directory in (sandbox.directory, sandbox.layer):
+            directory.mkdir(mode=0o700)
+        frame = merge([{"ociVersion": OCI_VERSION}, *[await isolator.open(sandbox) for isolator in self._isolators]])
+        launch = await self._launcher.create(sandbox.directory, frame)
+        try:
+            results = await _all(isolator.isolate(sandbox, launch.pid) for isolator in self._isolators)
+            return Made(sandbox, frame, launch, _addresses(results))
+        except BaseException:
+            await launch.abort()
+            raise
+
+    async def provide(self, made: Made, task: TaskSpec, tell: Tell) -> Provided:
+        """The task's image, and what is fetched for it into the sandbox, which may take long: `tell` hears how far it
+        is. Raises IsolatorError."""
+        if self._provision is None:
+            raise Unsupported("this agent brings no images and fetches no files")
+        return await self._provision.provide(task, made.sandbox, tell)
+
+    async def start(
+        self, made: Made, task: TaskSpec, noted: Callable[[], Awaitable[None]], layers: tuple[Path, ...] = ()
+    ) -> int:
+        """Gives the sandbox to the task, with the `layers` of its image. Returns the pid of the task's program, when it
+        runs, which it does not before `noted` has returned."""
+        container = Container(task, made.sandbox, layers)
+        try:
+            parts = [made.frame, *[await isolator.prepare(container) for isolator in self._isolators]]
+            (container.directory / "config.json").write_text(json.dumps(merge(parts)))
+            logs = self._directories.logs / task.id
+            logs.mkdir(mode=0o700, exist_ok=True)
+            await made.launch.fill(logs / "stdout", logs / "stderr")
+            for isolator in self._isolators:
+                await isolator.enforce(container)
+            await noted()
+            return await made.launch.start()
+        except BaseException:
+            await made.launch.abort()
+            raise
 
     def explain(self, container: Container, error: LaunchError) -> str:
         """Why it was not launched, for people. Before it is cleaned up."""
         return explain(container, error)
-
-    async def prepare(self, container: Container) -> None:
-        """Everything on the host's side, and the bundle on disk. Raises IsolatorError."""
-        container.directory.mkdir(mode=0o700, exist_ok=True)
-        parts = [{"ociVersion": OCI_VERSION}]
-        for isolator in self._isolators:
-            parts.append(await isolator.prepare(container))
-        write_atomic(container.directory / "config.json", json.dumps(merge(parts)).encode(), PRIVATE)
-
-    async def create(self, container: Container) -> tuple[Launch, tuple[Address, ...]]:
-        """The container's namespaces, limited and connected, with its first process waiting in them."""
-        logs = self._directories.logs / container.id
-        logs.mkdir(mode=0o700, exist_ok=True)
-        launch = await self._launcher.create(container.directory, logs / "stdout", logs / "stderr")
-        try:
-            # All of them, also when one fails: none may still be at work when cleanup begins.
-            results = await asyncio.gather(
-                *(isolator.isolate(container, launch.pid) for isolator in self._isolators), return_exceptions=True
-            )
-            return launch, _addresses(results)
-        except BaseException:
-            await launch.abort()
-            raise
 
     def keeper(self, container: Container) -> record.Keeper | None:
         """What the keeper of an earlier launch left; None when there was none in this boot."""
@@ -134,13 +181,14 @@ class Containers:
         keeper = self.keeper(container)
         if keeper is None or keeper.container is None:
             return
-        with contextlib.suppress(ProcessLookupError):
-            pidfd = os.pidfd_open(keeper.container.pid)
-            try:
-                if record.identify(keeper.container.pid) == keeper.container:
-                    signal.pidfd_send_signal(pidfd, number)
-            finally:
-                os.close(pidfd)
+        pidfd = record.open_process(keeper.container)
+        if pidfd is None:
+            return
+        try:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(pidfd, number)
+        finally:
+            os.close(pidfd)
 
     async def usage(self, container: Container) -> Usage:
         usage = Usage()
@@ -150,16 +198,29 @@ class Containers:
 
     async def watch(self, container: Container) -> Limit:
         """The first limit that is hit; there may never be one."""
-        watches = [asyncio.ensure_future(isolator.watch(container)) for isolator in self._isolators]
+        watches = [asyncio.ensure_future(_watched(isolator, container)) for isolator in self._isolators]
         try:
             for watch in asyncio.as_completed(watches):
-                if (limit := await _limit(watch)) is not None:
+                if (limit := await watch) is not None:
                     return limit
             never: asyncio.Future[Limit] = asyncio.get_running_loop().create_future()
             return await never
         finally:
             for watch in watches:
                 watch.cancel()
+
+    async def update(self, container: Container) -> None:
+        """Bring the limits of a running container to what its task says. Raises IsolatorError."""
+        for isolator in self._isolators:
+            await isolator.update(container, container.task.resources)
+
+    async def pause(self, container: Container) -> None:
+        for isolator in self._isolators:
+            await isolator.pause(container)
+
+    async def resume(self, container: Container) -> None:
+        for isolator in self._isolators:
+            await isolator.resume(container)
 
     async def exceeded(self, container: Container) -> Limit | None:
         """The limit that it has hit so far."""
@@ -168,20 +229,55 @@ class Containers:
                 return limit
         return None
 
-    async def cleanup(self, container: Container) -> None:
+    async def cleanup(self, sandbox: Sandbox) -> None:
         """Undo all of it, the last isolator first. Collects what fails and goes on (ExceptionGroup at the end)."""
         errors: list[Exception] = []
-        for isolator in reversed(self._isolators):
+        for cleanup in (_delete_by_runtime, *(isolator.cleanup for isolator in reversed(self._isolators))):
             try:
-                await isolator.cleanup(container)
+                await cleanup(sandbox)
             except (IsolatorError, OSError) as error:
                 errors.append(error)
         if errors:
-            raise ExceptionGroup(f"clean up {container.id}", errors)
-        shutil.rmtree(container.directory, ignore_errors=False, onerror=_absent_is_fine)
+            raise ExceptionGroup(f"clean up {sandbox.id}", errors)
+        await self._remove(sandbox.id)
+
+    async def _remove_orphan(self, name: str) -> None:
+        try:
+            await self._remove(name)
+        except OSError as error:
+            log.error("orphan stays until the next start", container=name, error=str(error))
+
+    async def _remove(self, name: str) -> None:
+        """A keeper writes down how its sandbox ended, also when there was never a task for it, and may be about to."""
+        directory = self._directories.bundles / name
+        async with asyncio.timeout(KEEPER_DEADLINE_S):
+            await wait_exit(directory)
+        for path in (self._directories.layers / name, directory):
+            shutil.rmtree(path, onerror=_absent_is_fine)
 
     def forget(self, task_id: str) -> None:
         shutil.rmtree(self._directories.logs / task_id, onerror=_absent_is_fine)
+
+
+async def _all(works: Iterable[Awaitable[T]]) -> list[T | BaseException]:
+    """To their ends, also when one fails or nobody waits any more: none may still be at work when cleanup begins."""
+    gathered = asyncio.gather(*works, return_exceptions=True)
+    try:
+        return await asyncio.shield(gathered)
+    except asyncio.CancelledError:
+        await asyncio.wait({gathered})
+        raise
+
+
+async def _delete_by_runtime(sandbox: Sandbox) -> None:
+    await runtime.delete(sandbox.directory, sandbox.id)
+
+
+async def _try_delete(orphan: Path) -> None:
+    try:
+        await runtime.delete(orphan, orphan.name)
+    except (IsolatorError, OSError) as error:
+        log.error("orphan not deleted", container=orphan.name, error=str(error))
 
 
 def _addresses(results: Sequence[tuple[Address, ...] | BaseException]) -> tuple[Address, ...]:
@@ -194,12 +290,25 @@ def _addresses(results: Sequence[tuple[Address, ...] | BaseException]) -> tuple[
     return addresses
 
 
+async def _watched(isolator: Isolator, container: Container) -> Limit | None:
+    """A watch that fails is begun again: what enforces the limits is the kernel, but who is over one has to end."""
+    said = ""
+    while True:
+        try:
+            return await isolator.watch(container)
+        except (IsolatorError, OSError) as error:
+            if str(error) != said:
+                said = str(error)
+                log.warning("limits are not watched, trying again", container=container.id, error=said)
+        await asyncio.sleep(WATCH_RETRY_S)
+
+
 async def _limit(asked: Awaitable[Limit | None]) -> Limit | None:
-    """A container that can not be watched runs on: what enforces the limits is the kernel."""
+    """None also when that can not be told."""
     try:
         return await asked
     except (IsolatorError, OSError) as error:
-        log.warning("limits are not watched", error=str(error))
+        log.warning("limits can not be read", error=str(error))
         return None
 
 

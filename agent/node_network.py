@@ -18,8 +18,13 @@ VIPS = "vips"
 
 
 class NodeNetwork:
-    def __init__(self, driver: Driver, vips: Backend, pools: tuple[Subnet, ...]) -> None:
+    def __init__(
+        self, driver: Driver, vips: Backend, pools: tuple[Subnet, ...], vacate: Callable[[str], Awaitable[None]]
+    ) -> None:
+        """`vacate` is awaited before a network goes, or this node's blocks of it change."""
         self._driver = driver
+        self._vacate = vacate
+        self._blocks: dict[str, tuple[Block, ...]] = {}  # as configured
         self._backend = vips
         self._pools = pools
         self._networks: dict[str, tuple[Network, tuple[Block, ...]]] = {}
@@ -93,12 +98,17 @@ class NodeNetwork:
 
     async def _remove_network(self, name: str) -> None:
         if name not in self._networks:  # else it was put again
+            await self._vacate(name)
+            self._blocks.pop(name, None)
             await self._driver.remove(name)
 
     async def _configure(self, name: str) -> None:
         if name in self._networks:
             spec = self._spec(name)
             self._driver.validate(spec)
+            if self._blocks.get(name, spec.blocks) != spec.blocks:
+                await self._vacate(name)
+            self._blocks[name] = spec.blocks
             await self._driver.configure(spec)
 
     async def _translate(self, _: str) -> None:

@@ -7,6 +7,7 @@ import os
 import shutil
 from pathlib import Path
 
+from agent.launcher.client import NATIVE
 from isolators.base import Unsupported
 from isolators.cgroup.hierarchy import detect
 from isolators.mount import parse_mountinfo
@@ -35,6 +36,12 @@ def check(proc: Path = Path("/proc")) -> None:
     ]
     if lacking:
         raise NotFit("this machine can not run an agent: " + "; ".join(lacking))
+
+
+def check_runtime(name: str) -> None:
+    """That the runtime the configuration names is here. Raises NotFit."""
+    if name != NATIVE and shutil.which(name) is None:
+        raise NotFit(f'runtime = "{name}": this machine lacks {name} (apt-get install {name})')
 
 
 def _filesystems(proc: Path) -> list[str]:

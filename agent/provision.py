@@ -1,7 +1,7 @@
 """What a task needs that is not on the node yet: its image, and files that are fetched for it.
 
-Comes before the isolators and takes as long as it takes, so it tells how far it is. Afterwards the container says what
-of the image it is: its layers, and the program, environment, user and directory that image and task make together.
+Comes between a sandbox and its task, and takes as long as it takes, so it tells how far it is. Images are kept whole in
+the node's store; files are fetched anew for each start, beside the container's private layer, and go with it.
 
 Files come first, for among them may be the credentials for the image (`.docker/config.json`, also from an archive).
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from agent.fetch.errors import FetchError
@@ -20,18 +21,23 @@ from agent.images import command
 from agent.images.errors import ImageError, Refused
 from agent.images.images import Images
 from isolators import mount
-from isolators.base import Container, IsolatorError, Unsupported
-from isolators.sandbox import DESTINATION, DIRECTORY
+from isolators.base import IsolatorError, Sandbox, Unsupported
+from isolators.workspace import DESTINATION, DIRECTORY
 from model.task import TaskSpec
 
-CREDENTIALS = "/.docker/config.json"  # in the sandbox, where apps for Mesos have it fetched to
+CREDENTIALS = "/.docker/config.json"  # in the workspace, where apps for Mesos have it fetched to
 CREDENTIALS_MOST_BYTES = 64 << 10
 
 Tell = Callable[[str], None]
 
 
-def is_due(task: TaskSpec) -> bool:
-    return task.image is not None or bool(task.fetch)
+@dataclass(frozen=True, slots=True)
+class Provided:
+    """The task as it is executed: with the program, environment, user and directory that image and task make together.
+    `layers` are the image's directories, the uppermost first."""
+
+    task: TaskSpec
+    layers: tuple[Path, ...] = ()
 
 
 class Provision:
@@ -39,45 +45,43 @@ class Provision:
         self._images = images
         self._fetcher = fetcher
 
-    async def provide(self, container: Container, tell: Tell) -> Container:
-        """The container with all that it needs. Its directory is made. Raises Unsupported for what no other try would
-        bring, else IsolatorError; the container is to be cleaned up then."""
-        sandbox = container.directory / DIRECTORY
-        container.directory.mkdir(mode=0o700)
-        sandbox.mkdir(mode=0o700)
-        os.chown(sandbox, container.id_base, container.id_base)
+    async def provide(self, task: TaskSpec, sandbox: Sandbox, tell: Tell) -> Provided:
+        """All that the task needs is there afterwards. Raises Unsupported for what no other try would bring, else
+        IsolatorError; the sandbox is to be cleaned up then."""
+        workspace = sandbox.layer / DIRECTORY
+        workspace.mkdir(mode=0o700)
+        os.chown(workspace, sandbox.id_base, sandbox.id_base)
         try:
-            await self._fetcher.fetch(container.task.fetch, sandbox, container.id_base, tell)
-            return _with_sandbox(await self._with_image(container, sandbox, tell))
+            await self._fetcher.fetch(task.fetch, workspace, sandbox.id_base, tell)
+            return _in_workspace(await self._with_image(task, sandbox, workspace, tell))
         except (Refused, FetchRefused) as error:
             raise Unsupported(str(error)) from error
         except (ImageError, FetchError) as error:
             raise IsolatorError(str(error)) from error
 
-    async def _with_image(self, container: Container, sandbox: Path, tell: Tell) -> Container:
-        spec = container.task.image
+    async def _with_image(self, task: TaskSpec, sandbox: Sandbox, workspace: Path, tell: Tell) -> Provided:
+        spec = task.image
         if spec is None:
-            return container
-        if container.task.rootfs:
+            return Provided(task)
+        if task.rootfs:
             raise Refused("a task has an image or a rootfs, not both")
         if not spec.pull_config:
-            spec = dataclasses.replace(spec, pull_config=_fetched_credentials(sandbox))
-        image, layers = await self._images.use(spec, container.directory, tell)
-        task = command.resolve(container.task, image.config, DESTINATION)
-        return dataclasses.replace(container, task=task, layers=layers)
+            spec = dataclasses.replace(spec, pull_config=_fetched_credentials(workspace))
+        image, layers = await self._images.use(spec, task.id, sandbox.directory, tell)
+        return Provided(command.resolve(task, image.config, DESTINATION), layers)
 
 
-def _with_sandbox(container: Container) -> Container:
-    task = container.task
+def _in_workspace(provided: Provided) -> Provided:
+    task = provided.task
     env = (("MESOS_SANDBOX", DESTINATION), *task.env)
     task = dataclasses.replace(task, env=env, cwd=task.cwd or DESTINATION, user=task.user or "0:0")
-    return dataclasses.replace(container, task=task)
+    return dataclasses.replace(provided, task=task)
 
 
-def _fetched_credentials(sandbox: Path) -> str:
+def _fetched_credentials(workspace: Path) -> str:
     """A Docker `config.json`, when one was fetched; links in what was fetched lead to nothing outside."""
     try:
-        with os.fdopen(mount.open_in_root(sandbox, CREDENTIALS), "rb") as file:
+        with os.fdopen(mount.open_in_root(workspace, CREDENTIALS), "rb") as file:
             return file.read(CREDENTIALS_MOST_BYTES).decode(errors="replace")
     except OSError:
         return ""  # there is none

@@ -6,13 +6,16 @@ the kernel; containers; and every observation to `report`, which sees to it that
 Each task has a loop of its own that calls `step` until the task is over. A step looks at the record, does the one
 operation that its state asks for, and returns the next record. What must be on disk when:
 
-    ACCEPTED   before anything is done, so that the task is not forgotten
-    STARTING   with its addresses, before exec; the keeper notes that exec is due, so that it never runs twice
+    ACCEPTED   before the program runs and before anybody hears of the task, so that it is not forgotten. What is done
+               meanwhile is done to a sandbox, which its keeper takes back when the agent ends
+    container  which one it is, with its addresses, before exec; the keeper notes that exec is due, so that it never
+               runs twice. When a sandbox was ready, this goes down together with ACCEPTED
     kill       before the signal, so that it is not restarted or reported as a failure
+    adjustment before it is done, so that it is done in the end, and after it, with how it went
     ended      how, before it is cleared away, and with it what the keeper noted
     the end    after everything was cleared away, before it is reported
 
-RUNNING itself needs no note of ours: it follows from STARTING and the keeper's note.
+RUNNING itself needs no note of ours: it follows from the container and its keeper's note.
 """
 
 from __future__ import annotations
@@ -27,23 +30,23 @@ from typing import Any
 
 import structlog
 
+from agent.adjust import adjust, outdated, thaw
 from agent.checkpoint import Checkpoint, TaskRecord
-from agent.containers import Containers
-from agent.launcher.client import Launch, LaunchError
+from agent.containers import Containers, Made
+from agent.launcher.client import LaunchError
 from agent.launcher.record import STARTING, Exit
-from agent.provision import is_due
+from agent.provision import Provided
+from agent.sandboxes import Sandboxes
 from isolators.base import Container, IsolatorError, Limit, Unsupported
+from model.adjustment import Adjustment
 from model.resources import Resources, describe
 from model.task import TASK_ID, TaskSpec, TaskState, TaskStatus, Usage
 from netns.driver import NetworkError
 
 log = structlog.get_logger()
 
-# User ids of containers: above what distributions give to users and their sub-ids, below 2**31.
-ID_RANGE_START = 1 << 20
-ID_RANGE_SIZE = 1 << 16
-ID_RANGES = (1 << 31) // ID_RANGE_SIZE - ID_RANGE_START // ID_RANGE_SIZE
 LAUNCHES_AT_ONCE = 8
+SEQUENCE_BITS = 32  # for the observations of one life of an agent; the lives are counted above
 KILL_DEADLINE_S = 10.0  # after SIGKILL
 ABORT_DEADLINE_S = 5.0  # for a keeper that lost its agent before the start
 CLEANUP_TRIES = 3
@@ -58,6 +61,7 @@ class Reconciler:
     def __init__(
         self,
         containers: Containers,
+        sandboxes: Sandboxes,
         checkpoint: Checkpoint,
         boot_id: str,
         capacity: Resources,
@@ -65,21 +69,30 @@ class Reconciler:
         ready: asyncio.Event,
     ) -> None:
         self._containers = containers
+        self._sandboxes = sandboxes
         self._checkpoint = checkpoint
         self._boot_id = boot_id
         self._capacity = capacity
         self._report = report
         self._ready = ready
         self._records: dict[str, TaskRecord] = {}
+        self._first_sequence = 0
         self._loops: dict[str, asyncio.Task[None]] = {}
         self._kills: dict[str, asyncio.Event] = {}
+        self._adjustments: dict[str, asyncio.Event] = {}
         self._withdrawn: set[str] = set()
+        self._made: dict[str, Made] = {}  # sandboxes of tasks that are not started yet
+        self._saving: dict[str, asyncio.Task[None]] = {}  # tasks that are not on disk yet: nobody hears of them
+        self._unsaved: dict[str, str] = {}  # those of them that could not be written, and why
         self._launching = asyncio.Semaphore(LAUNCHES_AT_ONCE)
 
     async def recover(self) -> None:
         """Read the books, find the containers that run, clear away everything else, and go on with every task."""
+        self._first_sequence = self._checkpoint.new_life() << SEQUENCE_BITS
         self._records = self._checkpoint.load()
-        known = [self._container(record) for record in self._records.values() if not record.over]
+        known = [self._container(record) for record in self._records.values() if record.container and not record.over]
+        for container in known:
+            self._sandboxes.occupy(container.id_base)
         await self._containers.recover(known)
         for record in list(self._records.values()):
             if not record.over:
@@ -87,26 +100,41 @@ class Reconciler:
 
     async def close(self) -> None:
         """Stop looking after the tasks. Containers go on."""
-        for loop in self._loops.values():
-            loop.cancel()
-        await asyncio.gather(*self._loops.values(), return_exceptions=True)
+        works = [*self._loops.values(), *self._saving.values()]
+        for work in works:
+            work.cancel()
+        await asyncio.gather(*works, return_exceptions=True)
 
     def statuses(self) -> list[TaskStatus]:
-        return [record.status for record in self._records.values()]
+        return [record.status for task_id, record in self._records.items() if task_id not in self._saving]
 
     def over(self, task_id: str) -> bool:
         """Whether nothing more will come of the task: it has ended, or is not known."""
         record = self._records.get(task_id)
         return record is None or record.over
 
-    def assign(self, task: TaskSpec, kill: bool) -> None:
-        """The master wants this task, or its end. Returns when that is on disk."""
+    def assign(self, task: TaskSpec, kill: bool, adjustment: Adjustment | None = None) -> None:
+        """The master wants this task, adjusted so, or its end. A new one is on disk when `settle` has returned, all
+        else at once."""
         record = self._records.get(task.id)
         if record is None:
-            self._accept(task, kill)
+            self._accept(task, kill, adjustment)
         elif kill and not record.kill and not record.over:
-            self._save(dataclasses.replace(record, kill=True))
+            killed = dataclasses.replace(record, kill=True)
+            if task.id in self._saving:
+                self._records[task.id] = killed
+            else:
+                self._save(killed)
             self._kills[task.id].set()
+        elif adjustment is not None and not record.over and not outdated(record, adjustment):
+            self._save(dataclasses.replace(record, adjustment=adjustment))
+            self._adjustments[task.id].set()
+
+    async def settle(self) -> list[str]:
+        """Until what was assigned is on disk, or a moment has passed. Returns what is not, in words."""
+        if self._saving:
+            await asyncio.wait(self._saving.values(), timeout=RETRY_S)
+        return list(self._unsaved.values())
 
     def withdraw(self, task_id: str) -> None:
         """The master no longer knows this task: end it if it runs, and forget it."""
@@ -130,18 +158,47 @@ class Reconciler:
 
     def unacknowledged(self, task_id: str) -> TaskStatus | None:
         record = self._records.get(task_id)
-        return record.status if record is not None and record.status.sequence > record.acknowledged else None
+        if record is None or task_id in self._saving or record.status.sequence <= record.acknowledged:
+            return None
+        return record.status
 
-    def _accept(self, task: TaskSpec, kill: bool) -> None:
+    def _accept(self, task: TaskSpec, kill: bool, adjustment: Adjustment | None) -> None:
         if not TASK_ID.fullmatch(task.id):
             raise ValueError(f"task {task.id!r}: not a task id")
-        status = TaskStatus(task.id, TaskState.ACCEPTED, sequence=1, at=time.time())
-        self._save(TaskRecord(task, status, self._boot_id, self._free_id_base(), kill))
-        self._report(status)
+        status = TaskStatus(task.id, TaskState.ACCEPTED, sequence=self._first_sequence + 1, at=time.time())
+        asked = adjustment if adjustment is not None and adjustment.number else None
+        record = TaskRecord(task, status, self._boot_id, kill=kill, adjustment=asked)
+        made = None if kill else self._sandboxes.take(task.network)
+        if made is not None:
+            self._made[task.id] = made
+            record = dataclasses.replace(record, **_place(status, made))
+        self._records[task.id] = record
+        self._saving[task.id] = asyncio.create_task(self._save_first(task.id))
         self._look_after(task.id)
+
+    async def _save_first(self, task_id: str) -> None:
+        """Beside the start, which waits for it in the end. The master may ask for the task's end meanwhile."""
+        saved = None
+        while saved is None or saved.kill != self._records[task_id].kill:
+            record = self._records[task_id]
+            try:
+                await asyncio.to_thread(self._checkpoint.begin(record))
+                saved = record
+            except OSError as error:
+                self._unsaved[task_id] = f"task {task_id} is not written down: {error}"
+                log.error("checkpoint not written, trying again", task=task_id, error=str(error))
+                await asyncio.sleep(RETRY_S)
+        self._unsaved.pop(task_id, None)
+        del self._saving[task_id]
+        self._report(self._records[task_id].status)
+
+    async def _saved(self, task_id: str) -> None:
+        if task_id in self._saving:
+            await asyncio.shield(self._saving[task_id])
 
     def _look_after(self, task_id: str) -> None:
         kill = self._kills[task_id] = asyncio.Event()
+        self._adjustments[task_id] = asyncio.Event()
         if self._records[task_id].kill:
             kill.set()
         self._loops[task_id] = asyncio.create_task(self._run(task_id), name=task_id)
@@ -153,7 +210,7 @@ class Reconciler:
             except Exception:  # a fault of ours must not leave a task that nobody looks after
                 log.exception("step failed, trying again", task=task_id, state=record.status.state.name)
                 await asyncio.sleep(RETRY_S)
-        del self._loops[task_id], self._kills[task_id]
+        del self._loops[task_id], self._kills[task_id], self._adjustments[task_id]
         if task_id in self._withdrawn:
             self._forget(task_id)
 
@@ -168,6 +225,8 @@ class Reconciler:
                 await self._launch(record)
             case TaskState.STARTING:
                 await self._end(record, TaskState.FAILED, "its start did not come to an end")
+            case TaskState.RUNNING if record.adjustment is not None and not record.kill:
+                await self._adjust(record, record.adjustment)
             case TaskState.RUNNING:
                 await self._await_end(record)
             case TaskState.KILLING:
@@ -176,7 +235,8 @@ class Reconciler:
                 raise AssertionError(f"task {record.spec.id}: nothing leads on from {state.name}")
 
     async def _begin(self, record: TaskRecord) -> None:
-        await _either(self._ready.wait(), self._kills[record.spec.id].wait())
+        if not self._ready.is_set():
+            await _either(self._ready.wait(), self._kills[record.spec.id].wait())
         if self._records[record.spec.id].kill:
             await self._end(record, TaskState.KILLED, "killed before it was started")
         elif shortage := self._capacity.shortage(record.spec.resources):
@@ -186,39 +246,41 @@ class Reconciler:
             self._observe(record, TaskState.PREPARING)
 
     async def _launch(self, record: TaskRecord) -> None:
-        container = self._container(record)
         try:
-            if is_due(record.spec):
-                container = await self._provided(record, container)
-                record = self._records[record.spec.id]
-            if record.kill:
-                return await self._end(record, TaskState.KILLED, "killed before it was started")
             async with self._launching:
-                await self._containers.prepare(container)
-                launch, addresses = await self._containers.create(container)
-                await self._start(record, launch, tuple(map(str, addresses)))
+                made = self._made.get(record.spec.id) or await self._make(record)
+                if not record.spec.needs_provision:
+                    return await self._start(self._records[record.spec.id], made)
+            await self._provide(record, made)
         except Unsupported as error:
             await self._end(record, TaskState.REJECTED, str(error))
         except LaunchError as error:
+            container = self._container(self._records[record.spec.id])
             await self._end(record, TaskState.FAILED, self._containers.explain(container, error))
         except (IsolatorError, NetworkError, OSError) as error:
             await self._end(record, TaskState.FAILED, str(error))
 
-    async def _provided(self, record: TaskRecord, container: Container) -> Container:
-        """As it was, when the task is killed meanwhile."""
+    async def _make(self, record: TaskRecord) -> Made:
+        """None was ready."""
+        made = self._made[record.spec.id] = await self._sandboxes.make(record.spec.network)
+        await self._save_aside(record.spec.id, **_place(record.status, made))
+        return made
+
+    async def _provide(self, record: TaskRecord, made: Made) -> None:
+        """What it needs is brought to the node, however long that takes; then it starts. Others start meanwhile."""
         task_id = record.spec.id
-        providing = asyncio.ensure_future(self._containers.provide(container, partial(self._tell, task_id)))
+        providing = asyncio.ensure_future(self._containers.provide(made, record.spec, partial(self._tell, task_id)))
         killed = asyncio.ensure_future(self._kills[task_id].wait())
         try:
             await asyncio.wait({providing, killed}, return_when=asyncio.FIRST_COMPLETED)
-            if not providing.done():
-                return container
-            self._tell(task_id, "")
-            return providing.result()
         finally:
             killed.cancel()
             providing.cancel()
             await asyncio.wait({providing})
+        if self._records[task_id].kill:
+            return await self._end(record, TaskState.KILLED, "killed before it was started")
+        async with self._launching:
+            await self._start(self._records[task_id], made, providing.result())
 
     def _tell(self, task_id: str, message: str) -> None:
         """What takes so long."""
@@ -226,33 +288,56 @@ class Reconciler:
         if message != record.status.message:
             self._observe(record, TaskState.PREPARING, message=message)
 
-    async def _start(self, record: TaskRecord, launch: Launch, addresses: tuple[str, ...]) -> None:
-        try:
-            starting = self._observe(record, TaskState.STARTING, addresses=addresses, pid=launch.pid)
-            self._checkpoint.save(starting)
-            await launch.start()
-        except BaseException:
-            await launch.abort()
-            raise
+    async def _start(self, record: TaskRecord, made: Made, provided: Provided | None = None) -> None:
+        """The task as it is executed, with what its image says, is what the books have of it from then on."""
+        task_id = record.spec.id
+        starting = self._observe(record, TaskState.STARTING, message="")
+        if provided is None:
+            pid = await self._containers.start(made, record.spec, partial(self._saved, task_id))
+        else:
+            noted = partial(self._save_aside, task_id, spec=provided.task)
+            pid = await self._containers.start(made, provided.task, noted, provided.layers)
+        del self._made[task_id]
         usage = await self._containers.usage(self._container(record))
-        self._observe(starting, TaskState.RUNNING, usage=usage)
+        self._observe(starting, TaskState.RUNNING, usage=usage, pid=pid)
+
+    async def _adjust(self, record: TaskRecord, adjustment: Adjustment) -> None:
+        self._adjustments[record.spec.id].clear()
+        after, refused = await adjust(self._containers, record, adjustment, self._capacity)
+        usage = await self._containers.usage(self._container(after))
+        latest = self._records[record.spec.id]
+        paused = record.status.paused if refused else adjustment.paused
+        status = self._next(
+            latest.status,
+            TaskState.RUNNING,
+            usage=usage,
+            paused=paused,
+            adjustment=adjustment.number,
+            refused=refused,
+        )
+        waiting = None if latest.adjustment == adjustment else latest.adjustment  # a greater one came meanwhile
+        await self._write_down(record.spec.id, spec=after.spec, status=status, adjustment=waiting)
+        self._report(status)
 
     async def _await_end(self, record: TaskRecord) -> None:
         container = self._container(record)
         exited = asyncio.ensure_future(self._containers.exited(container))
         limited = asyncio.ensure_future(self._containers.watch(container))
-        await _either(exited, limited, self._kills[record.spec.id].wait())
+        killed, adjusted = self._kills[record.spec.id], self._adjustments[record.spec.id]
+        await _either(exited, limited, killed.wait(), adjusted.wait())
         if exited.done() and not exited.cancelled():
             await self._exited(record, exited.result())
         elif limited.done() and not limited.cancelled():
             await self._end_limited(record, limited.result())
-        else:
-            self._observe(record, TaskState.KILLING)
+        elif killed.is_set():
+            await thaw(self._containers, self._records[record.spec.id])
+            self._observe(record, TaskState.KILLING, paused=False)
 
     async def _end_limited(self, record: TaskRecord, limit: Limit) -> None:
         """A container that is over a limit has lost a process, or disturbs others: it ends as a whole, at once."""
         container = self._container(record)
         self._containers.signal(container, signal.SIGKILL)
+        await thaw(self._containers, record)
         try:
             end = await asyncio.wait_for(self._containers.exited(container), KILL_DEADLINE_S)
         except TimeoutError:
@@ -303,7 +388,7 @@ class Reconciler:
         usage: Usage | None = None,
     ) -> None:
         before = self._records[record.spec.id].status
-        end = _next(before, state, reason=reason, exit_code=exit_code, usage=usage or before.usage)
+        end = self._next(before, state, reason=reason, message="", exit_code=exit_code, usage=usage or before.usage)
         await self._write_down(record.spec.id, end=end)
         await self._clear(record, end)
 
@@ -317,9 +402,17 @@ class Reconciler:
 
     async def _cleaned(self, record: TaskRecord) -> bool:
         """What can not be cleared away at all is found as an orphan at the next start."""
+        made = self._made.pop(record.spec.id, None)
+        record = self._records[record.spec.id]
+        if made is None and not record.container:
+            return True
+        sandbox = made.sandbox if made is not None else self._container(record).sandbox
         complete = True
         try:
-            await self._containers.cleanup(self._container(record))
+            if made is not None:
+                await made.launch.abort()
+            await self._containers.cleanup(sandbox)
+            self._sandboxes.release(sandbox.id_base)
         except* (IsolatorError, NetworkError, OSError) as group:
             complete = False
             for error in group.exceptions:
@@ -339,7 +432,7 @@ class Reconciler:
     async def _resume(self, record: TaskRecord) -> None:
         """After a restart of the agent, or of the node."""
         container = self._container(record)
-        keeper = self._containers.keeper(container)
+        keeper = self._containers.keeper(container) if record.container else None
         if record.end is not None:
             await self._clear(record, record.end)
         elif record.boot_id != self._boot_id:
@@ -347,32 +440,56 @@ class Reconciler:
         elif keeper is not None and keeper.phase == STARTING:
             # It runs, or has ended since: `step` will see.
             usage = await self._containers.usage(container)
-            self._observe(record, TaskState.RUNNING, usage=usage)
-        elif keeper is None and record.status.state >= TaskState.STARTING:
+            pid = keeper.container.pid if keeper.container is not None else None
+            self._observe(record, TaskState.RUNNING, usage=usage, pid=pid)
+        elif record.container and keeper is None:
             await self._end(record, TaskState.FAILED, "it may have run, and what its keeper noted is lost")
-        else:
-            if keeper is not None:
-                async with asyncio.timeout(ABORT_DEADLINE_S):
-                    await self._containers.exited(container)
-            await self._containers.cleanup(container)
-            self._observe(record, TaskState.ACCEPTED)
+        elif record.container:
+            await self._begin_again(record, container)
+
+    async def _begin_again(self, record: TaskRecord, container: Container) -> None:
+        """Its sandbox ended with the agent that had made it."""
+        async with asyncio.timeout(ABORT_DEADLINE_S):
+            await self._containers.exited(container)
+        again = self._next(record.status, TaskState.ACCEPTED, addresses=(), pid=None)
+        self._save(dataclasses.replace(record, status=again, container="", id_base=0))
+        await self._containers.cleanup(container.sandbox)
+        self._sandboxes.release(container.id_base)
+        self._report(again)
+
+    def _next(self, status: TaskStatus, state: TaskState, **seen: Any) -> TaskStatus:
+        """The observation that follows. The count goes on when a task begins again, for the master acknowledged up to
+        there, and is greater than any of an earlier agent, which may have told more than it has written down."""
+        sequence = max(status.sequence, self._first_sequence) + 1
+        return dataclasses.replace(status, state=state, sequence=sequence, at=time.time(), **seen)
 
     def _observe(self, record: TaskRecord, state: TaskState, **seen: Any) -> TaskRecord:
         """The books, in memory, with what was just seen (fields of the status), and tell it."""
-        status = _next(record.status, state, **seen)
+        status = self._next(record.status, state, **seen)
         after = dataclasses.replace(self._records[record.spec.id], status=status)
         self._records[record.spec.id] = after
-        self._report(status)
+        if record.spec.id not in self._saving:
+            self._report(status)
         return after
 
     async def _write_down(self, task_id: str, **fields: Any) -> None:
         """Save the record with these fields: nobody may hear of them before, so this waits for a disk that is full."""
         while True:
             try:
-                return self._save(dataclasses.replace(self._records[task_id], **fields))
+                return await self._save_aside(task_id, **fields)
             except OSError as error:
                 log.error("checkpoint not written, trying again", task=task_id, error=str(error))
             await asyncio.sleep(RETRY_S)
+
+    async def _save_aside(self, task_id: str, **fields: Any) -> None:
+        """As `_save`, while the others go on. Should the master have asked for its end meanwhile, that is kept."""
+        await self._saved(task_id)
+        record = dataclasses.replace(self._records[task_id], **fields)
+        await asyncio.to_thread(self._checkpoint.save, record)
+        now = dataclasses.replace(self._records[task_id], **fields)
+        if now.kill != record.kill:
+            self._checkpoint.save(now)
+        self._records[task_id] = now
 
     def _save(self, record: TaskRecord) -> None:
         self._checkpoint.save(record)
@@ -385,12 +502,13 @@ class Reconciler:
         self._withdrawn.discard(task_id)
 
     def _container(self, record: TaskRecord) -> Container:
-        return self._containers.container(record.spec, record.id_base)
+        return self._containers.container(record.spec, record.container, record.id_base)
 
-    def _free_id_base(self) -> int:
-        taken = {record.id_base for record in self._records.values()}
-        bases = (ID_RANGE_START + index * ID_RANGE_SIZE for index in range(ID_RANGES))
-        return next(base for base in bases if base not in taken)
+
+def _place(status: TaskStatus, made: Made) -> dict[str, Any]:
+    """The fields of a record that say where the task is."""
+    there = dataclasses.replace(status, addresses=tuple(map(str, made.addresses)), pid=made.launch.pid)
+    return {"status": there, "container": made.sandbox.id, "id_base": made.sandbox.id_base}
 
 
 def describe_exit(end: Exit) -> str:
@@ -408,11 +526,6 @@ def _signal_name(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:  # of the real-time signals only the first and the last have a name
         return f"signal {number}"
-
-
-def _next(status: TaskStatus, state: TaskState, **seen: Any) -> TaskStatus:
-    """The observation that follows. The count goes on when a task begins again: the master acknowledged up to there."""
-    return dataclasses.replace(status, state=state, sequence=status.sequence + 1, at=time.time(), **seen)
 
 
 async def _either(*waits: Awaitable[object]) -> None:

@@ -111,7 +111,7 @@ class _Conversation:
                 work.result()
             return f"the master ended the session: {await call.details()}"
         except (RevisionGap, ValueError, OSError) as error:
-            # OSError: a task could not be written down. The master sends it again with the next session.
+            # OSError: a task's end could not be written down. The master asks for it again with the next session.
             return str(error)
         finally:
             for work in works:
@@ -149,7 +149,7 @@ class _Conversation:
     def _put(self, item: pb.Item) -> None:
         match item.WhichOneof("body"):
             case "task":
-                self._reconciler.assign(convert.task_from_wire(item.task.task), item.task.kill)
+                self._reconciler.assign(*convert.assignment_from_wire(item.task))
             case "network":
                 self._network.put_network(*convert.network_from_wire(self._session._node.id, item.network))
             case "peer":
@@ -170,7 +170,7 @@ class _Conversation:
             await self._wait_gathered()
             self._gathered.clear()
             revision = self._received
-            self._errors = await self._network.apply()
+            self._errors = await self._network.apply() + await self._reconciler.settle()
             if not self._errors:
                 self._applied = revision  # who waits for a backend to leave must not take a failure for it
             self._session._ready.set()

@@ -12,10 +12,11 @@ from typing import Annotated
 
 import typer
 
-from bench import density, images, launch, vip
+from bench import burst, density, images, launch, vip
 from bench.report import Report
 
 BENCHES: dict[str, Callable[[], Report]] = {
+    "burst": burst.run,
     "density": density.run,
     "images": images.run,
     "launch": launch.run,

@@ -48,7 +48,7 @@ def run() -> Report:
 
 
 async def measure(directory: Path) -> Report:
-    rootfs = _rootfs(directory)
+    rootfs = idle_rootfs(directory)
     with _runc(directory, rootfs) as peers:
         peer = sum(map(_pss_mib, peers)) / len(peers)
     importlib.import_module("cli.agent_daemon")
@@ -70,6 +70,10 @@ async def measure(directory: Path) -> Report:
 class Idle(Ours):
     """An agent with containers that do nothing."""
 
+    def __init__(self, directory: Path, rootfs: Path, network: str = "none") -> None:
+        super().__init__(directory, rootfs)
+        self._network = network
+
     async def start(self, count: int) -> None:
         loop = asyncio.get_running_loop()
         self._tasks = [self._task(f"idle.{number}") for number in range(count)]
@@ -87,6 +91,10 @@ class Idle(Ours):
         async with asyncio.timeout(START_DEADLINE_S):
             await asyncio.gather(*ended)
 
+    def forget(self) -> None:
+        for task in self._tasks:
+            self._reconciler.withdraw(task.id)
+
     def pss_mib(self) -> float:
         """Of this process, the launcher, and what came from it and is not a container."""
         launcher = self._launcher.pid
@@ -100,7 +108,7 @@ class Idle(Ours):
             owner="/bench",
             argv=("/idle",),
             resources=Resources(cpus=1, mem=4),
-            network="none",
+            network=self._network,
             rootfs=str(self._rootfs),
             kill_grace_s=0.0,
         )
@@ -177,7 +185,7 @@ def _pss_mib(pid: int) -> float:
     raise ValueError(f"process {pid} has no memory")
 
 
-def _rootfs(directory: Path) -> Path:
+def idle_rootfs(directory: Path) -> Path:
     rootfs = directory / "rootfs"
     for name in ("dev", "etc", "proc", "run", "sys", "tmp"):
         (rootfs / name).mkdir(parents=True)

@@ -33,7 +33,9 @@ from agent.images.images import Images, Places
 from agent.launcher.client import Launcher
 from agent.provision import Provision
 from agent.reconciler import Reconciler
+from agent.sandboxes import Sandboxes
 from bench.report import Report, Row, from_json, percentile
+from isolators import mount
 from isolators.rights import NO_RIGHTS
 from isolators.standard import standard_isolators
 from model.network import Block, Network, NetworkKind, Vtep, vtep_mac
@@ -97,33 +99,36 @@ class Ours:
         self._ended: dict[str, asyncio.Future[TaskStatus]] = {}
 
     async def __aenter__(self) -> Ours:
+        self._directories.mount_run()
         self._directories.make()
         node, address, boot_id = "n1", ip_address("10.77.0.11"), str(uuid.uuid4())
         self._networks = Networks(self._directories.state, node, boot_id, address)
         await self._networks.__aenter__()
         await self._networks.configure(_overlay(node))
         await self._launcher.start()
-        isolators = standard_isolators(
-            self._directories.state, self._networks, self._launcher.userns_fd, f"tepui-bench-{os.getpid()}", NO_RIGHTS
-        )
         state, local = self._directories.state, (self._directories.state.parent,)
+        isolators = standard_isolators(state, self._networks, f"tepui-bench-{os.getpid()}", NO_RIGHTS)
         self._images = Images(Places(state / "images", self._directories.bundles, state, local))
         await self._images.open()
         provision = Provision(self._images, Fetcher(state / "fetch", local))
         containers = Containers(self._directories, isolators, self._launcher, provision)
         checkpoint, ready = Checkpoint(self._directories.tasks), asyncio.Event()
         ready.set()
+        self._sandboxes = Sandboxes(containers, ready)
         capacity = Resources(cpus=2000, mem=2048)
-        self._reconciler = Reconciler(containers, checkpoint, boot_id, capacity, self._report, ready)
+        self._reconciler = Reconciler(containers, self._sandboxes, checkpoint, boot_id, capacity, self._report, ready)
         await self._reconciler.recover()
+        self._sandboxes.begin()
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self._reconciler.close()
+        await self._sandboxes.close()
         await self._images.close()
         await self._launcher.stop()
         await self._networks.__aexit__(None, None, None)
         _remove_cgroups(f"tepui-bench-{os.getpid()}")
+        mount.unmount(self._directories.run)
 
     async def launch(self, **changes: Any) -> float:
         """Milliseconds from the assignment to the program's first word. `changes` are of the task."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
@@ -23,6 +24,7 @@ from agent.node_network import NodeNetwork
 from agent.provision import Provision
 from agent.reconciler import Reconciler
 from agent.renewal import keep_renewed
+from agent.sandboxes import Sandboxes
 from agent.session import Session
 from cli.problem import Problem
 from cli.settings import AgentSettings, SettingsError, load, machine_resources, source_address
@@ -63,6 +65,13 @@ def refuse_unfit_machine() -> None:
         raise Problem(str(error)) from error
 
 
+def _refuse_missing_runtime(name: str) -> None:
+    try:
+        preflight.check_runtime(name)
+    except preflight.NotFit as error:
+        raise Problem(str(error)) from error
+
+
 def pki_directory(state: Path) -> Path:
     return state / "pki"
 
@@ -70,26 +79,27 @@ def pki_directory(state: Path) -> Path:
 async def run(state: Path) -> None:
     name = await _joined(state)
     settings = _settings(state)
-    node = _node(name, settings, state)
+    _refuse_missing_runtime(settings.runtime)
+    rights = Rights(
+        frozenset(settings.capabilities),
+        settings.unconfined_seccomp,
+        settings.host_network,
+        frozenset(settings.devices),
+    )
+    node = replace(_node(name, settings, state), rights=rights.names)
     directories = Directories(state)
+    directories.mount_run()
     directories.make()
     async with AsyncExitStack() as stack:
         networks = await stack.enter_async_context(Networks(state, name, node.boot_id, node.address))
         vips = IptablesVips()
         stack.push_async_callback(vips.close)
-        launcher = Launcher()
+        launcher = Launcher(settings.runtime)
         await launcher.start()
         stack.push_async_callback(launcher.stop)
         ready = asyncio.Event()
         await networks.configure_vip_route(settings.vip_pools)
-        network = NodeNetwork(networks, vips, tuple(settings.vip_pools))
-        rights = Rights(
-            frozenset(settings.capabilities),
-            settings.unconfined_seccomp,
-            settings.host_network,
-            frozenset(settings.devices),
-        )
-        isolators = standard_isolators(state, networks, launcher.userns_fd, settings.cgroup, rights)
+        isolators = standard_isolators(state, networks, settings.cgroup, rights)
         local = tuple(settings.local_sources)
         images = Images(Places(state / "images", directories.bundles, state / "registries", local))
         await images.open()
@@ -97,14 +107,19 @@ async def run(state: Path) -> None:
         fetcher = Fetcher(state / "fetch", local)
         fetcher.open()
         containers = Containers(directories, isolators, launcher, Provision(images, fetcher))
+        sandboxes = Sandboxes(containers, ready)
+        network = NodeNetwork(networks, vips, tuple(settings.vip_pools), sandboxes.drop)
         dial = partial(_dial, state, settings.master)
         session = Session(node, dial, network, ready)
         checkpoint = Checkpoint(directories.tasks)
-        reconciler = Reconciler(containers, checkpoint, node.boot_id, node.resources, session.report, ready)
+        report = session.report
+        reconciler = Reconciler(containers, sandboxes, checkpoint, node.boot_id, node.resources, report, ready)
         logs = LogFeed(directories.log, reconciler.over)
         stack.push_async_callback(logs.close)
+        stack.push_async_callback(sandboxes.close)
         stack.push_async_callback(reconciler.close)
         await reconciler.recover()
+        sandboxes.begin()
         async with asyncio.TaskGroup() as group:
             group.create_task(session.run(reconciler, logs))
             group.create_task(images.keep_tidy())

@@ -25,6 +25,7 @@ from cli.settings import MasterSettings, SettingsError, load
 from frameworks.services.app import FRAMEWORK
 from frameworks.services.framework import Services
 from frameworks.services.rest import PUBLIC, routers
+from master.adjustments import Adjustments
 from master.allocator import Allocator
 from master.auth import token as admin_token
 from master.certificates import Certificates
@@ -34,6 +35,7 @@ from master.dispatcher import Dispatcher
 from master.logs import Logs
 from master.networks import Networks
 from master.nodes import Nodes
+from master.rest.adjustments import adjustments_router
 from master.rest.app import create_app
 from master.rest.cluster import cluster_router
 from master.rest.server import ServerError, listen, serving
@@ -214,7 +216,8 @@ class _Master:
             self.dispatcher.open_log,
             self.tokens,
         )
-        everything = [cluster, *routers(self.store, self.services)]
+        adjustments = adjustments_router(self.tasks, Adjustments(self.tasks, self.allocator))
+        everything = [cluster, adjustments, *routers(self.store, self.services)]
         return create_app(lambda token: admin_token.matches(token, self.digest), everything, PUBLIC)
 
     @asynccontextmanager

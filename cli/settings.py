@@ -9,7 +9,7 @@ import os
 import socket
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
@@ -56,6 +56,7 @@ class AgentSettings(_Settings):
     """`cpus` (thousandths), `mem` and `disk` (MiB) are what may be handed out; None: what the machine has, less a
     reserve for itself. `address` is the node's on the underlay; None: the one that leads to the master. `capabilities`,
     `unconfined_seccomp`, `host_network` and `devices` permit tasks what the defaults do not (`isolators/rights.py`).
+    `runtime` makes containers' first processes: our own launcher, or another OCI runtime that is installed here.
     `local_sources` are directories of the node from which tasks may have images (`oci:`, `docker-archive:`) and files
     (`file:`)."""
 
@@ -72,6 +73,7 @@ class AgentSettings(_Settings):
     unconfined_seccomp: bool = False
     host_network: bool = False
     devices: list[str] = []
+    runtime: Literal["native", "crun", "runc"] = "native"
     local_sources: list[Path] = []
     vip_pools: list[IPv4Network | IPv6Network] = [ip_network("100.127.0.0/16")]
 

@@ -45,6 +45,59 @@ def log(
             sys.stdout.buffer.flush()
 
 
+@app.command()
+def update(
+    task: str,
+    cpus: Annotated[float | None, typer.Option(help="CPUs, like 0.5.")] = None,
+    mem: Annotated[int | None, typer.Option(help="Memory in MiB.")] = None,
+    disk: Annotated[
+        int | None, typer.Option(help="What it may write to its own layer, in MiB; 0: not bounded.")
+    ] = None,
+    pids: Annotated[int | None, typer.Option(help="Processes and threads.")] = None,
+    swap: Annotated[int | None, typer.Option(help="Swap beyond the memory, in MiB.")] = None,
+    mem_high: Annotated[int | None, typer.Option(help="MiB above which memory is reclaimed first; 0: never.")] = None,
+    cpuset: Annotated[str | None, typer.Option(help='CPUs to run on, like 0-3,6; "": all.')] = None,
+    cpu_burst_us: Annotated[
+        int | None, typer.Option(help="Quota that may be saved for later, in microseconds.")
+    ] = None,
+    io_weight: Annotated[int | None, typer.Option(help="1 to 1000; 0: the default.")] = None,
+    json: Json = False,
+) -> None:
+    """Change what a running task may use, without a restart. Its service still starts new tasks as it is defined."""
+    given = {
+        "cpus": cpus,
+        "mem": mem,
+        "disk": disk,
+        "pids": pids,
+        "swap": swap,
+        "mem_high": mem_high,
+        "cpuset": cpuset,
+        "cpu_burst_us": cpu_burst_us,
+        "io_weight": io_weight,
+    }
+    change = {name: value for name, value in given.items() if value is not None}
+    _print_task(connect().patch(f"/api/v1/tasks/{task}", change), json)
+
+
+@app.command()
+def pause(task: str, json: Json = False) -> None:
+    """Stop all processes of a task where they are, and take it out of its VIPs. They can not notice."""
+    _print_task(connect().post(f"/api/v1/tasks/{task}/pause"), json)
+
+
+@app.command()
+def resume(task: str, json: Json = False) -> None:
+    """Let a paused task go on."""
+    _print_task(connect().post(f"/api/v1/tasks/{task}/resume"), json)
+
+
+def _print_task(answer: dict[str, Any], json: bool) -> None:
+    if json:
+        print_json(answer["task"])
+    else:
+        print_tasks([answer["task"]])
+
+
 def print_tasks(tasks: list[dict[str, Any]]) -> None:
     columns = ("TASK", "NODE", "STATE", "ADDRESS", "#PID", "#CPUS", "#MEM", "#PIDS", "#SINCE", "REASON")
     print_table(columns, map(_row, tasks))
@@ -55,7 +108,7 @@ def _row(task: dict[str, Any]) -> tuple[object, ...]:
     return (
         task["id"],
         task["node"],
-        task["state"] + (" (ending)" if task["killing"] else ""),
+        task["state"] + (" (ending)" if task["killing"] else " (paused)" if task["paused"] else ""),
         ", ".join(task["addresses"]),
         task["pid"],
         f"{limits['cpus']:g}" if limits["cpus"] is not None else None,

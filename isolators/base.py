@@ -1,13 +1,15 @@
 """The isolator contract. What each verb may rely on, and what it promises.
 
-The agent calls, from one event loop:
+A container begins as a sandbox, for which no task is known yet: made ahead, so that a task does not wait for it. The
+agent calls, from one event loop:
 
-    prepare   -> [the launcher makes the namespaces; the container's first process waits] -> isolate -> [exec]
+    open      -> [the launcher makes the namespaces; the container's first process waits in them] -> isolate
+    prepare   -> [the task's root and mounts are put in place] while enforce -> [exec], when there is a task for it
     update, usage, watch, exceeded, pause, resume: any number of times while it runs
-    cleanup   <- always once `prepare` was called, also when that failed, in the reverse order of `prepare`
+    cleanup   <- always once `open` was called, also when that failed, in the reverse order
 
-Several containers may be under way. For one container `prepare` and `cleanup` go from isolator to isolator; `isolate`
-is called on all isolators at once.
+Several containers may be under way. For one container `open`, `prepare` and `cleanup` go from isolator to isolator;
+`isolate` is called on all isolators at once.
 
 After an agent restart `recover` is called once, before anything else.
 """
@@ -35,17 +37,47 @@ class Unsupported(IsolatorError):
 
 
 @dataclass(frozen=True, slots=True)
-class Container:
-    """A container as isolators see it. `directory` is its OCI bundle: it exists, is ours alone (0700) and is removed
-    by the agent after the last cleanup. Ids 0 to `id_count` - 1 inside are `id_base` + id outside. `layers` are the
-    directories of its image, the uppermost first; `prepare` alone is told them."""
+class Sandbox:
+    """What a container has before there is a task for it. `directory` is its OCI bundle, which nobody needs after a
+    reboot, and `layer` is for what it writes: both exist, are ours alone (0700) and are removed by the agent after the
+    last cleanup. Ids 0 to `id_count` - 1 inside are `id_base` + id outside. `network` is the name of its network."""
 
     id: str
-    task: TaskSpec
     directory: Path
+    layer: Path
     id_base: int
+    network: str
     id_count: int = 65536
+
+
+@dataclass(frozen=True, slots=True)
+class Container:
+    """A container as isolators see it: a sandbox and the task that has got it. `layers` are the directories of its
+    image, the uppermost first; `prepare` and `enforce` alone are told them."""
+
+    task: TaskSpec
+    sandbox: Sandbox
     layers: tuple[Path, ...] = ()
+
+    @property
+    def id(self) -> str:
+        return self.sandbox.id
+
+    @property
+    def directory(self) -> Path:
+        return self.sandbox.directory
+
+    @property
+    def layer(self) -> Path:
+        return self.sandbox.layer
+
+    @property
+    def id_base(self) -> int:
+        return self.sandbox.id_base
+
+    @property
+    def id_count(self) -> int:
+        return self.sandbox.id_count
 
     @property
     def rootfs(self) -> Path:
@@ -69,15 +101,24 @@ class Isolator:
         """Learn again what `known` containers hold, and release everything that bears our prefix and belongs to
         none of them. `orphans` are ids whose directories were found but can not be read."""
 
-    async def prepare(self, container: Container) -> BundlePart:
-        """Make what the host side needs before the container's namespaces exist. Never called twice for one id.
-        Raises IsolatorError or Unsupported; cleanup follows in either case."""
+    async def open(self, sandbox: Sandbox) -> BundlePart:
+        """Make what the host side needs before the namespaces exist, and return what is the same for any task. Never
+        called twice for one id. Raises IsolatorError or Unsupported; cleanup follows in either case."""
         return {}
 
-    async def isolate(self, container: Container, pid: int) -> tuple[Address, ...]:
-        """The container's namespaces exist and `pid` (in the agent's pid namespace) waits in them, before exec.
-        Returns the addresses this isolator gave the container: none, but for the one of the network."""
+    async def isolate(self, sandbox: Sandbox, pid: int) -> tuple[Address, ...]:
+        """The namespaces exist and `pid` (in the agent's pid namespace) waits in them, before exec. Returns the
+        addresses this isolator gave the container: none, but for the one of the network."""
         return ()
+
+    async def prepare(self, container: Container) -> BundlePart:
+        """Make what the task asks for, and return the rest of the configuration. Called once, after `isolate`. Raises
+        as `open` does."""
+        return {}
+
+    async def enforce(self, container: Container) -> None:
+        """Do what the configuration does not depend on, but the program may not run without: called after all have
+        prepared, while the launcher is at work; the program runs when it has returned. Raises as `open` does."""
 
     async def watch(self, container: Container) -> Limit | None:
         """Ends when the container hit a limit, with that limit. None at once: this isolator has nothing to watch."""
@@ -101,8 +142,8 @@ class Isolator:
         """`usage` with this isolator's figures filled in from the kernel."""
         return usage
 
-    async def cleanup(self, container: Container) -> None:
-        """Undo everything. Accepts a container that was never prepared, and being called again."""
+    async def cleanup(self, sandbox: Sandbox) -> None:
+        """Undo everything. Accepts a sandbox that was never opened, and being called again."""
 
 
 def merge(parts: list[BundlePart]) -> BundlePart:

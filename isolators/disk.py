@@ -17,9 +17,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from isolators import disk_usage, project_quota
-from isolators.base import BundlePart, Container, Isolator, IsolatorError, Limit
+from isolators.base import BundlePart, Container, Isolator, IsolatorError, Limit, Sandbox
 from isolators.mount import mount_points
-from isolators.sandbox import DIRECTORY
+from isolators.workspace import DIRECTORY
 from model.resources import Resources
 from model.task import Usage
 
@@ -49,15 +49,19 @@ class DiskIsolator(Isolator):
     async def recover(self, known: list[Container], orphans: list[str]) -> None:
         self._layers |= {container.id: Layer(container.task.resources.disk) for container in known}
 
+    async def open(self, sandbox: Sandbox) -> BundlePart:
+        if self._quotas:
+            with _operation("assign disk quota", sandbox):
+                project_quota.assign(sandbox.layer, _project(sandbox))  # for the workspace, and all that is put in it
+        return {}
+
     async def prepare(self, container: Container) -> BundlePart:
         self._layers[container.id] = Layer(container.task.resources.disk)
         if self._quotas:
             with _operation("set disk quota", container):
                 _limit(container, container.task.resources.disk)
-                # A rename must not lead from project to project. Only some have a sandbox.
-                sandbox = (DIRECTORY,) if (container.directory / DIRECTORY).is_dir() else ()
-                for directory in ("upper", "work", "work/work", *sandbox):
-                    project_quota.assign(container.directory / directory, _project(container))
+                for directory in ("upper", "work", "work/work"):  # a rename must not lead from project to project
+                    project_quota.assign(container.layer / directory, _project(container))
         return {}
 
     async def watch(self, container: Container) -> Limit | None:
@@ -88,14 +92,14 @@ class DiskIsolator(Isolator):
         used = layer.used_bytes
         if self._quotas:
             with _operation("read disk quota", container):
-                used = project_quota.used_bytes(container.directory, _project(container))
+                used = project_quota.used_bytes(container.layer, _project(container))
         return replace(usage, disk_bytes=used, disk_limit_bytes=layer.limit * MIB or None)
 
-    async def cleanup(self, container: Container) -> None:
-        known = self._layers.pop(container.id, None)
+    async def cleanup(self, sandbox: Sandbox) -> None:
+        known = self._layers.pop(sandbox.id, None)
         if self._quotas and known is not None and known.limit:
-            with _operation("lift disk quota", container):
-                _limit(container, 0)
+            with _operation("lift disk quota", sandbox):
+                _limit(sandbox, 0)
 
     def _layer(self, container: Container) -> Layer:
         return self._layers.get(container.id, Layer(0))
@@ -106,9 +110,9 @@ class DiskIsolator(Isolator):
         layer = self._layer(container)
         with _operation("measure disk", container):
             try:
-                used = disk_usage.used_bytes(container.directory / "upper")
-                if (sandbox := container.directory / DIRECTORY).is_dir():
-                    used += disk_usage.used_bytes(sandbox)
+                used = disk_usage.used_bytes(container.layer / "upper")
+                if (workspace := container.layer / DIRECTORY).is_dir():
+                    used += disk_usage.used_bytes(workspace)
             except disk_usage.TooDeep as error:
                 self._keep(container, replace(layer, exceeded=Limit(f"disk limit can not be held: {error}")))
             else:
@@ -121,17 +125,17 @@ class DiskIsolator(Isolator):
             self._layers[container.id] = layer
 
 
-def _limit(container: Container, limit: int) -> None:
-    project_quota.limit(container.directory.parent, _project(container), limit * MIB)
+def _limit(container: Container | Sandbox, limit: int) -> None:
+    project_quota.limit(container.layer.parent, _project(container), limit * MIB)
 
 
-def _project(container: Container) -> int:
+def _project(container: Container | Sandbox) -> int:
     """The base of its ids is no other container's on this node, and far above what people give to projects."""
     return container.id_base
 
 
 @contextmanager
-def _operation(operation: str, container: Container) -> Iterator[None]:
+def _operation(operation: str, container: Container | Sandbox) -> Iterator[None]:
     try:
         yield
     except OSError as error:

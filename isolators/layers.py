@@ -1,8 +1,8 @@
 """The layers of an image as lower layers of an overlay, each as an idmapped clone, so that ids in the image mean ids in
 the container and no file is copied or changed for it.
 
-The overlay takes copies of the mounts, so they are attached for the moment only, below one directory that is a mount
-itself: taking that away takes all of them. Paths of 125 layers do not fit into the page that mount(2) passes on, so the
+They are attached below one directory that is a mount itself: taking that away, as may be done once the overlay has
+copies of its own, takes all of them. Paths of 125 layers do not fit into the page that mount(2) passes on, so the
 overlay is told descriptors.
 """
 
@@ -18,10 +18,9 @@ from isolators import mount
 
 @contextmanager
 def attached(layers: Sequence[Path], point: Path, userns: int) -> Iterator[str]:
-    """What to write for `lowerdir=`, until the block ends. `point` is an empty directory."""
+    """What to write for `lowerdir=`, until the block ends. `point` is an empty directory, and to be unmounted."""
     with ExitStack() as stack:
         mount.move_mount(_opened(point, stack), point)
-        stack.callback(mount.umount2, point, mount.MNT_DETACH)
         yield ":".join(f"/proc/self/fd/{_attach(*pair, userns, stack)}" for pair in _targets(layers, point))
 
 

@@ -19,6 +19,7 @@ _libc.syscall.restype = ctypes.c_long
 NR_OPEN_TREE = 428
 NR_MOVE_MOUNT = 429
 NR_OPENAT2 = 437
+OPENAT2_ATTEMPTS = 100
 NR_MOUNT_SETATTR = 442
 
 AT_FDCWD = -100
@@ -87,12 +88,18 @@ def move_mount(tree: int, target: Path) -> None:
 
 
 def open_in_root(root: Path, path: str, flags: int = os.O_RDONLY) -> int:
-    """Opens a file for reading as if `root` were `/`: no symbolic link leads out (openat2(2), RESOLVE_IN_ROOT)."""
+    """Opens a file for reading as if `root` were `/`: no symbolic link leads out (openat2(2), RESOLVE_IN_ROOT). Tried
+    again when anything was renamed or mounted anywhere while a `..` was looked up: the kernel can't tell then."""
     directory = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         # O_NONBLOCK: an image may have a FIFO there, and opening one waits for its other end.
         flags |= os.O_CLOEXEC | (0 if flags & O_PATH else os.O_NONBLOCK)
         how = struct.pack("3Q", flags, 0, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
+        for _ in range(OPENAT2_ATTEMPTS - 1):
+            try:
+                return _syscall(path, NR_OPENAT2, directory, os.fsencode(path), how, len(how))
+            except BlockingIOError:
+                continue
         return _syscall(path, NR_OPENAT2, directory, os.fsencode(path), how, len(how))
     finally:
         os.close(directory)

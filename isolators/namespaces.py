@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from isolators.base import BundlePart, Container, Isolator, Unsupported
+from isolators.base import BundlePart, Container, Isolator, Sandbox, Unsupported
 from isolators.rights import Rights
 
 KINDS = ("mount", "pid", "ipc", "uts", "user", "cgroup", "network")
@@ -15,13 +15,12 @@ class NamespacesIsolator(Isolator):
     def __init__(self, rights: Rights) -> None:
         self._rights = rights
 
-    async def prepare(self, container: Container) -> BundlePart:
-        if container.task.network == "host" and not self._rights.host_network:
+    async def open(self, sandbox: Sandbox) -> BundlePart:
+        if sandbox.network == "host" and not self._rights.host_network:
             raise Unsupported("network host: set host_network in this node's agent.toml to permit it")
-        ids = [{"containerID": 0, "hostID": container.id_base, "size": container.id_count}]
-        kinds = [kind for kind in KINDS if kind != "network" or container.task.network != "host"]
+        ids = [{"containerID": 0, "hostID": sandbox.id_base, "size": sandbox.id_count}]
+        kinds = [kind for kind in KINDS if kind != "network" or sandbox.network != "host"]
         return {
-            "hostname": hostname(container.id),
             "linux": {
                 "namespaces": [{"type": kind} for kind in kinds],
                 "uidMappings": ids,
@@ -29,7 +28,10 @@ class NamespacesIsolator(Isolator):
             },
         }
 
+    async def prepare(self, container: Container) -> BundlePart:
+        return {"hostname": hostname(container.task.id)}
 
-def hostname(container_id: str) -> str:
+
+def hostname(task_id: str) -> str:
     """The id's first label. An id may have underscores, a host name may not (RFC 1123 section 2.1)."""
-    return container_id.split(".")[0].replace("_", "-")[:HOSTNAME_MAX].rstrip("-")
+    return task_id.split(".")[0].replace("_", "-")[:HOSTNAME_MAX].rstrip("-")

@@ -1,15 +1,11 @@
-"""Connects a container to its network through the driver, and gives it the files that name resolution reads.
-
-The addresses are only known once the container's namespaces exist, so /etc/hosts is written in `prepare` with what
-is known and completed in `isolate`: it is a bind mount of the same file.
-"""
+"""Connects a container to its network through the driver, and gives it the files that name resolution reads."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
 
-from isolators.base import BundlePart, Container, Isolator, IsolatorError
+from isolators.base import BundlePart, Container, Isolator, IsolatorError, Sandbox
 from isolators.namespaces import hostname
 from model.network import Address
 from netns.driver import Attachment, Driver, NetworkError
@@ -17,6 +13,8 @@ from netns.driver import Attachment, Driver, NetworkError
 Mount = dict[str, object]
 
 UNCONNECTED = ("host", "none")
+# What the directories of containers are mounted with has to be said: a runtime in a user namespace may not lift it.
+OPTIONS = ("bind", "ro", "nosuid", "nodev")
 LOOPBACK = "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n"
 
 
@@ -33,38 +31,45 @@ class NetworkIsolator(Isolator):
         except NetworkError as error:
             raise IsolatorError(str(error)) from error
 
-    async def prepare(self, container: Container) -> BundlePart:
-        """With the host's network the node's own files are right."""
-        files = {"/etc/hosts": container.directory / "hosts", "/etc/resolv.conf": container.directory / "resolv.conf"}
-        if container.task.network == "host":
-            return {"mounts": _node_files(files)}
-        _write_hosts(container, ())
-        files["/etc/resolv.conf"].write_bytes(_resolv_conf())
-        return {"mounts": [_bind(source, path) for path, source in files.items()]}
-
-    async def isolate(self, container: Container, pid: int) -> tuple[Address, ...]:
-        if container.task.network in UNCONNECTED:
+    async def isolate(self, sandbox: Sandbox, pid: int) -> tuple[Address, ...]:
+        if sandbox.network in UNCONNECTED:
             return ()
         try:
-            addresses = await self._driver.attach(Attachment(container.id, container.task.network, pid))
+            return await self._driver.attach(Attachment(sandbox.id, sandbox.network, pid))
         except NetworkError as error:
             raise IsolatorError(str(error)) from error
-        _write_hosts(container, addresses)
-        return addresses
 
-    async def cleanup(self, container: Container) -> None:
-        if container.task.network in UNCONNECTED:
+    async def prepare(self, container: Container) -> BundlePart:
+        """With the host's network the node's own files are right."""
+        if container.task.network == "host":
+            return {"mounts": _node_files(("/etc/hosts", "/etc/resolv.conf"))}
+        files = {
+            "/etc/hosts": _hosts(container, self._driver.addresses(container.id)),
+            "/etc/resolv.conf": _resolv_conf(),
+        }
+        return {"mounts": [_bind(_written(container, path, text), path) for path, text in files.items()]}
+
+    async def cleanup(self, sandbox: Sandbox) -> None:
+        if sandbox.network in UNCONNECTED:
             return
         try:
-            await self._driver.detach(container.id)
+            await self._driver.detach(sandbox.id)
         except NetworkError as error:
             raise IsolatorError(str(error)) from error
 
 
-def _write_hosts(container: Container, addresses: Iterable[Address]) -> None:
-    """In place: a new file would not be the one that is mounted."""
-    own = "".join(f"{address} {hostname(container.id)}\n" for address in addresses)
-    (container.directory / "hosts").write_text(LOOPBACK + own, encoding="ascii")
+def _hosts(container: Container, addresses: Iterable[Address]) -> bytes:
+    own = "".join(f"{address} {hostname(container.task.id)}\n" for address in addresses)
+    return (LOOPBACK + own).encode("ascii")
+
+
+def _written(container: Container, path: str, content: bytes) -> Path:
+    source = container.directory / Path(path).name
+    try:
+        source.write_bytes(content)
+    except OSError as error:
+        raise IsolatorError(f"write {source}: {error.strerror}") from error
+    return source
 
 
 def _resolv_conf() -> bytes:
@@ -79,4 +84,4 @@ def _node_files(paths: Iterable[str]) -> list[Mount]:
 
 
 def _bind(source: Path, destination: str) -> Mount:
-    return {"destination": destination, "type": "bind", "source": str(source), "options": ["bind", "ro"]}
+    return {"destination": destination, "type": "bind", "source": str(source), "options": list(OPTIONS)}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from model import rights
+
 
 @dataclass(frozen=True, slots=True)
 class Rights:
@@ -15,6 +17,13 @@ class Rights:
     unconfined: bool = False
     host_network: bool = False
     devices: frozenset[str] = frozenset()
+
+    @property
+    def names(self) -> frozenset[str]:
+        """As the master is told of them."""
+        names = {rights.capability(name) for name in self.capabilities} | {rights.device(path) for path in self.devices}
+        names |= {rights.UNCONFINED} if self.unconfined else set()
+        return frozenset(names | ({rights.HOST_NETWORK} if self.host_network else set()))
 
 
 NO_RIGHTS = Rights()

@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 
 from isolators import mount
-from isolators.base import BundlePart, Container, Isolator, IsolatorError, Unsupported
+from isolators.base import BundlePart, Container, Isolator, IsolatorError, Sandbox, Unsupported
 from isolators.process import user_of
 
 DESTINATION = "/run/secrets"
@@ -49,11 +49,11 @@ class SecretsIsolator(Isolator):
         bind = {"destination": DESTINATION, "type": "bind", "source": str(_point(container)), "options": options}
         return {"mounts": [bind]}
 
-    async def cleanup(self, container: Container) -> None:
+    async def cleanup(self, sandbox: Sandbox) -> None:
         try:
-            mount.unmount(_point(container))
+            mount.unmount(_point(sandbox))
         except OSError as error:
-            raise IsolatorError(f"unmount secrets of {container.id}: {error.strerror}") from error
+            raise IsolatorError(f"unmount secrets of {sandbox.id}: {error.strerror}") from error
 
 
 def _mount(container: Container, uid: int, gid: int) -> None:
@@ -83,5 +83,5 @@ def _check(container: Container) -> None:
         raise Unsupported(f"secrets: they are more than {MAX_BYTES} bytes together")
 
 
-def _point(container: Container) -> Path:
+def _point(container: Container | Sandbox) -> Path:
     return container.directory / DIRECTORY

@@ -1,7 +1,6 @@
 """The isolators that every container gets, in the order in which they prepare it.
 
-The cgroup comes first, because what it begins takes the longest; the process comes after the file system, in which it
-looks up its user. Clean-up goes the other way.
+The process comes after the file system, in which it looks up its user. Clean-up goes the other way.
 """
 
 from __future__ import annotations
@@ -12,36 +11,34 @@ from isolators.base import Isolator
 from isolators.capabilities import CapabilitiesIsolator
 from isolators.cgroup.isolator import CgroupIsolator
 from isolators.disk import DiskIsolator
-from isolators.filesystem import FilesystemIsolator, UserNamespace
+from isolators.filesystem import FilesystemIsolator
 from isolators.namespaces import NamespacesIsolator
 from isolators.network import NetworkIsolator
 from isolators.privileges import PrivilegesIsolator
 from isolators.process import ProcessIsolator
 from isolators.rights import Rights
 from isolators.rlimits import RlimitsIsolator
-from isolators.sandbox import SandboxIsolator
 from isolators.seccomp import SeccompIsolator
 from isolators.secrets import SecretsIsolator
 from isolators.sysctls import SysctlsIsolator
+from isolators.workspace import WorkspaceIsolator
 from netns.driver import Driver
 
 
-def standard_isolators(
-    state_directory: Path, networks: Driver, userns_fd: UserNamespace, cgroup: str, rights: Rights
-) -> tuple[Isolator, ...]:
+def standard_isolators(state_directory: Path, networks: Driver, cgroup: str, rights: Rights) -> tuple[Isolator, ...]:
     """`cgroup` is the subtree, relative to each hierarchy's root, in which containers get theirs; `rights` is what
     tasks may ask for beyond the defaults."""
     return (
         CgroupIsolator(cgroup, rights),
         NamespacesIsolator(rights),
-        FilesystemIsolator(state_directory, userns_fd),
+        FilesystemIsolator(state_directory),
         DiskIsolator(state_directory),
         CapabilitiesIsolator(rights),
         SeccompIsolator(rights),
         PrivilegesIsolator(),
         RlimitsIsolator(),
         SysctlsIsolator(),
-        SandboxIsolator(),
+        WorkspaceIsolator(),
         ProcessIsolator(),
         SecretsIsolator(state_directory),
         NetworkIsolator(networks),

@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from master.networks import Networks
@@ -20,6 +21,7 @@ from master.store.base import StoreError
 from master.tasks import TaskRecord, Tasks
 from model.node import NodeState
 from model.resources import Resources, describe
+from model.rights import needed
 from model.task import TASK_ID, TaskSpec
 
 OFFER_DEADLINE_S = 30.0
@@ -32,6 +34,17 @@ class Refusal:
 
     reason: str
     until: float  # on the monotonic clock
+
+
+class Shortage(Exception):
+    """A node has less free than is asked for: `lacking` by kind, of `free`."""
+
+    def __init__(self, node_id: str, amount: Resources, free: Resources) -> None:
+        lacking = {kind: missing for kind, missing in free.shortage(amount).items() if getattr(amount, kind)}
+        words = ", ".join(describe(kind, missing) for kind, missing in lacking.items())
+        super().__init__(f"node {node_id} has {words} too little")
+        self.lacking = lacking
+        self.free = free
 
 
 @dataclass(slots=True, eq=False)
@@ -95,6 +108,31 @@ class Allocator:
         held = sum((offer.resources for offer in offers if offer.node.id == view.node.id), Resources())
         return view.node.resources - self.tasks.used(view.node.id) - held
 
+    @contextmanager
+    def reserved(self, node_id: str, amount: Resources) -> Iterator[None]:
+        """Holds what a task of the node is to have more, while that is written down; offers that were made of it are
+        rescinded. Raises Shortage."""
+        if amount == Resources():
+            yield
+            return
+        view = self._nodes.get(node_id)
+        accepted = sum((o.resources for o in self.accepting.values() if o.node.id == node_id), Resources())
+        if view is None:
+            raise Shortage(node_id, amount, Resources())
+        free = view.node.resources - self.tasks.used(node_id) - accepted
+        if any(getattr(amount, kind) for kind in free.shortage(amount)):  # else it is short of what is not asked for
+            raise Shortage(node_id, amount, free)
+        for subscriber in self._subscribers:
+            for offer in [o for o in subscriber.outstanding.values() if o.node.id == node_id]:
+                subscriber.rescind(offer.id)
+        hold = self.new_id()
+        self.accepting[hold] = Offer(hold, view.node, amount, frozenset())
+        try:
+            yield
+        finally:
+            del self.accepting[hold]
+            self.wake()
+
     def _offer(self) -> None:
         now = time.monotonic()
         for view in self._nodes.all():
@@ -125,7 +163,7 @@ class Allocator:
             for subscriber in self._subscribers:
                 if subscriber.framework == after.spec.framework:
                     subscriber.note(after.spec.id)
-        if after is None or after.over:
+        if before is None or after is None or after.over or after.held != before.held:
             self.wake()
 
     def _node_changed(self, view: NodeView) -> None:
@@ -259,6 +297,8 @@ class FrameworkSubscription:
             raise ValueError(f"task {task.id!r}: not an id for a task of {self.framework}")
         if task.network not in offer.networks:
             raise ValueError(f"task {task.id}: network {task.network!r} does not exist on {offer.node.id}")
+        if forbidden := needed(task) - offer.node.rights:
+            raise ValueError(f"task {task.id}: node {offer.node.id} does not permit {', '.join(sorted(forbidden))}")
         if not task.resources.covers(Resources()):
             raise ValueError(f"task {task.id}: resources must not be negative")
 

@@ -138,12 +138,13 @@ class Discovery:
 
 
 def serving(record: TaskRecord) -> bool:
-    """Whether requests may go to it: running, not known to be ill, not about to be stopped."""
+    """Whether requests may go to it: running, not known to be ill, not about to be stopped, not paused."""
     status = record.status
     return (
         status.state is TaskState.RUNNING
         and status.healthy is not False
         and not record.killing
+        and not record.paused
         and bool(status.addresses)
     )
 

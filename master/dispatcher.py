@@ -171,8 +171,8 @@ class Dispatcher(control_pb2_grpc.ControlServicer):
         if after.status.state >= TaskState.LOST:
             self._desired.remove(after.node, f"task/{after.spec.id}")
             return
-        if before is None or before.drained != after.drained:
-            assignment = pb.Assignment(task=convert.task_to_wire(after.spec), kill=after.drained)
+        if before is None or _order(before) != _order(after):
+            assignment = convert.assignment_to_wire(after.spec, after.drained, after.paused, after.adjustment)
             self._desired.put(after.node, pb.Item(key=f"task/{after.spec.id}", task=assignment))
         if after.killing and not after.drained and not after.over:
             self._work(f"drain {after.spec.id}", lambda: self._drain(after.spec.id))
@@ -242,6 +242,11 @@ class _Session:
             for request in requests:
                 yield pb.MasterMessage(open_log=request)
             await self.feed.wake.wait()
+
+
+def _order(record: TaskRecord) -> tuple[object, ...]:
+    """All of a task that its node has to follow."""
+    return record.spec, record.drained, record.paused, record.adjustment
 
 
 async def _until_stored(name: str, work: Callable[[], Awaitable[object]]) -> None:

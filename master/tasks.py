@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import structlog
 
 from master.store.base import Conflict, Delete, Put, Store
+from model.adjustment import Adjustment, adjusted, adjustment_of
 from model.codec import Codec
 from model.resources import Resources
 from model.task import TaskSpec, TaskState, TaskStatus, newer
@@ -28,7 +29,8 @@ PREFIX = "tasks/"
 @dataclass(frozen=True, slots=True)
 class TaskRecord:
     """`killing`: the end was asked for. `drained`: and no VIP points at it any more, so it may be signalled.
-    `acknowledged` is the last sequence that the framework dealt with."""
+    `acknowledged` is the last sequence that the framework dealt with. `adjustment` counts how often the task was
+    adjusted; while the last time is under way, `before` is what it goes back to should that be refused."""
 
     spec: TaskSpec
     node: str
@@ -36,6 +38,14 @@ class TaskRecord:
     killing: bool = False
     drained: bool = False
     acknowledged: int = -1
+    paused: bool = False
+    adjustment: int = 0
+    before: Adjustment | None = None
+
+    @property
+    def held(self) -> Resources:
+        """What is its own: of an adjustment that is under way, the more of before and after."""
+        return self.spec.resources if self.before is None else self.spec.resources | self.before.resources
 
     @property
     def over(self) -> bool:
@@ -75,7 +85,7 @@ class Tasks:
     def used(self, node: str) -> Resources:
         """What the node's tasks that are not over hold."""
         if node not in self._used:
-            self._used[node] = sum((record.spec.resources for record in active(self.on(node))), Resources())
+            self._used[node] = sum((record.held for record in active(self.on(node))), Resources())
         return self._used[node]
 
     async def add(self, node: str, specs: Sequence[TaskSpec]) -> None:
@@ -99,9 +109,8 @@ class Tasks:
                 return
             # A restarted agent may count from an earlier number, but here it must grow: acknowledgements go by it.
             sequence = max(status.sequence, record.status.sequence + 1)
-            await self._replace(
-                record, dataclasses.replace(record, status=dataclasses.replace(status, sequence=sequence))
-            )
+            seen = dataclasses.replace(record, status=dataclasses.replace(status, sequence=sequence))
+            await self._replace(record, _answered(seen))
 
     async def end(self, task_id: str, state: TaskState, reason: str) -> None:
         """The master's own verdict on a task that nobody will tell it about any more."""
@@ -122,6 +131,29 @@ class Tasks:
                 return None
             return await self._replace(
                 record, dataclasses.replace(record, killing=True, drained=record.drained or drained)
+            )
+
+    async def adjust(self, task_id: str, wanted: Adjustment) -> TaskRecord | None:
+        """The task shall become so; its number is given here, and is the last one's before. None when it is over or
+        ends, when the last one is under way still, or when there was another one meanwhile."""
+        async with self._lock(task_id):
+            record = self._records.get(task_id)
+            if record is None or record.over or record.killing or record.before is not None:
+                return None
+            before = adjustment_of(record.spec, record.paused, record.adjustment)
+            if wanted.number != record.adjustment:
+                return None
+            if wanted == before:
+                return record
+            return await self._replace(
+                record,
+                dataclasses.replace(
+                    record,
+                    spec=adjusted(record.spec, wanted),
+                    paused=wanted.paused,
+                    adjustment=record.adjustment + 1,
+                    before=before,
+                ),
             )
 
     async def acknowledge(self, task_id: str, sequence: int) -> None:
@@ -174,6 +206,16 @@ class Tasks:
     def _lock(self, task_id: str) -> asyncio.Lock:
         """One a task, and only for as long as somebody holds it or waits for it."""
         return self._locks.setdefault(task_id, asyncio.Lock())
+
+
+def _answered(record: TaskRecord) -> TaskRecord:
+    """The record, with an adjustment that its node has dealt with no longer under way: refused, all is as before."""
+    if record.before is None or record.status.adjustment < record.adjustment:
+        return record
+    if not record.status.refused:
+        return dataclasses.replace(record, before=None)
+    spec = adjusted(record.spec, record.before)
+    return dataclasses.replace(record, spec=spec, paused=record.before.paused, before=None)
 
 
 def active(records: Iterable[TaskRecord]) -> list[TaskRecord]:

@@ -15,7 +15,7 @@ DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 @dataclass(frozen=True, slots=True)
 class Fetch:
-    """`destination` is a path in the task's sandbox; empty: the last part of the URI's path. What is fetched is
+    """`destination` is a path in the task's workspace; empty: the last part of the URI's path. What is fetched is
     unpacked when it is an archive by its name and `extract` says so, unless it is to be `executable`. `digest` is what
     it must have; empty: anything. `cache` lets the node keep it for other tasks."""
 

@@ -38,11 +38,23 @@ class Device:
 
 
 @dataclass(frozen=True, slots=True)
+class Tmpfs:
+    """A file system in memory, which counts against the task's. `size` in MiB; `mode` as in chmod(1)."""
+
+    destination: str
+    size: int = 64
+    mode: str = "1777"
+    executable: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class TaskLimits:
     """`swap` is MiB beyond the memory limit. Above `mem_high` MiB the task is slowed down and its memory reclaimed
     before that of others (0: never). `oom_score_adj` says who dies first when the whole node is out of memory
     (proc_pid_oom_score_adj(5)). `cpuset` names CPUs as in `0-3,6`; empty: all. `cpu_burst_us` of quota may be saved
-    for later in each period. `io_weight` is 1 to 1000 (0: the kernel's default)."""
+    for later in each period. `io_weight` is 1 to 1000 (0: the kernel's default). `cpu_limit` (thousandths) and
+    `mem_limit` (MiB) are for a task that may use more than its share while nobody else needs it; 0: it may not. No
+    limit is above what the node has, so a great number means all of it."""
 
     swap: int = 0
     mem_high: int = 0
@@ -53,3 +65,5 @@ class TaskLimits:
     io_weight: int = 0
     huge_pages: tuple[HugePages, ...] = ()
     devices: tuple[Device, ...] = ()
+    cpu_limit: int = 0
+    mem_limit: int = 0

@@ -20,7 +20,8 @@ class NodeState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """`id` is what the node's certificate says. `address` is where other nodes reach it (the underlay)."""
+    """`id` is what the node's certificate says. `address` is where other nodes reach it (the underlay).
+    `rights` is what its configuration permits tasks beyond the defaults (`model.rights`)."""
 
     id: str
     hostname: str
@@ -29,3 +30,4 @@ class Node:
     resources: Resources
     attributes: tuple[tuple[str, str], ...] = ()
     version: str = ""
+    rights: frozenset[str] = frozenset()

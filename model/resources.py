@@ -24,6 +24,10 @@ class Resources:
     def __sub__(self, other: Resources) -> Resources:
         return Resources(*(getattr(self, kind) - getattr(other, kind) for kind in KINDS))
 
+    def __or__(self, other: Resources) -> Resources:
+        """The greater amount of each kind."""
+        return Resources(*(max(getattr(self, kind), getattr(other, kind)) for kind in KINDS))
+
     def covers(self, demand: Resources) -> bool:
         return not self.shortage(demand)
 

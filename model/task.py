@@ -12,7 +12,7 @@ from enum import IntEnum, StrEnum
 
 from model.fetch import Fetch
 from model.image import ImageSpec
-from model.limits import TaskLimits
+from model.limits import TaskLimits, Tmpfs
 from model.resources import Resources
 
 
@@ -92,13 +92,16 @@ class Secret:
 
 @dataclass(frozen=True, slots=True)
 class TaskSpec:
-    """Everything an agent needs to run a task. Never changes after the task was accepted.
+    """Everything an agent needs to run a task. Never changes after the task was accepted, but for what a
+    `model.adjustment.Adjustment` names.
 
     `owner` is what the framework calls the thing this task belongs to (`/web`). An empty `rootfs` means the node's own
     file system, read-only, under a private writable layer. `pids` bounds processes and threads together.
     `seccomp` is a profile in Docker's format, `unconfined`, or empty for the default. Capabilities are written like
-    `CAP_NET_RAW`; those dropped may be `ALL`. With an `image`, which excludes `rootfs`, empty `argv`, `user` and `cwd`
-    mean the image's. What is to `fetch` is in the sandbox before the task starts.
+    `CAP_NET_RAW`; those dropped may be `ALL`. With `read_only` nothing can be written but what is mounted: `tmpfs`, and
+    the temporary directories that every container has. `shm` is the size of /dev/shm in MiB. With an `image`, which
+    excludes `rootfs`, empty `argv`, `user` and `cwd` mean the image's. What is to `fetch` is in the workspace before
+    the task starts.
     """
 
     id: str
@@ -122,8 +125,16 @@ class TaskSpec:
     sysctls: tuple[tuple[str, str], ...] = ()
     secrets: tuple[Secret, ...] = ()
     limits: TaskLimits = field(default_factory=TaskLimits)
+    read_only: bool = False
+    tmpfs: tuple[Tmpfs, ...] = ()
+    shm: int = 64
     image: ImageSpec | None = None
     fetch: tuple[Fetch, ...] = ()
+
+    @property
+    def needs_provision(self) -> bool:
+        """Whether something has to be on the node before it can start."""
+        return self.image is not None or bool(self.fetch)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +158,8 @@ class Usage:
 @dataclass(frozen=True, slots=True)
 class TaskStatus:
     """One observation of a task. `sequence` counts a task's observations from 1, so that attributes of RUNNING can
-    change too; `at` is seconds since the epoch on the node's clock."""
+    change too; `at` is seconds since the epoch on the node's clock. `adjustment` is the number of the last one that was
+    dealt with; `refused` says why it could not be done."""
 
     task_id: str
     state: TaskState
@@ -160,6 +172,9 @@ class TaskStatus:
     exit_code: int | None = None
     healthy: bool | None = None
     usage: Usage = field(default_factory=Usage)
+    paused: bool = False
+    adjustment: int = 0
+    refused: str = ""
 
 
 def newer(current: TaskStatus | None, seen: TaskStatus) -> bool:

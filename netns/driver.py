@@ -48,6 +48,9 @@ class Driver(Protocol):
     async def attach(self, attachment: Attachment) -> tuple[Address, ...]:
         """Connect the container and return its addresses; the lease is on disk before the kernel knows it."""
 
+    def addresses(self, container: str) -> tuple[Address, ...]:
+        """What `attach` gave the container, also after a restart; empty when it is not attached."""
+
     async def detach(self, container: str) -> None:
         """Undo `attach`, in part or whole. Accepts a container that was never attached."""
 

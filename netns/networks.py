@@ -23,7 +23,7 @@ import structlog
 
 from model.network import Address, Block, NetworkKind, Subnet
 from netns.address import link_with
-from netns.container import Endpoint, connect, disconnect, loopback_only
+from netns.container import Endpoint, connect, loopback_only, vanish
 from netns.driver import Attachment, NetworkError, NetworkSpec
 from netns.durable import write_durably
 from netns.gateway import gateway_state
@@ -123,7 +123,7 @@ class Networks:
 
     async def detach(self, container: str) -> None:
         with _while(f"detach {container}"):
-            await disconnect(self._host, container)
+            await vanish(self._host, container)
             if self._leases.of(container):
                 await asyncio.to_thread(self._leases.release, container)
 

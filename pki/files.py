@@ -29,6 +29,22 @@ def write_atomic(path: Path, data: bytes, mode: int) -> None:
         os.replace(temporary, path)
 
 
+def write_unsynced(path: Path, data: bytes, mode: int) -> int:
+    """No reader sees half of it, yet a power cut may leave anything. Returns its descriptor, for the caller to sync,
+    and the directory after it."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    try:
+        with open(descriptor, "wb", closefd=False) as file:
+            file.write(data)
+        os.replace(temporary, path)
+    except BaseException:
+        os.close(descriptor)
+        temporary.unlink(missing_ok=True)
+        raise
+    return descriptor
+
+
 def sync_directory(path: Path) -> None:
     """Make what was created, renamed or removed in it last."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -148,6 +148,7 @@ class Hello(_message.Message):
     RESOURCES_FIELD_NUMBER: _builtins.int
     ATTRIBUTES_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
+    RIGHTS_FIELD_NUMBER: _builtins.int
     TASKS_FIELD_NUMBER: _builtins.int
     hostname: _builtins.str
     boot_id: _builtins.str
@@ -158,6 +159,10 @@ class Hello(_message.Message):
     def resources(self) -> Global___Resources: ...
     @_builtins.property
     def attributes(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
+    @_builtins.property
+    def rights(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What its configuration permits beyond the defaults, as in model/rights.py."""
+
     @_builtins.property
     def tasks(self) -> _containers.RepeatedCompositeFieldContainer[Global___Status]:
         """Every task on the agent's disk, so that the master learns what it missed. They are acknowledged like any Status."""
@@ -171,11 +176,12 @@ class Hello(_message.Message):
         resources: Global___Resources | None = ...,
         attributes: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         version: _builtins.str = ...,
+        rights: _abc.Iterable[_builtins.str] | None = ...,
         tasks: _abc.Iterable[Global___Status] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["resources", b"resources"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "attributes", b"attributes", "boot_id", b"boot_id", "hostname", b"hostname", "resources", b"resources", "tasks", b"tasks", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "attributes", b"attributes", "boot_id", b"boot_id", "hostname", b"hostname", "resources", b"resources", "rights", b"rights", "tasks", b"tasks", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -288,10 +294,15 @@ class Assignment(_message.Message):
 
     TASK_FIELD_NUMBER: _builtins.int
     KILL_FIELD_NUMBER: _builtins.int
+    PAUSED_FIELD_NUMBER: _builtins.int
+    ADJUSTMENT_FIELD_NUMBER: _builtins.int
     kill: _builtins.bool
     """The task shall end: signal, grace, SIGKILL. The item stays until its terminal status was acknowledged; when it is
     removed the agent forgets the task.
     """
+    paused: _builtins.bool
+    adjustment: _builtins.int
+    """How often the task was adjusted: its resources, its limits, or `paused`. Each number is answered once by a Status."""
     @_builtins.property
     def task(self) -> Global___Task: ...
     def __init__(
@@ -299,10 +310,12 @@ class Assignment(_message.Message):
         *,
         task: Global___Task | None = ...,
         kill: _builtins.bool = ...,
+        paused: _builtins.bool = ...,
+        adjustment: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["task", b"task"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["kill", b"kill", "task", b"task"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adjustment", b"adjustment", "kill", b"kill", "paused", b"paused", "task", b"task"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -332,6 +345,9 @@ class Task(_message.Message):
     CAPABILITIES_DROP_FIELD_NUMBER: _builtins.int
     SYSCTLS_FIELD_NUMBER: _builtins.int
     SECRETS_FIELD_NUMBER: _builtins.int
+    READ_ONLY_FIELD_NUMBER: _builtins.int
+    TMPFS_FIELD_NUMBER: _builtins.int
+    SHM_FIELD_NUMBER: _builtins.int
     IMAGE_FIELD_NUMBER: _builtins.int
     FETCH_FIELD_NUMBER: _builtins.int
     LIMITS_FIELD_NUMBER: _builtins.int
@@ -345,6 +361,9 @@ class Task(_message.Message):
     pids: _builtins.int
     kill_grace_s: _builtins.float
     seccomp: _builtins.str
+    read_only: _builtins.bool
+    shm: _builtins.int
+    """MiB"""
     @_builtins.property
     def argv(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -367,6 +386,8 @@ class Task(_message.Message):
     def secrets(self) -> _containers.RepeatedCompositeFieldContainer[Global___Pair]:
         """name of the file, content"""
 
+    @_builtins.property
+    def tmpfs(self) -> _containers.RepeatedCompositeFieldContainer[Global___Tmpfs]: ...
     @_builtins.property
     def image(self) -> Global___Image: ...
     @_builtins.property
@@ -396,13 +417,16 @@ class Task(_message.Message):
         capabilities_drop: _abc.Iterable[_builtins.str] | None = ...,
         sysctls: _abc.Iterable[Global___Pair] | None = ...,
         secrets: _abc.Iterable[Global___Pair] | None = ...,
+        read_only: _builtins.bool = ...,
+        tmpfs: _abc.Iterable[Global___Tmpfs] | None = ...,
+        shm: _builtins.int = ...,
         image: Global___Image | None = ...,
         fetch: _abc.Iterable[Global___Fetch] | None = ...,
         limits: Global___TaskLimits | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "limits", b"limits", "resources", b"resources"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["argv", b"argv", "capabilities_add", b"capabilities_add", "capabilities_drop", b"capabilities_drop", "cwd", b"cwd", "env", b"env", "fetch", b"fetch", "framework", b"framework", "id", b"id", "image", b"image", "kill_grace_s", b"kill_grace_s", "labels", b"labels", "limits", b"limits", "network", b"network", "owner", b"owner", "pids", b"pids", "ports", b"ports", "resources", b"resources", "rlimits", b"rlimits", "rootfs", b"rootfs", "seccomp", b"seccomp", "secrets", b"secrets", "sysctls", b"sysctls", "user", b"user"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["argv", b"argv", "capabilities_add", b"capabilities_add", "capabilities_drop", b"capabilities_drop", "cwd", b"cwd", "env", b"env", "fetch", b"fetch", "framework", b"framework", "id", b"id", "image", b"image", "kill_grace_s", b"kill_grace_s", "labels", b"labels", "limits", b"limits", "network", b"network", "owner", b"owner", "pids", b"pids", "ports", b"ports", "read_only", b"read_only", "resources", b"resources", "rlimits", b"rlimits", "rootfs", b"rootfs", "seccomp", b"seccomp", "secrets", b"secrets", "shm", b"shm", "sysctls", b"sysctls", "tmpfs", b"tmpfs", "user", b"user"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -490,12 +514,16 @@ class TaskLimits(_message.Message):
     IO_WEIGHT_FIELD_NUMBER: _builtins.int
     HUGE_PAGES_FIELD_NUMBER: _builtins.int
     DEVICES_FIELD_NUMBER: _builtins.int
+    CPU_LIMIT_FIELD_NUMBER: _builtins.int
+    MEM_LIMIT_FIELD_NUMBER: _builtins.int
     swap: _builtins.int
     mem_high: _builtins.int
     oom_score_adj: _builtins.int
     cpuset: _builtins.str
     cpu_burst_us: _builtins.int
     io_weight: _builtins.int
+    cpu_limit: _builtins.int
+    mem_limit: _builtins.int
     @_builtins.property
     def io(self) -> _containers.RepeatedCompositeFieldContainer[Global___IoLimit]: ...
     @_builtins.property
@@ -514,14 +542,45 @@ class TaskLimits(_message.Message):
         io_weight: _builtins.int = ...,
         huge_pages: _abc.Iterable[Global___HugePages] | None = ...,
         devices: _abc.Iterable[Global___Device] | None = ...,
+        cpu_limit: _builtins.int = ...,
+        mem_limit: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpu_burst_us", b"cpu_burst_us", "cpuset", b"cpuset", "devices", b"devices", "huge_pages", b"huge_pages", "io", b"io", "io_weight", b"io_weight", "mem_high", b"mem_high", "oom_score_adj", b"oom_score_adj", "swap", b"swap"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpu_burst_us", b"cpu_burst_us", "cpu_limit", b"cpu_limit", "cpuset", b"cpuset", "devices", b"devices", "huge_pages", b"huge_pages", "io", b"io", "io_weight", b"io_weight", "mem_high", b"mem_high", "mem_limit", b"mem_limit", "oom_score_adj", b"oom_score_adj", "swap", b"swap"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TaskLimits: _TypeAlias = TaskLimits  # noqa: Y015
+
+@_typing.final
+class Tmpfs(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DESTINATION_FIELD_NUMBER: _builtins.int
+    SIZE_FIELD_NUMBER: _builtins.int
+    MODE_FIELD_NUMBER: _builtins.int
+    EXECUTABLE_FIELD_NUMBER: _builtins.int
+    destination: _builtins.str
+    size: _builtins.int
+    """MiB"""
+    mode: _builtins.str
+    executable: _builtins.bool
+    def __init__(
+        self,
+        *,
+        destination: _builtins.str = ...,
+        size: _builtins.int = ...,
+        mode: _builtins.str = ...,
+        executable: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["destination", b"destination", "executable", b"executable", "mode", b"mode", "size", b"size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Tmpfs: _TypeAlias = Tmpfs  # noqa: Y015
 
 @_typing.final
 class IoLimit(_message.Message):
@@ -723,6 +782,9 @@ class Status(_message.Message):
     EXIT_CODE_FIELD_NUMBER: _builtins.int
     HEALTHY_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
+    PAUSED_FIELD_NUMBER: _builtins.int
+    ADJUSTMENT_FIELD_NUMBER: _builtins.int
+    REFUSED_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
     state: _builtins.int
     sequence: _builtins.int
@@ -732,6 +794,11 @@ class Status(_message.Message):
     pid: _builtins.int
     exit_code: _builtins.int
     healthy: _builtins.bool
+    paused: _builtins.bool
+    adjustment: _builtins.int
+    """the last one that was dealt with"""
+    refused: _builtins.str
+    """why it could not be done"""
     @_builtins.property
     def addresses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -750,10 +817,13 @@ class Status(_message.Message):
         exit_code: _builtins.int | None = ...,
         healthy: _builtins.bool | None = ...,
         usage: Global___Usage | None = ...,
+        paused: _builtins.bool = ...,
+        adjustment: _builtins.int = ...,
+        refused: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "_healthy", b"_healthy", "_pid", b"_pid", "exit_code", b"exit_code", "healthy", b"healthy", "pid", b"pid", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "_healthy", b"_healthy", "_pid", b"_pid", "addresses", b"addresses", "at", b"at", "exit_code", b"exit_code", "healthy", b"healthy", "message", b"message", "pid", b"pid", "reason", b"reason", "sequence", b"sequence", "state", b"state", "task_id", b"task_id", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "_healthy", b"_healthy", "_pid", b"_pid", "addresses", b"addresses", "adjustment", b"adjustment", "at", b"at", "exit_code", b"exit_code", "healthy", b"healthy", "message", b"message", "paused", b"paused", "pid", b"pid", "reason", b"reason", "refused", b"refused", "sequence", b"sequence", "state", b"state", "task_id", b"task_id", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__exit_code: _TypeAlias = _typing.Literal["exit_code"]  # noqa: Y015
     _WhichOneofArgType__exit_code: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code"]  # noqa: Y015

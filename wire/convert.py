@@ -10,9 +10,10 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from ipaddress import ip_address, ip_network
 
+from model.adjustment import Adjustment, adjustment_of
 from model.fetch import Fetch
 from model.image import ImageSpec, Rules
-from model.limits import Device, HugePages, IoLimit, TaskLimits
+from model.limits import Device, HugePages, IoLimit, TaskLimits, Tmpfs
 from model.network import Block, Network, NetworkKind, Vtep
 from model.node import Node
 from model.resources import Resources
@@ -57,6 +58,9 @@ def task_to_wire(task: TaskSpec) -> pb.Task:
         capabilities_drop=task.capabilities_drop,
         sysctls=_pairs_to_wire(task.sysctls),
         secrets=[pb.Pair(key=secret.name, value=secret.value or "") for secret in task.secrets],
+        read_only=task.read_only,
+        tmpfs=[pb.Tmpfs(**asdict(mount)) for mount in task.tmpfs],
+        shm=task.shm,
         limits=limits_to_wire(task.limits),
         image=pb.Image(**asdict(task.image)) if task.image is not None else None,
         fetch=[pb.Fetch(**asdict(fetch)) for fetch in task.fetch],
@@ -88,6 +92,9 @@ def task_from_wire(message: pb.Task) -> TaskSpec:
         capabilities_drop=tuple(message.capabilities_drop),
         sysctls=_pairs_from_wire(message.sysctls),
         secrets=tuple(Secret(secret.key, secret.value) for secret in message.secrets),
+        read_only=message.read_only,
+        tmpfs=tuple(Tmpfs(each.destination, each.size, each.mode, each.executable) for each in message.tmpfs),
+        shm=message.shm,
         limits=limits_from_wire(message.limits) if message.HasField("limits") else TaskLimits(),
         image=image_from_wire(message.image) if message.HasField("image") else None,
         fetch=tuple(fetch_from_wire(fetch) for fetch in message.fetch),
@@ -103,6 +110,16 @@ def fetch_from_wire(message: pb.Fetch) -> Fetch:
     return Fetch(message.uri, message.destination, message.extract, message.executable, message.cache, message.digest)
 
 
+def assignment_to_wire(task: TaskSpec, kill: bool, paused: bool, adjustment: int) -> pb.Assignment:
+    return pb.Assignment(task=task_to_wire(task), kill=kill, paused=paused, adjustment=adjustment)
+
+
+def assignment_from_wire(message: pb.Assignment) -> tuple[TaskSpec, bool, Adjustment]:
+    """What to run, whether it shall end, and how it is to be adjusted."""
+    task = task_from_wire(message.task)
+    return task, message.kill, adjustment_of(task, message.paused, message.adjustment)
+
+
 def limits_to_wire(limits: TaskLimits) -> pb.TaskLimits:
     return pb.TaskLimits(
         swap=limits.swap,
@@ -114,6 +131,8 @@ def limits_to_wire(limits: TaskLimits) -> pb.TaskLimits:
         io_weight=limits.io_weight,
         huge_pages=[pb.HugePages(size=pages.size, limit=pages.limit) for pages in limits.huge_pages],
         devices=[pb.Device(path=device.path, access=device.access) for device in limits.devices],
+        cpu_limit=limits.cpu_limit,
+        mem_limit=limits.mem_limit,
     )
 
 
@@ -131,6 +150,8 @@ def limits_from_wire(message: pb.TaskLimits) -> TaskLimits:
         io_weight=message.io_weight,
         huge_pages=tuple(HugePages(pages.size, pages.limit) for pages in message.huge_pages),
         devices=tuple(Device(device.path, device.access) for device in message.devices),
+        cpu_limit=message.cpu_limit,
+        mem_limit=message.mem_limit,
     )
 
 
@@ -147,6 +168,9 @@ def status_to_wire(status: TaskStatus) -> pb.Status:
         pid=status.pid,
         exit_code=status.exit_code,
         healthy=status.healthy,
+        paused=status.paused,
+        adjustment=status.adjustment,
+        refused=status.refused,
         usage=pb.Usage(
             cpu_s=usage.cpu_s,
             cpu_limit=usage.cpu_limit,
@@ -177,6 +201,9 @@ def status_from_wire(message: pb.Status) -> TaskStatus:
         pid=message.pid if message.HasField("pid") else None,
         exit_code=message.exit_code if message.HasField("exit_code") else None,
         healthy=message.healthy if message.HasField("healthy") else None,
+        paused=message.paused,
+        adjustment=message.adjustment,
+        refused=message.refused,
         usage=Usage(
             cpu_s=_finite(usage.cpu_s),
             cpu_limit=_finite(usage.cpu_limit) if usage.HasField("cpu_limit") else None,
@@ -202,6 +229,7 @@ def hello_to_wire(node: Node, tasks: list[TaskStatus]) -> pb.Hello:
         resources=resources_to_wire(node.resources),
         attributes=dict(node.attributes),
         version=node.version,
+        rights=sorted(node.rights),
         tasks=map(status_to_wire, tasks),
     )
 
@@ -216,6 +244,7 @@ def hello_from_wire(node_id: str, message: pb.Hello) -> tuple[Node, list[TaskSta
         resources=resources_from_wire(message.resources),
         attributes=tuple(sorted(message.attributes.items())),
         version=message.version,
+        rights=frozenset(message.rights),
     )
     return node, [status_from_wire(status) for status in message.tasks]
 

@@ -68,8 +68,22 @@ class PeerError(Exception):
 def server_credentials(current: Callable[[], Credentials]) -> grpc.ServerCredentials:
     """For `add_secure_port` of a server made with SERVER_OPTIONS. Handshakes without a client certificate fail.
     `current` is asked at each handshake, by a thread of gRPC's, so that a renewed certificate needs no restart."""
+    in_use = current()
+
+    def renewed() -> grpc.ServerCertificateConfiguration | None:
+        """None when nothing is new. gRPC would replace its TLS context by an equal one at each handshake, and abort
+        the process when another handshake is just using the old one (ssl_security_connector.cc has no lock there)."""
+        nonlocal in_use
+        newest = current()
+        if newest is in_use:
+            return None
+        in_use = newest
+        return _server_configuration(newest)
+
     return grpc.dynamic_ssl_server_credentials(
-        _server_configuration(current()), lambda: _server_configuration(current()), require_client_authentication=True
+        _server_configuration(in_use),
+        renewed,  # type: ignore[arg-type]  # the stub does not know of None, which gRPC documents
+        require_client_authentication=True,
     )
 
 

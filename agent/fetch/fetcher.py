@@ -1,7 +1,7 @@
-"""Files for a task's sandbox: downloaded and unpacked by children that can do nothing else (child/).
+"""Files for a task's workspace: downloaded and unpacked by children that can do nothing else (child/).
 
 What is downloaded goes to a file in the agent's own directory first, where its digest is looked at, and only then into
-the sandbox, as the container's root. `cache`d files stay there, by their URI and digest; the least used ones go when
+the workspace, as the container's root. `cache`d files stay there, by their URI and digest; the least used ones go when
 all of them exceed a bound. As with Mesos, nobody asks the server whether they have changed.
 """
 
@@ -54,8 +54,8 @@ class Fetcher:
         for path in self._directory.glob("fetch.*"):
             path.unlink()
 
-    async def fetch(self, wanted: Sequence[Fetch], sandbox: Path, uid: int, tell: Tell) -> None:
-        """Into `sandbox`, which belongs to `uid`. Raises FetchError."""
+    async def fetch(self, wanted: Sequence[Fetch], workspace: Path, uid: int, tell: Tell) -> None:
+        """Into `workspace`, which belongs to `uid`. Raises FetchError."""
         for fetch in wanted:
             if wrong := problem(fetch):
                 raise Refused(f"fetch {public(fetch.uri)}: {wrong}")
@@ -63,7 +63,7 @@ class Fetcher:
             try:
                 async with self._file(fetch, uid) as file:
                     await self._check(fetch, file)
-                    await self._place(fetch, file, sandbox, uid)
+                    await self._place(fetch, file, workspace, uid)
             except FetchError as error:
                 raise type(error)(f"fetch {public(fetch.uri)}: {error}") from error
             except OSError as error:
@@ -142,7 +142,7 @@ class Fetcher:
             if actual != fetch.digest:
                 raise Refused(f"wrong digest: it should be {fetch.digest} and is {actual}")
 
-    async def _place(self, fetch: Fetch, file: IO[bytes], sandbox: Path, uid: int) -> None:
+    async def _place(self, fetch: Fetch, file: IO[bytes], workspace: Path, uid: int) -> None:
         os.lseek(file.fileno(), 0, os.SEEK_SET)
         request = {
             "name": fetch.name,
@@ -151,7 +151,7 @@ class Fetcher:
             "most_bytes": 2 * self._most_bytes,  # as it is, and unpacked
             "most_entries": MOST_ENTRIES,
         }
-        await _run("place.py", [str(sandbox), str(uid), json.dumps(request)], file, "", ())
+        await _run("place.py", [str(workspace), str(uid), json.dumps(request)], file, "", ())
 
 
 def _digest(descriptor: int) -> str:

@@ -7,7 +7,7 @@
     args, type MESOS        refused          CMD[0] args      ENTRYPOINT args  ENTRYPOINT args
 
 The environment is the image's under the task's. User and directory are the task's, else the image's, else root and the
-sandbox (type MESOS) or `/`.
+workspace (type MESOS) or `/`.
 """
 
 from __future__ import annotations
@@ -21,16 +21,18 @@ from model.image import ImageSpec, Rules
 from model.task import TaskSpec
 
 
-def resolve(task: TaskSpec, config: Config, sandbox: str) -> TaskSpec:
-    """The task as it is executed; `sandbox` is the path of its sandbox in the container. Raises Refused."""
+def resolve(task: TaskSpec, config: Config, workspace: str) -> TaskSpec:
+    """The task as it is executed; doing it again changes nothing. `workspace` is the path of its workspace in the
+    container. Raises Refused."""
     image = task.image
     assert image is not None
     return dataclasses.replace(
         task,
+        image=dataclasses.replace(image, arguments=False),  # they are in there now
         argv=_argv(task.argv, image, config),
         env=tuple((dict(config.env) | dict(task.env)).items()),
         user=_user(task.user or config.user),
-        cwd=task.cwd or _directory(config.cwd, "/" if image.rules is Rules.DOCKER else sandbox),
+        cwd=task.cwd or _directory(config.cwd, "/" if image.rules is Rules.DOCKER else workspace),
     )
 
 

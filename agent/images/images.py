@@ -75,15 +75,17 @@ class Images:
     async def close(self) -> None:
         await self._pulls.close()
 
-    async def use(self, spec: ImageSpec, container: Path, progress: Progress) -> tuple[Image, tuple[Path, ...]]:
+    async def use(
+        self, spec: ImageSpec, task: str, container: Path, progress: Progress
+    ) -> tuple[Image, tuple[Path, ...]]:
         """The image, and its layers' directories, the uppermost first. They stay as long as the directory `container`
-        does. Raises ImageError."""
+        does, that of the task's container. Raises ImageError."""
         reference = parse(spec.reference)
         image = None if spec.force_pull else self._store.image(reference)
         if image is None:
             image = await self.pull(spec, progress)
         # No await from here on: nothing can be removed before its use is known.
-        uses.write(container, reference, image)
+        uses.write(container, task, reference, image)
         self._store.used(reference)
         return image, self._store.lower(image)
 
@@ -185,7 +187,7 @@ class Images:
 
 
 def _tasks(reference: str, used: dict[str, uses.Use]) -> list[str]:
-    return sorted(task for task, use in used.items() if use.reference == reference)
+    return sorted(use.task for use in used.values() if use.reference == reference)
 
 
 def _auth_file(credentials: str, default: Path, staging: Path) -> Path:

@@ -16,6 +16,7 @@ FILE = "image.json"
 
 @dataclass(frozen=True, slots=True)
 class Use:
+    task: str
     reference: str
     digest: str
     layers: tuple[str, ...]  # diff-ids
@@ -24,9 +25,9 @@ class Use:
 USE = Codec(Use)
 
 
-def write(container: Path, reference: Reference, image: Image) -> None:
+def write(container: Path, task: str, reference: Reference, image: Image) -> None:
     """Whole for any reader; nobody needs it after the next boot, so it does not wait for the disk."""
-    use = Use(str(reference), image.digest, tuple(layer.diff_id for layer in image.layers))
+    use = Use(task, str(reference), image.digest, tuple(layer.diff_id for layer in image.layers))
     temporary = container / f".{FILE}"
     temporary.write_bytes(USE.encode(use))
     os.rename(temporary, container / FILE)

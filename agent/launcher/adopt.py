@@ -45,13 +45,11 @@ async def wait_exit(bundle: Path) -> Exit:
 
 
 async def _gone(process: Identity) -> None:
-    try:
-        pidfd = os.pidfd_open(process.pid)
-    except ProcessLookupError:
+    pidfd = record.open_process(process)
+    if pidfd is None:
         return
     try:
-        if record.identify(process.pid) == process:
-            await _readable(pidfd)
+        await _readable(pidfd)
     finally:
         os.close(pidfd)
 

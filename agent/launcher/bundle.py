@@ -1,5 +1,8 @@
 """Reads `config.json` of an OCI bundle into what the launcher performs (OCI runtime-spec 1.2, config.md).
 
+The part of it that is the same for any task comes first, with the request for a sandbox: the `Frame`. The bundle, which
+comes when there is a task, must agree with it.
+
 Only what our isolators write is understood; anything else that changes how a container is confined is refused rather
 than ignored, so that a bundle never runs with less isolation than it asks for.
 """
@@ -8,12 +11,14 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from agent.launcher import seccomp
 from agent.launcher import syscalls as sc
-from agent.launcher.mounts import Device, Mount, parse_mount
+from agent.launcher.mounts import Bind, Device, Filesystem, Mount, covers, parse_mount
 
 NAMESPACES = {
     "mount": sc.CLONE_NEWNS,
@@ -80,50 +85,115 @@ class Process:
 
 
 @dataclass(frozen=True, slots=True)
-class Bundle:
-    directory: str
-    rootfs: str
-    read_only: bool
-    hostname: str
+class Hidings:
+    """Paths that are to be made read-only, or to be hidden."""
+
+    read_only: tuple[str, ...]
+    masked: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """What can be made before the task is known. `tops` are the mounts that are not on another one, and `hidings` lies
+    within these. `config` is what all of it was read from."""
+
     namespaces: int
     uid_maps: tuple[IdMap, ...]
     gid_maps: tuple[IdMap, ...]
     mounts: tuple[Mount, ...]
+    tops: tuple[str, ...]
+    hidings: Hidings
+    config: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """What is left to do in a sandbox."""
+
+    rootfs: str
+    read_only: bool
+    hostname: str
+    new_cgroup_namespace: bool
+    mounts: tuple[Mount, ...]
     devices: tuple[Device, ...]
-    masked: tuple[str, ...]
-    read_only_paths: tuple[str, ...]
+    hidings: Hidings
     process: Process
     sysctls: tuple[tuple[str, str], ...]
     seccomp: bytes  # a BPF program; empty: none is to be loaded
 
-
-def read(directory: str) -> Bundle:
-    """Raises OSError when the file can't be read, BundleError when it is not a bundle for us."""
-    with open(os.path.join(directory, "config.json"), "rb") as file:
-        try:
-            return parse(directory, json.load(file))
-        except (KeyError, TypeError, ValueError) as error:
-            raise BundleError(f"config.json: {type(error).__name__} {error}") from error
+    @property
+    def sources(self) -> tuple[Bind | Device, ...]:
+        """What of the node's file system is to be seen in the container, in the order of mounting."""
+        return tuple(mount for mount in (*self.mounts, *self.devices) if not isinstance(mount, Filesystem))
 
 
-def parse(directory: str, config: dict[str, Any]) -> Bundle:
-    linux = config["linux"]
-    return Bundle(
-        directory=directory,
-        rootfs=os.path.join(directory, config["root"]["path"]),
-        read_only=config["root"].get("readonly", False),
-        hostname=config.get("hostname", ""),
-        namespaces=_namespaces(linux["namespaces"]),
-        uid_maps=tuple(_id_map(entry) for entry in linux["uidMappings"]),
-        gid_maps=tuple(_id_map(entry) for entry in linux["gidMappings"]),
-        mounts=tuple(parse_mount(mount) for mount in config.get("mounts", [])),
-        devices=tuple(_device(entry) for entry in linux.get("devices", [])),
-        masked=tuple(linux.get("maskedPaths", [])),
-        read_only_paths=tuple(linux.get("readonlyPaths", [])),
-        process=_process(config["process"]),
-        sysctls=tuple(linux.get("sysctl", {}).items()),
-        seccomp=seccomp.read(directory) if "seccomp" in linux else b"",
-    )
+def parse_frame(config: dict[str, Any]) -> Frame:
+    """Raises BundleError."""
+    with _complaints():
+        linux = config["linux"]
+        mounts = tuple(parse_mount(mount) for mount in config.get("mounts", []))
+        tops = _tops([mount.destination for mount in mounts])
+        return Frame(
+            namespaces=_namespaces(linux["namespaces"]),
+            uid_maps=tuple(_id_map(entry) for entry in linux["uidMappings"]),
+            gid_maps=tuple(_id_map(entry) for entry in linux["gidMappings"]),
+            mounts=mounts,
+            tops=tops,
+            hidings=_hidings(linux, lambda path: _within(path, tops)),
+            config=config,
+        )
+
+
+def parse(directory: str, config: bytes, program: bytes, frame: Frame) -> Bundle:
+    """Of the contents of `config.json` and `seccomp.bpf`. Raises BundleError when it is not a bundle for us, or not one
+    for a sandbox that was made of `frame`."""
+    with _complaints():
+        whole: dict[str, Any] = json.loads(config)
+        linux = whole["linux"]
+        return Bundle(
+            rootfs=os.path.join(directory, whole["root"]["path"]),
+            read_only=whole["root"].get("readonly", False),
+            hostname=whole.get("hostname", ""),
+            new_cgroup_namespace=bool(frame.namespaces & sc.CLONE_NEWCGROUP),
+            mounts=tuple(parse_mount(mount) for mount in _added(whole, frame)),
+            devices=tuple(_device(entry) for entry in linux.get("devices", [])),
+            hidings=_hidings(linux, lambda path: path not in frame.hidings.read_only + frame.hidings.masked),
+            process=_process(whole["process"]),
+            sysctls=tuple(linux.get("sysctl", {}).items()),
+            seccomp=seccomp.checked(program) if "seccomp" in linux else b"",
+        )
+
+
+def _added(config: dict[str, Any], frame: Frame) -> list[dict[str, Any]]:
+    """The mounts that the sandbox does not have. Raises BundleError when it has others, or is another one."""
+    begun, mounts = frame.config.get("mounts", []), config.get("mounts", [])
+    for key in ("namespaces", "uidMappings", "gidMappings"):
+        if config["linux"][key] != frame.config["linux"][key]:
+            raise BundleError(f"linux/{key}: is not that of the sandbox")
+    if mounts[: len(begun)] != begun:
+        raise BundleError("mounts: do not begin with those of the sandbox")
+    return list(mounts[len(begun) :])
+
+
+def _tops(paths: list[str]) -> tuple[str, ...]:
+    return tuple(path for path in paths if not _within(path, [above for above in paths if above != path]))
+
+
+def _within(path: str, directories: Iterable[str]) -> bool:
+    return any(covers(directory, path) for directory in directories)
+
+
+def _hidings(linux: dict[str, Any], wanted: Callable[[str], bool]) -> Hidings:
+    read_only, masked = (linux.get(key, []) for key in ("readonlyPaths", "maskedPaths"))
+    return Hidings(tuple(filter(wanted, read_only)), tuple(filter(wanted, masked)))
+
+
+@contextmanager
+def _complaints() -> Iterator[None]:
+    try:
+        yield
+    except (KeyError, TypeError, ValueError) as error:
+        raise BundleError(f"config.json: {type(error).__name__} {error}") from error
 
 
 def outside(maps: tuple[IdMap, ...], inside: int) -> int:

@@ -11,6 +11,7 @@ import socket
 from typing import Any
 
 MAX_MESSAGE = 64 * 1024
+MAX_DESCRIPTORS = 253  # SCM_MAX_FD: with one message
 
 Message = dict[str, Any]
 
@@ -43,6 +44,19 @@ def receive(channel: socket.socket) -> Message | None:
         return decode(channel.recv(MAX_MESSAGE))
     except ConnectionResetError:  # it ended with messages of ours unread
         return None
+
+
+def send_open(channel: socket.socket, message: Message, descriptors: list[int]) -> None:
+    socket.send_fds(channel, [encode(message)], descriptors)
+
+
+def receive_open(channel: socket.socket) -> tuple[Message | None, list[int]]:
+    """With the descriptors that came with it, which are not inherited by programs that are executed."""
+    try:
+        packet, descriptors, _, _ = socket.recv_fds(channel, MAX_MESSAGE, MAX_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC)
+    except ConnectionResetError:
+        return None, []
+    return decode(packet), descriptors
 
 
 def encode(message: Message) -> bytes:

@@ -12,13 +12,15 @@ import os
 import socket
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from agent.launcher import record
 from agent.launcher.channel import MAX_MESSAGE, Message, decode, encode, pair
 
+NATIVE = "native"
 MAIN = Path(__file__).with_name("main.py")
 ANSWER_DEADLINE_S = 30.0
 STOP_DEADLINE_S = 5.0
@@ -38,19 +40,38 @@ class LauncherGone(LaunchError):
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """A container whose first process `pid` waits in its namespaces."""
+    """A sandbox whose first process `pid` waits in its namespaces for a task."""
 
     bundle: Path
     pid: int
     keeper: socket.socket
 
-    async def start(self) -> None:
-        """Returns when the program runs. Raises LaunchError when it can not; nothing is left then."""
+    @property
+    def waits(self) -> bool:
+        """Whether it still does: it may have been killed."""
         try:
-            await _send(self.keeper, {"op": "start"})
-            await _answer(self.keeper, "start", self.bundle)
+            self.keeper.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return True
+        except ConnectionResetError:
+            pass
+        return False
+
+    async def fill(self, stdout: Path, stderr: Path) -> None:
+        """Begin to do what the bundle says; the program is not executed before `start`."""
+        with suppress(LauncherGone):  # `start` will say why
+            await _send(self.keeper, {"op": "fill", "stdout": str(stdout), "stderr": str(stderr)})
+
+    async def start(self) -> int:
+        """Returns when the program runs, with the pid that it has: another runtime makes a process of its own. Raises
+        LaunchError when it can not; nothing is left then."""
+        try:
+            with suppress(LauncherGone):  # then why is waiting to be read
+                await _send(self.keeper, {"op": "start"})
+            started = await _answer(self.keeper, "start", self.bundle)
         finally:
             self.keeper.close()
+        return int(started["pid"])
 
     async def abort(self) -> None:
         """Returns when the container is gone. Accepts one that was started or aborted before, and leaves it alone."""
@@ -68,7 +89,9 @@ class Launch:
 class Launcher:
     """Keeps one launcher process running while it is needed."""
 
-    def __init__(self) -> None:
+    def __init__(self, runtime: str = NATIVE) -> None:
+        """`runtime`: what makes containers' first processes; `native` is `init.py`, see `oci.py` for others."""
+        self._runtime = runtime
         self._process: asyncio.subprocess.Process | None = None
         self._socket: socket.socket | None = None
         self._starting = asyncio.Lock()
@@ -83,9 +106,11 @@ class Launcher:
             if self._process is None or self._process.returncode is not None:
                 await self._execute()
 
-    async def create(self, bundle: Path, stdout: Path, stderr: Path) -> Launch:
-        """Makes the container of `bundle` up to the point where its first process waits for `Launch.start`."""
-        request = {"op": "create", "bundle": str(bundle), "stdout": str(stdout), "stderr": str(stderr)}
+    async def create(self, bundle: Path, frame: dict[str, Any]) -> Launch:
+        """Makes a sandbox, of what `frame` has of the bundle's configuration, and a process that waits in it."""
+        request = {"op": "create", "bundle": str(bundle), "frame": frame}
+        if self._runtime != NATIVE:
+            request["runtime"] = self._runtime
         try:
             return await self._create(bundle, request)
         except LauncherGone:
@@ -93,13 +118,6 @@ class Launcher:
                 raise
             # The launcher died before it forked: the end of the socket says that nobody holds it, so nothing was made.
             return await self._create(bundle, request)
-
-    async def userns_fd(self, id_base: int, id_count: int) -> int:
-        """A user namespace in which ids from 0 are `id_base` and up; the caller closes it."""
-        answer = await self._request({"op": "userns", "base": id_base, "count": id_count})
-        with answer:
-            _, descriptors = await _answer(answer, "make user namespace", MAIN)
-        return descriptors[0]
 
     async def stop(self) -> None:
         """Ends the launcher. Containers that were started go on; others are taken back by their keepers."""
@@ -113,9 +131,10 @@ class Launcher:
     async def _create(self, bundle: Path, request: Message) -> Launch:
         keeper = await self._request(request)
         try:
-            answer, _ = await _answer(keeper, "create", bundle)
+            answer = await _answer(keeper, "create", bundle)
         except BaseException:
-            keeper.close()
+            with keeper:
+                await _abandon(keeper)
             raise
         return Launch(bundle, answer["pid"], keeper)
 
@@ -169,22 +188,29 @@ async def _send(channel: socket.socket, message: Message, descriptors: list[int]
                 raise LauncherGone("reach launcher", message["op"], error.errno or 0) from error
 
 
-async def _answer(channel: socket.socket, operation: str, bundle: Path) -> tuple[Message, list[int]]:
+async def _answer(channel: socket.socket, operation: str, bundle: Path) -> Message:
     async with _deadline(operation, str(bundle)):
-        answer, descriptors = await _receive(channel)
+        answer = await _receive(channel)
         if answer is None:
             raise LauncherGone(operation, str(bundle), errno.ECONNRESET)
         if answer["event"] == "error":
             await _end(channel)
             raise LaunchError(answer["operation"], answer["path"], answer["errno"])
-        return answer, descriptors
+        return answer
 
 
 async def _end(channel: socket.socket) -> None:
     """The keeper's end: with it everything that it made is gone."""
     async with _deadline("wait for the end of", "keeper"):
-        while (await _receive(channel))[0] is not None:
+        while await _receive(channel) is not None:
             pass
+
+
+async def _abandon(keeper: socket.socket) -> None:
+    """Returns when nothing of it is left, also when nobody waits for it any more."""
+    keeper.shutdown(socket.SHUT_WR)
+    with suppress(LauncherGone):
+        await _end(keeper)
 
 
 @asynccontextmanager
@@ -196,15 +222,14 @@ async def _deadline(operation: str, path: str) -> AsyncIterator[None]:
         raise LauncherGone(operation, path, errno.ETIMEDOUT) from error
 
 
-async def _receive(channel: socket.socket) -> tuple[Message | None, list[int]]:
+async def _receive(channel: socket.socket) -> Message | None:
     while True:
         try:
-            packet, descriptors, _, _ = socket.recv_fds(channel, MAX_MESSAGE, 1)
-            return decode(packet), descriptors
+            return decode(channel.recv(MAX_MESSAGE))
         except BlockingIOError:
             await _ready(channel, writing=False)
-        except ConnectionResetError:
-            return None, []
+        except ConnectionResetError:  # told once; what the other side said before it ended comes after it
+            continue
 
 
 async def _ready(channel: socket.socket, *, writing: bool) -> None:

@@ -1,127 +1,165 @@
 """The container's first process, from its clone to its exec: the whole story, in order.
 
-    enter     new root, mounts, host name; nothing of the node is in reach afterwards
-    [wait]    the agent puts the process into its cgroups and connects its network
+    enter     a root of its own with what every container has: /proc, /sys, /dev, /run; nothing of the node is in reach
+    [wait]    the agent puts the process into its cgroups and connects its network; then for a task
+    move in   the task's root file system, with what was made moved into it, and the mounts that the task asks for
     become    the process gives up what it may not keep: capabilities, ids, descriptors
     confine   from here on its system calls are filtered
     execute   the program, which is pid 1 from then on
 
-It starts with all capabilities in a user namespace of its own, yet with the node's ids until `_take_ids`. That
-is the time to open what only the node's root can reach, such as the bundle's directory.
+It starts with all capabilities in a user namespace of its own, yet with the node's ids until `_take_ids`. What lies on
+the node is given to it open, by its maker.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
+import pickle
 import signal
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
 from agent.launcher import seccomp, sysctl
 from agent.launcher import syscalls as sc
-from agent.launcher.bundle import Bundle, Process
-from agent.launcher.channel import SetupError, failed, receive, send
-from agent.launcher.mounts import DEVICES, DeviceLinks, Mask, Mount, Operation, ReadOnly
+from agent.launcher.bundle import Bundle, Frame, Hidings, Process
+from agent.launcher.channel import SetupError, failed, receive, receive_open, send
+from agent.launcher.mounts import (
+    DEVICES,
+    Attach,
+    Device,
+    DeviceLinks,
+    Filesystem,
+    Mask,
+    Mount,
+    Operation,
+    ReadOnly,
+    attach,
+    mount_target,
+)
 
 SETUP_FAILED = 127
 SIOCSIFFLAGS = 0x8914
 IFF_UP = 0x1
+ROOT = "/rootfs"  # where the task's root is attached, before it becomes the root
 
 
-def run(bundle: Bundle, keeper: socket.socket, stdout: int, stderr: int) -> NoReturn:
-    """Never returns. The keeper sees `ready`, then `executing`, then the end of the socket; or an error."""
+def run(frame: Frame, directory: str, maker: socket.socket) -> NoReturn:
+    """Never returns. The maker hears `ready`, `moved in`, `executing`, then the end of the socket; or an error."""
     try:
-        _expect(keeper, "mapped")
-        proc = _enter(bundle)
-        _connect_streams(stdout, stderr)
-        send(keeper, {"event": "ready"})
-        _expect(keeper, "start")
+        _expect(maker, "mapped")
+        place, proc = _enter(frame, directory)
+        send(maker, {"event": "ready"})
+        text, root, *trees = _expect(maker, "move in")
+        bundle: Bundle = pickle.loads(_contents(text))
+        _move_in(place, root, frame, _operations(bundle, trees), bundle)
         _set_sysctls(proc, bundle)
-        _become(bundle, keeper.fileno())
-        send(keeper, {"event": "executing"})
+        send(maker, {"event": "moved in"})
+        _connect_streams(_expect(maker, "execute"))
+        _become(bundle, maker.fileno())
+        send(maker, {"event": "executing"})
         if bundle.process.no_new_privileges:
             _confine(bundle.seccomp)
         _execute(bundle.process)
     except SetupError as error:
-        send(keeper, error.message())
-        receive(keeper)  # stay until the keeper knows what to do
+        send(maker, error.message())
+        receive(maker)  # stay until the maker knows what to do
     finally:
         os._exit(SETUP_FAILED)
 
 
-def _enter(bundle: Bundle) -> int:
-    """Returns a private procfs, open, for the settings that are made when the network is there."""
-    with _step("open root file system"):
-        root = sc.open_tree(bundle.rootfs, sc.OPEN_TREE_CLONE | sc.AT_RECURSIVE)
-    operations = [_opened(mount) for mount in bundle.mounts]
-    with _step("attach root file system"):
-        _attach_root(root, bundle)
+def _enter(frame: Frame, directory: str) -> tuple[int, int]:
+    """Returns the new root, open, and a private procfs, for the settings that are made when the network is there."""
+    mounts = [_opened(mount) for mount in (*frame.mounts, *DEVICES)]
+    with _step("open directory of the container"):
+        target = os.open(directory, sc.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     with _step("take ids of the container"):
         _take_ids(0, 0, ())
         os.setsid()
-    if bundle.hostname:
-        with _step("set host name"):
-            sc.sethostname(bundle.hostname)
-    if bundle.namespaces & sc.CLONE_NEWNET:
+    with _step("mount root of the sandbox"):
+        place = _attach_place(target, directory)
+    if frame.namespaces & sc.CLONE_NEWNET:
         with _step("set link lo up"):
             _loopback_up()
     with _step("mount private proc"):
-        proc = sysctl.open_proc() if bundle.sysctls else -1
-    for operation in _operations(bundle, operations):
+        proc = sysctl.open_proc()
+    for operation in (*mounts, DeviceLinks(), *_hidings(frame.hidings)):
+        with _step(operation.describe()):
+            operation.execute(place)
+    with _step("leave the node's root"):
+        _pivot(place)
+    return place, proc
+
+
+def _move_in(place: int, root: int, frame: Frame, operations: Iterable[Operation], bundle: Bundle) -> None:
+    """`root` is the root file system, attached nowhere."""
+    with _step("attach root file system"):
+        target = mount_target(place, ROOT, directory=True)
+        sc.move_mount(root, target, bundle.rootfs)
+        os.close(target)
+    for path in frame.tops:
+        with _step(f"move {path}"):
+            target = mount_target(root, path, directory=True)
+            attach(sc.openat2(place, path, sc.O_PATH, sc.RESOLVE_IN_ROOT), target, path)
+    for operation in operations:
         with _step(operation.describe()):
             operation.execute(root)
+    if bundle.hostname:
+        with _step("set host name"):
+            sc.sethostname(bundle.hostname)
     with _step("pivot root"):
-        _pivot(root, bundle)
-    return proc
+        if bundle.read_only:
+            sc.mount_setattr(root, 0, "/", attr_set=sc.MOUNT_ATTR_RDONLY)
+        _pivot(root)
 
 
-def _opened(mount: Mount) -> Operation:
+def _opened(mount: Mount | Device) -> Operation:
     with _step(mount.describe()):
         return mount.opened()
 
 
-def _operations(bundle: Bundle, mounts: list[Operation]) -> Iterator[Operation]:
-    """Masks last: they cover what was mounted before."""
-    yield from mounts
-    yield from DEVICES
-    yield from bundle.devices
-    yield DeviceLinks()
-    yield from (ReadOnly(path) for path in bundle.read_only_paths)
-    yield from (Mask(path) for path in bundle.masked)
+def _operations(bundle: Bundle, trees: list[int]) -> Iterator[Operation]:
+    """`trees` are `Bundle.sources`, as the maker has opened them. What hides comes last: it covers what was mounted."""
+    given = iter(trees)
+    for mount in (*bundle.mounts, *bundle.devices):
+        yield mount if isinstance(mount, Filesystem) else Attach(next(given), mount.source, mount.destination)
+    yield from _hidings(bundle.hidings)
 
 
-def _attach_root(root: int, bundle: Bundle) -> None:
-    """A copy of the mount on top of itself: the copy that came with the namespace is locked, and pivot_root refuses
-    locked mounts. Private, so that nothing of this reaches the node or comes from there later."""
+def _hidings(hidings: Hidings) -> Iterator[Operation]:
+    yield from (ReadOnly(path) for path in hidings.read_only)
+    yield from (Mask(path) for path in hidings.masked)
+
+
+def _attach_place(target: int, directory: str) -> int:
+    """An empty file system to hold the others, over the container's directory in this mount namespace, which is made
+    private, so that nothing of this reaches the node or comes from there later."""
     node = os.open("/", sc.O_PATH | os.O_CLOEXEC)
     sc.mount_setattr(node, sc.AT_RECURSIVE, "/", propagation=sc.MS_PRIVATE)
-    target = os.open(bundle.rootfs, sc.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
-    sc.move_mount(root, target, bundle.rootfs)
     os.close(node)
+    place = sc.new_mount("tmpfs", "tmpfs", ("size=64k", "mode=755"), sc.MOUNT_ATTR_NOSUID | sc.MOUNT_ATTR_NODEV)
+    sc.move_mount(place, target, directory)
     os.close(target)
+    return place
 
 
-def _pivot(root: int, bundle: Bundle) -> None:
+def _pivot(root: int) -> None:
     """With both arguments `.` the old root ends up on top of the new one, and is detached from there
     (pivot_root(2), "pivot_root(".", ".")")."""
-    if bundle.read_only:
-        sc.mount_setattr(root, 0, "/", attr_set=sc.MOUNT_ATTR_RDONLY)
     os.fchdir(root)
     sc.pivot_root(".", ".")
     sc.umount2(".", sc.MNT_DETACH)
     os.chdir("/")
-    os.close(root)
 
 
-def _connect_streams(stdout: int, stderr: int) -> None:
+def _connect_streams(streams: list[int]) -> None:
     with _step("open /dev/null"):
-        os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
-        os.dup2(stdout, 1)
-        os.dup2(stderr, 2)
+        for number, descriptor in enumerate((os.open("/dev/null", os.O_RDONLY), *streams)):
+            os.dup2(descriptor, number)
 
 
 def _set_sysctls(proc: int, bundle: Bundle) -> None:
@@ -130,9 +168,9 @@ def _set_sysctls(proc: int, bundle: Bundle) -> None:
             sysctl.write(proc, name, value)
 
 
-def _become(bundle: Bundle, keeper: int) -> None:
+def _become(bundle: Bundle, maker: int) -> None:
     process = bundle.process
-    if bundle.namespaces & sc.CLONE_NEWCGROUP:
+    if bundle.new_cgroup_namespace:
         with _step("unshare cgroup namespace"):  # only now: its root is the cgroup that the process is in
             sc.unshare(sc.CLONE_NEWCGROUP)
     with _step("limit capabilities"):
@@ -148,7 +186,7 @@ def _become(bundle: Bundle, keeper: int) -> None:
         if process.no_new_privileges:
             sc.prctl(sc.PR_SET_NO_NEW_PRIVS, 1)
     with _step("close descriptors"):  # before chdir: /proc/self/fd of an open directory would lead out (CVE-2024-21626)
-        sc.close_all_but(keeper)
+        sc.close_all_but(maker)
     with _step("change directory"):
         _change_directory(process.cwd)
     _reset_signals()
@@ -176,12 +214,13 @@ def _take_ids(uid: int, gid: int, groups: tuple[int, ...]) -> None:
 
 def _limit_bounding_set(keep: int) -> None:
     for capability in range(64):
-        try:
-            held = sc.prctl(sc.PR_CAPBSET_READ, capability)
-        except OSError:  # EINVAL: the kernel knows no more
-            return
-        if held and not keep >> capability & 1:
-            sc.prctl(sc.PR_CAPBSET_DROP, capability)
+        if not keep >> capability & 1:
+            try:
+                sc.prctl(sc.PR_CAPBSET_DROP, capability)
+            except OSError as error:
+                if error.errno == errno.EINVAL:  # the kernel knows no more
+                    return
+                raise
 
 
 def _change_directory(path: str) -> None:
@@ -204,11 +243,18 @@ def _reset_signals() -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
-def _expect(keeper: socket.socket, operation: str) -> None:
-    """The keeper's end, or anything else it says, means that this container will not be."""
-    message = receive(keeper)
+def _contents(descriptor: int) -> bytes:
+    with os.fdopen(descriptor, "rb") as file:
+        return file.read()
+
+
+def _expect(maker: socket.socket, operation: str) -> list[int]:
+    """Returns the descriptors that came with it. The maker's end, or anything else it says, means that this container
+    will not be."""
+    message, descriptors = receive_open(maker)
     if message is None or message["op"] != operation:
         os._exit(SETUP_FAILED)
+    return descriptors
 
 
 @contextmanager

@@ -50,6 +50,7 @@ def _detach(requests: socket.socket) -> None:
     os.setsid()
     os.chdir("/")
     sc.prctl(sc.PR_SET_NAME, TITLE)
+    sc.prctl(sc.PR_SET_CHILD_SUBREAPER, 1)  # what another runtime makes comes here when that has ended
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     sc.close_all_but(requests.fileno())
@@ -80,7 +81,7 @@ def _keep(told: int, making: int) -> None:
     if not directory or made == maker.FAILED:
         return  # there was nothing to make, or it has written why it was not made
     if made == maker.MADE or _started(directory):
-        record.write_exit(directory, _exit(statuses.popitem()[1]))
+        record.write_exit(directory, _exit(_status_of_container(directory, statuses)))
     else:
         record.write_exit(directory, Exit(at=time.time(), error="its maker was killed before the start"))
 
@@ -90,6 +91,14 @@ def _wait() -> tuple[int, int] | None:
         return os.wait()
     except ChildProcessError:
         return None
+
+
+def _status_of_container(directory: str, statuses: dict[int, int]) -> int:
+    """The only one, unless another runtime was killed and left more to wait for."""
+    keeper = record.read_keeper(directory)
+    if keeper is None or keeper.container is None:
+        return statuses.popitem()[1]
+    return statuses[keeper.container.pid]
 
 
 def _started(directory: str) -> bool:

@@ -1,15 +1,17 @@
-"""Waits for a request, makes one container, up to its exec, and ends: the memory that this takes goes with it.
+"""Waits for a request, makes one sandbox, then in it one container, up to its exec, and ends: the memory that this
+takes goes with it.
 
-It reads the bundle's `config.json`; it writes `keeper.json` and opens the two log files. The container becomes a child
-of the keeper, not of this process (CLONE_PARENT). The end of the agent's socket before the start means that nobody
-would ever say "start": the container is killed, so that no half-made one is left. Should the keeper die, this process
-dies too, and with it the socket that init waits on.
+It reads the bundle's `config.json`; it writes `keeper.json` and opens what of the node goes into the container. The
+container becomes a child of the keeper, not of this process (CLONE_PARENT). The end of the agent's socket before the
+start means that nobody would ever say "start": the sandbox is killed, so that no half-made one is left. Should the
+keeper die, this process dies too, and with it the socket that init waits on.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import pickle
 import resource
 import select
 import signal
@@ -17,19 +19,31 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from typing import NoReturn
 
 from agent.launcher import bundle as bundles
-from agent.launcher import init, record
+from agent.launcher import init, oci, record, seccomp
 from agent.launcher import syscalls as sc
-from agent.launcher.bundle import Bundle, BundleError
-from agent.launcher.channel import MAX_MESSAGE, Message, SetupError, decode, failed, pair, receive, send
+from agent.launcher.bundle import Bundle, BundleError, Frame
+from agent.launcher.channel import MAX_MESSAGE, Message, SetupError, decode, failed, pair, receive, send, send_open
 from agent.launcher.record import Exit, Keeper
 
 TITLE = b"tepui-maker"
 MADE, FAILED = 0, 1
 LOG_FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+@dataclass(frozen=True, slots=True)
+class Sandbox:
+    """`init` leads to its first process, `pid`."""
+
+    frame: Frame
+    directory: str
+    pid: int
+    pidfd: int
+    init: socket.socket
 
 
 class Aborted(Exception):
@@ -79,106 +93,160 @@ def _make(request: Message, agent: socket.socket) -> int:
 def _live(request: Message, agent: socket.socket) -> None:
     me = record.identify(os.getppid())
     assert me is not None
-    directory, boot_id = request["bundle"], record.boot_id()
-    with _step("write keeper.json"):
-        record.write_keeper(directory, Keeper(me, boot_id, record.CREATING))
-    bundle = _read_bundle(directory)
-    pid, pidfd, channel = _clone(bundle, request)
-    container = record.identify(pid)
+    keeper = Keeper(me, record.boot_id(), record.CREATING)
+    _note(request["bundle"], keeper)
+    sandbox = _clone(_read_frame(request), request["bundle"])
     try:
-        _map_ids(bundle, pid)
-        send(channel, {"op": "mapped"})
-        with _step("write keeper.json"):
-            record.write_keeper(directory, Keeper(me, boot_id, record.CREATED, container))
-        _tell(agent, {"event": "created", "pid": pid})
-        _await_start(agent, channel)
-        with _step("write keeper.json"):
-            record.write_keeper(directory, Keeper(me, boot_id, record.STARTING, container))
-        _set_limits(bundle, pid)
-        send(channel, {"op": "start"})
-        _await_exec(channel)
+        keeper = replace(keeper, phase=record.CREATED, container=record.identify(sandbox.pid))
+        _map_ids(sandbox)
+        send(sandbox.init, {"op": "mapped"})
+        _note(sandbox.directory, keeper)
+        _expect(sandbox.init, "ready")
+        _tell(agent, {"event": "created", "pid": sandbox.pid})
+        if (runtime := request.get("runtime")) is None:
+            pid = _fill(sandbox, keeper, agent)
+        else:
+            pid = _fill_by(runtime, sandbox, keeper, agent)
     except (Aborted, SetupError):
-        _kill(pidfd)
+        _kill(sandbox.pidfd)
         raise
     _tell(agent, {"event": "started", "pid": pid})
 
 
-def _read_bundle(directory: str) -> Bundle:
+def _fill(sandbox: Sandbox, keeper: Keeper, agent: socket.socket) -> int:
+    """Puts a task into it. Each side does what it can while the others are at work: init mounts, the agent sets limits
+    and then says `start`."""
+    fill = _await(agent, "fill", sandbox.init)
+    bundle = _read_bundle(sandbox)
+    send_open(sandbox.init, {"op": "move in"}, [_memory(bundle), *_open_sources(bundle)])
+    streams = _open_logs(fill, bundle, sandbox.frame)
+    _adjust_oom_score(bundle, sandbox.pid)
+    _await(agent, "start")
+    _note(sandbox.directory, replace(keeper, phase=record.STARTING))
+    _expect(sandbox.init, "moved in")
+    _set_limits(bundle, sandbox.pid)
+    send_open(sandbox.init, {"op": "execute"}, streams)
+    _await_exec(sandbox.init)
+    return sandbox.pid
+
+
+def _fill_by(runtime: str, sandbox: Sandbox, keeper: Keeper, agent: socket.socket) -> int:
+    """As `_fill`, by another runtime (`oci.py`), whose process joins the namespaces that the sandbox is for; the one
+    that has waited in them is not needed any more. Returns the pid of the new one."""
+    fill = _await(agent, "fill", sandbox.init)
+    bundle = _read_bundle(sandbox)
+    stdout, stderr = _open_logs(fill, bundle, sandbox.frame)
+    _await(agent, "start")
+    with _step(f"have {runtime} create"):
+        pid = oci.create(runtime, sandbox.directory, bundle, sandbox.pid, (stdout, stderr))
+        pidfd = os.pidfd_open(pid)
     try:
-        return bundles.read(directory)
-    except OSError as error:
-        raise failed("read bundle", error) from error
+        _note(sandbox.directory, replace(keeper, phase=record.STARTING, container=record.identify(pid)))
+        with _step(f"have {runtime} start"):
+            oci.start(runtime, sandbox.directory, bundle)
+    except SetupError:
+        _kill(pidfd)
+        raise
+    _kill(sandbox.pidfd)
+    return pid
+
+
+def _note(directory: str, keeper: Keeper) -> None:
+    with _step("write keeper.json"):
+        record.write_keeper(directory, keeper)
+
+
+def _read_frame(request: Message) -> Frame:
+    try:
+        return bundles.parse_frame(request["frame"])
     except BundleError as error:
-        raise SetupError(f"read bundle: {error}", directory, errno.EINVAL) from error
+        raise SetupError(f"read frame: {error}", request["bundle"], errno.EINVAL) from error
 
 
-def _clone(bundle: Bundle, request: Message) -> tuple[int, int, socket.socket]:
+def _clone(frame: Frame, directory: str) -> Sandbox:
     """The cgroup namespace is not among these: its root is to be the cgroup that the agent puts the process in."""
-    stdout, stderr = _open_log(request["stdout"], bundle), _open_log(request["stderr"], bundle)
-    ours, theirs = pair()
     with _step("clone into namespaces"):
-        pid, pidfd = sc.clone3(bundle.namespaces & ~sc.CLONE_NEWCGROUP | sc.CLONE_PARENT)
+        ours, theirs = pair()
+        pid, pidfd = sc.clone3(frame.namespaces & ~sc.CLONE_NEWCGROUP | sc.CLONE_PARENT)
     if pid == 0:
         ours.close()
-        init.run(bundle, theirs, stdout, stderr)
-    for descriptor in (stdout, stderr):
-        os.close(descriptor)
+        init.run(frame, directory, theirs)
     theirs.close()
-    return pid, pidfd, ours
+    return Sandbox(frame, directory, pid, pidfd, ours)
 
 
-def _open_log(path: str, bundle: Bundle) -> int:
+def _read_bundle(sandbox: Sandbox) -> Bundle:
+    with _step("read bundle"):
+        config = _contents(os.path.join(sandbox.directory, "config.json"))
+        program = seccomp.read(sandbox.directory)
+    try:
+        return bundles.parse(sandbox.directory, config, program, sandbox.frame)
+    except BundleError as error:
+        raise SetupError(f"read bundle: {error}", sandbox.directory, errno.EINVAL) from error
+
+
+def _memory(bundle: Bundle) -> int:
+    """For init, which can't open the files: it may be larger than a message, and is read once."""
+    descriptor = os.memfd_create("bundle")
+    os.write(descriptor, pickle.dumps(bundle))
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    return descriptor
+
+
+def _open_logs(fill: Message, bundle: Bundle, frame: Frame) -> list[int]:
+    return [_open_log(fill[stream], bundle, frame) for stream in ("stdout", "stderr")]
+
+
+def _open_sources(bundle: Bundle) -> list[int]:
+    """The root file system, then what is bound into it: copies of mounts, attached nowhere."""
+    with _step("open root file system"):
+        trees = [sc.open_tree(bundle.rootfs, sc.OPEN_TREE_CLONE | sc.AT_RECURSIVE)]
+    for source in bundle.sources:
+        with _step(source.describe()):
+            trees.append(source.opened().tree)
+    return trees
+
+
+def _open_log(path: str, bundle: Bundle, frame: Frame) -> int:
     """Owned by the container's user, who may open it again by way of /dev/stdout."""
     with _step("open log"):
         descriptor = os.open(path, LOG_FLAGS, 0o600)
         try:
-            user = bundles.outside(bundle.uid_maps, bundle.process.uid)
-            os.fchown(descriptor, user, bundles.outside(bundle.gid_maps, bundle.process.gid))
+            user = bundles.outside(frame.uid_maps, bundle.process.uid)
+            os.fchown(descriptor, user, bundles.outside(frame.gid_maps, bundle.process.gid))
         except BundleError as error:
             raise SetupError(f"open log: {error}", path, errno.EINVAL) from error
         return descriptor
 
 
-def _map_ids(bundle: Bundle, pid: int) -> None:
+def _map_ids(sandbox: Sandbox) -> None:
     """A write to uid_map or gid_map must be one call, and is possible once."""
     with _step("map ids"):
-        _write(f"/proc/{pid}/uid_map", "\n".join(str(entry) for entry in bundle.uid_maps))
-        _write(f"/proc/{pid}/gid_map", "\n".join(str(entry) for entry in bundle.gid_maps))
+        _write(f"/proc/{sandbox.pid}/uid_map", "\n".join(str(entry) for entry in sandbox.frame.uid_maps))
+        _write(f"/proc/{sandbox.pid}/gid_map", "\n".join(str(entry) for entry in sandbox.frame.gid_maps))
+
+
+def _await(agent: socket.socket, operation: str, *others: socket.socket) -> Message:
+    """The agent's word. The others have nothing to say meanwhile: if they do, they ended."""
+    poll = select.poll()
+    for each in (agent, *others):
+        poll.register(each, select.POLLIN)
+    ready = {descriptor for descriptor, _ in poll.poll()}
+    if agent.fileno() not in ready:
+        raise SetupError("wait for a task", "init", errno.ESRCH)
+    message = receive(agent)
+    if message is None or message["op"] != operation:
+        raise Aborted
+    return message
+
+
+def _adjust_oom_score(bundle: Bundle, pid: int) -> None:
     with _step("adjust OOM score"):
         _write(f"/proc/{pid}/oom_score_adj", str(bundle.process.oom_score_adj))
 
 
-def _await_start(agent: socket.socket, channel: socket.socket) -> None:
-    """Until the agent said `start` and init is ready, in either order. A failure of init waits for the agent's word:
-    meanwhile isolators work on a process that lives, and none of them fails for want of it."""
-    sockets = {agent.fileno(): agent, channel.fileno(): channel}
-    poll = select.poll()
-    for descriptor in sockets:
-        poll.register(descriptor, select.POLLIN)
-    answers: dict[int, Message | None] = {}
-    while len(answers) < len(sockets):
-        for descriptor, _ in poll.poll():
-            poll.unregister(descriptor)
-            answers[descriptor] = receive(sockets[descriptor])
-            if descriptor == agent.fileno():
-                _expect_start(answers[descriptor])
-    _expect_ready(answers[channel.fileno()])
-
-
-def _expect_start(message: Message | None) -> None:
-    if message is None or message["op"] != "start":
-        raise Aborted
-
-
-def _expect_ready(message: Message | None) -> None:
-    if message is None:
-        raise SetupError("prepare container", "init", errno.ESRCH)
-    if message["event"] == "error":
-        raise SetupError(message["operation"], message["path"], message["errno"])
-
-
 def _set_limits(bundle: Bundle, pid: int) -> None:
-    """From outside, where CAP_SYS_RESOURCE counts, and last, for they would bind init's own set-up too."""
+    """From outside, where CAP_SYS_RESOURCE counts, and when it has moved in, for they would bind that too."""
     for limit in bundle.process.rlimits:
         with _step(f"set {limit.kind}"):
             resource.prlimit(pid, getattr(resource, limit.kind), (limit.soft, limit.hard))
@@ -186,15 +254,28 @@ def _set_limits(bundle: Bundle, pid: int) -> None:
 
 def _await_exec(channel: socket.socket) -> None:
     """The end of init's socket, which closes on exec, once init said that it would."""
-    _expect_ready(receive(channel))
+    _expect(channel, "executing")
     message = receive(channel)
     if message is not None:
-        _expect_ready(message)
+        raise _told(message)
+
+
+def _expect(channel: socket.socket, event: str) -> None:
+    message = receive(channel)
+    if message is None:
+        raise SetupError("prepare container", "init", errno.ESRCH)
+    if message["event"] != event:
+        raise _told(message)
+
+
+def _told(message: Message) -> SetupError:
+    return SetupError(message["operation"], message["path"], message["errno"])
 
 
 def _kill(pidfd: int) -> None:
     """Returns when the container is gone. Only the keeper can reap it; its end is seen by all."""
-    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    with suppress(ProcessLookupError):  # another runtime that fails may have ended all that is in the cgroup
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
     poll.poll()
@@ -205,6 +286,11 @@ def _tell(agent: socket.socket, message: Message) -> None:
         send(agent, message)
     except (BrokenPipeError, ConnectionResetError):
         return  # it ended, and learns from the record
+
+
+def _contents(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read()
 
 
 def _write(path: str, text: str) -> None:

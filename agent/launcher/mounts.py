@@ -1,7 +1,8 @@
 """What is mounted in a container, as operations that say what they do before they do it.
 
-`opened` is called first, with the node's ids: sources may lie in directories that are closed to everyone but root.
-`execute` is called with the container's ids, so that new file systems belong to the container's root. `root` is the
+`opened` is called with the node's ids, and in the node's mount namespace or a copy of it: sources may lie in
+directories that are closed to everyone but root. `execute` is called with the container's ids, so that new file systems
+belong to the container's root. `root` is the
 new root, open with O_PATH. Targets are looked up as if it were `/` (openat2 with RESOLVE_IN_ROOT): a symbolic link in
 an image can not lead a mount out of it, and between look-up and mount there is no path that could be exchanged.
 """
@@ -72,7 +73,7 @@ class Filesystem:
         return f"mount {self.kind} on {self.destination}"
 
     def execute(self, root: int) -> None:
-        target = _mount_target(root, self.destination, directory=True)
+        target = mount_target(root, self.destination, directory=True)
         attach(sc.new_mount(self.kind, self.source, self.options, self.attributes), target, self.destination)
 
 
@@ -109,7 +110,7 @@ class Attach:
 
     def execute(self, root: int) -> None:
         directory = stat.S_ISDIR(os.fstat(self.tree).st_mode)
-        attach(self.tree, _mount_target(root, self.destination, directory=directory), self.destination)
+        attach(self.tree, mount_target(root, self.destination, directory=directory), self.destination)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,17 +123,25 @@ class Device:
     major: int
     minor: int
 
-    def describe(self) -> str:
-        return f"bind device {self.path}"
+    @property
+    def source(self) -> str:
+        return self.path
 
-    def execute(self, root: int) -> None:
+    @property
+    def destination(self) -> str:
+        return self.path
+
+    def opened(self) -> Attach:
         tree = sc.open_tree(self.path, sc.OPEN_TREE_CLONE)
         status = os.fstat(tree)
         is_kind = stat.S_ISBLK if self.kind == "b" else stat.S_ISCHR
         if not is_kind(status.st_mode) or status.st_rdev != os.makedev(self.major, self.minor):
             raise OSError(errno.ENODEV, "not the device it should be", self.path)
         sc.mount_setattr(tree, 0, self.path, attr_set=sc.MOUNT_ATTR_NOSUID | sc.MOUNT_ATTR_NOEXEC)
-        attach(tree, open_target(root, self.path, directory=False), self.path)
+        return Attach(tree, self.path, self.path)
+
+    def describe(self) -> str:
+        return f"bind device {self.path}"
 
 
 # Every OCI runtime supplies these (config-linux.md, "Default Devices").
@@ -216,7 +225,7 @@ def parse_mount(mount: dict[str, Any]) -> Mount:
 
 
 def _check_own(mount: dict[str, Any], destination: str) -> None:
-    """By the plain path. Where links lead is looked at when it is mounted (`_mount_target`)."""
+    """By the plain path. Where links lead is looked at when it is mounted (`mount_target`)."""
     plain = os.path.normpath("/" + destination.lstrip("/"))
     if (plain, mount.get("source")) == ("/sys", "/sys"):  # the node's, with the node's network
         return
@@ -225,7 +234,7 @@ def _check_own(mount: dict[str, Any], destination: str) -> None:
             raise ValueError(f"mounts: {mount.get('source')} may not be mounted on {destination}")
 
 
-def _mount_target(root: int, path: str, *, directory: bool) -> int:
+def mount_target(root: int, path: str, *, directory: bool) -> int:
     """Opens where to mount. Nothing may cover a part of procfs or sysfs, by whatever links it is reached: masks and
     settings would go to a file of the container's choice (CVE-2025-52881)."""
     resolve = IN_ROOT | sc.RESOLVE_NO_SYMLINKS if path in NEVER_BY_LINK else IN_ROOT
@@ -234,6 +243,11 @@ def _mount_target(root: int, path: str, *, directory: bool) -> int:
         os.close(target)
         raise OSError(errno.EPERM, os.strerror(errno.EPERM), path)
     return target
+
+
+def covers(above: str, path: str) -> bool:
+    """Whether `path` is `above` or below it, going by the names."""
+    return os.path.commonpath((above, path)) == above
 
 
 def attach(tree: int, target: int, path: str) -> None:

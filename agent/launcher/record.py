@@ -6,15 +6,16 @@
     created    its first process waits
     starting   it was told to go; from here on it may run, and does not run a second time
 
-`exit.json` is written once, when the container has ended, and is on disk when the keeper ends. `keeper.json` is not
-waited for: the page cache outlives every process that can be killed, and after the next boot nothing it names lives.
+`exit.json` is written once, when the container has ended. Both are in memory (`Directories.run`), which outlives
+every process that can be killed; after the next boot nothing that they name is alive.
 
-A process is known by its pid, the time it started and the
-boot it started in: pids come back, the three together do not.
+A process is known by its pid, the time it started and the boot it started in: pids come back, all three together do
+not.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from dataclasses import asdict, dataclass
@@ -63,8 +64,6 @@ def write_keeper(bundle: str, keeper: Keeper) -> None:
 
 def write_exit(bundle: str, ended: Exit) -> None:
     _write(bundle, EXIT_FILE, asdict(ended))
-    _sync(os.path.join(bundle, EXIT_FILE))
-    _sync(bundle)
 
 
 def read_keeper(bundle: str) -> Keeper | None:
@@ -96,6 +95,21 @@ def identify(pid: int) -> Identity | None:
     return None if state in (b"Z", b"X") else Identity(pid, int(fields[18]))
 
 
+def open_process(process: Identity) -> int | None:
+    """A pidfd; None when it is gone. One whose last traces are just being removed has a pid and leads no thread group
+    any more: EINVAL or ENOENT (pidfd_open(2))."""
+    try:
+        pidfd = os.pidfd_open(process.pid)
+    except OSError as error:
+        if error.errno not in (errno.ESRCH, errno.EINVAL, errno.ENOENT):
+            raise
+        return None
+    if identify(process.pid) == process:
+        return pidfd
+    os.close(pidfd)
+    return None
+
+
 @cache
 def boot_id() -> str:
     with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
@@ -111,20 +125,10 @@ def _write(bundle: str, name: str, fields: dict[str, Any]) -> None:
     os.replace(temporary, path)
 
 
-def _sync(path: str) -> None:
-    """A directory's entries, or a file's bytes, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _read(bundle: str, name: str) -> dict[str, Any] | None:
-    """None also for what a power cut left of a file: it is from another boot, and tells of nothing that lives."""
     try:
         with open(os.path.join(bundle, name), encoding="utf-8") as file:
             fields: dict[str, Any] = json.load(file)
             return fields
-    except (FileNotFoundError, ValueError):
+    except FileNotFoundError:
         return None

@@ -19,12 +19,18 @@ SECCOMP_SET_MODE_FILTER = 1
 
 
 def read(bundle: str) -> bytes:
-    """Raises OSError, and ValueError when it is no program."""
-    path = os.path.join(bundle, FILTER_FILE)
-    with open(path, "rb") as file:
-        program = file.read(MAX_INSTRUCTIONS * INSTRUCTION_BYTES + 1)
+    """Empty when the bundle has none. Raises OSError."""
+    try:
+        with open(os.path.join(bundle, FILTER_FILE), "rb") as file:
+            return file.read(MAX_INSTRUCTIONS * INSTRUCTION_BYTES + 1)
+    except FileNotFoundError:
+        return b""
+
+
+def checked(program: bytes) -> bytes:
+    """Raises ValueError when it is no program."""
     if not program or len(program) % INSTRUCTION_BYTES or len(program) > MAX_INSTRUCTIONS * INSTRUCTION_BYTES:
-        raise ValueError(f"{path}: not a BPF program")
+        raise ValueError(f"{FILTER_FILE}: not a BPF program")
     return program
 
 

@@ -2,8 +2,7 @@
 
 A request is one packet with one socket, on which the answer goes, so that requests never wait for one another:
 
-    {"op": "create", "bundle": DIR, "stdout": FILE, "stderr": FILE}    see keeper.py
-    {"op": "userns", "base": B, "count": N}                            answered here, with a descriptor
+    {"op": "create", "bundle": DIR, "frame": CONFIG}    see keeper.py and, for the frame, bundle.py
 
 A keeper is forked before it is needed, so that a request need not wait for a fork; the next one only when nothing has
 been asked for a moment, since forking takes time from those that are being made.
@@ -22,7 +21,7 @@ import socket
 
 from agent.launcher import keeper, record
 from agent.launcher import syscalls as sc
-from agent.launcher.channel import MAX_MESSAGE, Message, decode, failed, pair, send
+from agent.launcher.channel import MAX_MESSAGE, failed, pair, send
 
 TITLE = b"tepui-launcher"
 QUIET_MS = 30
@@ -52,24 +51,18 @@ def serve(agent: socket.socket) -> None:
                 signal.set_wakeup_fd(-1)
                 return
             with socket.socket(fileno=descriptors[0]) as answer:
-                spare = _serve_one(packet, answer, spare)
-
-
-def _serve_one(packet: bytes, answer: socket.socket, spare: socket.socket | None) -> socket.socket | None:
-    """Returns the spare keeper, unless it has got something to do."""
-    request = decode(packet)
-    assert request is not None
-    if request["op"] != "create":
-        _answer_userns(request, answer)
-        return spare
-    try:
-        _hand_over(packet, answer, spare)
-    except OSError as error:
-        send(answer, failed("fork keeper", error).message())
-    return None
+                _hand_over(packet, answer, spare)
+                spare = None
 
 
 def _hand_over(packet: bytes, answer: socket.socket, spare: socket.socket | None) -> None:
+    try:
+        _give(packet, answer, spare)
+    except OSError as error:
+        send(answer, failed("fork keeper", error).message())
+
+
+def _give(packet: bytes, answer: socket.socket, spare: socket.socket | None) -> None:
     """To the spare keeper; to a new one when that was killed."""
     if spare is not None:
         with spare:
@@ -102,36 +95,6 @@ def fork_keeper() -> socket.socket:
         if pid == 0:
             keeper.run(theirs)
     return ours
-
-
-def _answer_userns(request: Message, answer: socket.socket) -> None:
-    try:
-        descriptor = make_userns(request["base"], request["count"])
-    except OSError as error:
-        send(answer, failed("make user namespace", error).message())
-        return
-    socket.send_fds(answer, [b'{"event": "userns"}'], [descriptor])
-    os.close(descriptor)
-
-
-def make_userns(base: int, count: int) -> int:
-    """A user namespace without processes: the one that was its first is gone when this returns."""
-    ours, theirs = pair()
-    pid, pidfd = sc.clone3(sc.CLONE_NEWUSER)
-    if pid == 0:
-        ours.close()
-        theirs.recv(1)
-        os._exit(0)
-    try:
-        for name in ("uid_map", "gid_map"):
-            with open(f"/proc/{pid}/{name}", "w", encoding="ascii") as file:
-                file.write(f"0 {base} {count}")
-        return os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
-    finally:
-        theirs.close()
-        ours.close()
-        os.waitpid(pid, 0)
-        os.close(pidfd)
 
 
 def _wake_on_child() -> socket.socket:

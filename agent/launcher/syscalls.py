@@ -34,6 +34,7 @@ NR_FSMOUNT = 432
 NR_CLONE3 = 435
 NR_CLOSE_RANGE = 436
 NR_OPENAT2 = 437
+OPENAT2_ATTEMPTS = 100
 NR_MOUNT_SETATTR = 442
 
 CLONE_PIDFD = 0x00001000
@@ -81,6 +82,7 @@ PR_SET_KEEPCAPS = 8
 PR_SET_NAME = 15
 PR_CAPBSET_READ = 23
 PR_CAPBSET_DROP = 24
+PR_SET_CHILD_SUBREAPER = 36
 PR_SET_NO_NEW_PRIVS = 38
 PR_CAP_AMBIENT = 47
 PR_CAP_AMBIENT_CLEAR_ALL = 4
@@ -146,7 +148,14 @@ def new_mount(kind: str, source: str, options: tuple[str, ...], attributes: int)
 
 
 def openat2(directory: int, path: str, flags: int, resolve: int, mode: int = 0) -> int:
+    """Tried again when anything was renamed or mounted anywhere while a `..` was looked up (EAGAIN): the kernel can't
+    tell whether that led out."""
     how = struct.pack("3Q", flags | os.O_CLOEXEC, mode, resolve)
+    for _ in range(OPENAT2_ATTEMPTS - 1):
+        try:
+            return _syscall(path, NR_OPENAT2, directory, os.fsencode(path), how, len(how))
+        except BlockingIOError:
+            continue
     return _syscall(path, NR_OPENAT2, directory, os.fsencode(path), how, len(how))
 
 

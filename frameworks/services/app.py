@@ -61,7 +61,7 @@ def new_task(app: App, now: datetime) -> TaskSpec:
     definition = app.definition
     task_id = f"{app.id[1:].replace('/', '_')}.{uuid.uuid4()}"
     labels = {**definition.labels, VERSION_LABEL: app.config_version, STAGED_LABEL: format_time(now)}
-    return TaskSpec(
+    plain = TaskSpec(
         id=task_id,
         framework=FRAMEWORK,
         owner=app.id,
@@ -77,6 +77,7 @@ def new_task(app: App, now: datetime) -> TaskSpec:
         image=definition.image,
         fetch=definition.fetches,
     )
+    return definition.confined(plain)
 
 
 def label(spec: TaskSpec, name: str) -> str:

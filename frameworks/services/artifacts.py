@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_validator
 
-from frameworks.services.strict import STRICT, invalid
+from frameworks.services.confinement import Parameters
+from frameworks.services.fields import STRICT, invalid
 from model.fetch import Fetch, problem
 from model.image import ImageSpec, Rules
 
@@ -27,11 +28,6 @@ def _not_privileged(value: object) -> None:
         raise invalid("privileged containers are not run, for they are none: ask for single capabilities instead")
 
 
-def _no_parameters(value: object) -> None:
-    if value:
-        raise invalid("options of the Docker command line are not passed on: remove them")
-
-
 def _no_pull_config(value: object) -> None:
     if value:
         raise invalid("is not supported by this version: fetch a .docker/config.json, or put it on the nodes")
@@ -45,16 +41,18 @@ def _no_network(value: object) -> None:
 class DockerImage(BaseModel):
     model_config = STRICT
 
-    image: Annotated[str, Field(max_length=REFERENCE_MOST), AfterValidator(_reference)]
+    image: Annotated[str, Field(max_length=REFERENCE_MOST), AfterValidator(_reference)] | None = None
     forcePullImage: bool = False
     privileged: Annotated[None, BeforeValidator(_not_privileged)] = None
-    parameters: Annotated[None, BeforeValidator(_no_parameters)] = None
+    parameters: Parameters = []
     pullConfig: Annotated[None, BeforeValidator(_no_pull_config)] = None
     network: Annotated[None, BeforeValidator(_no_network)] = None
     portMappings: Annotated[None, BeforeValidator(_no_network)] = None
 
-    def of_task(self, kind: Literal["MESOS", "DOCKER"], with_cmd: bool) -> ImageSpec:
-        """`args` are the entrypoint's; `cmd` is all that is executed."""
+    def of_task(self, kind: Literal["MESOS", "DOCKER"], with_cmd: bool) -> ImageSpec | None:
+        """`args` are the entrypoint's; `cmd` is all that is executed. None: the node's own file system."""
+        if self.image is None:
+            return None
         rules = Rules.DOCKER if kind == "DOCKER" else Rules.MESOS
         return ImageSpec(self.image, self.forcePullImage, rules, arguments=not with_cmd)
 

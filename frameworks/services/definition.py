@@ -11,15 +11,17 @@ from collections import Counter
 from math import ceil
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import AfterValidator, BaseModel, Field, model_validator
 
+from frameworks.services import confinement
 from frameworks.services.artifacts import Artifacts, DockerImage, Uris, fetches
+from frameworks.services.confinement import LinuxInfo, Parameters, ResourceLimits
+from frameworks.services.fields import STRICT, Refused, invalid, invalid_at
 from model.fetch import Fetch
 from model.image import ImageSpec
 from model.network import NETWORK_NAME
 from model.resources import Resources
-from model.task import Port, Protocol
+from model.task import Port, Protocol, TaskSpec
 from model.vip import is_vip_label, parse_label
 
 SEGMENT = r"([a-z0-9]([a-z0-9-]*[a-z0-9])?\.)*[a-z0-9]([a-z0-9-]*[a-z0-9])?"
@@ -28,6 +30,7 @@ APP_ID_LENGTH = 160  # a task's id adds a UUID, and must stay a file name with r
 RESERVED = {"restart", "tasks", "versions"}  # the REST API has these below an app's id
 PORT_NAME = re.compile(r"[a-zA-Z0-9]([a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?")
 USER = re.compile(r"[a-z_][a-z0-9_-]{0,31}|[0-9]{1,5}(:[0-9]{1,5})?")
+MAX_ID = 65535  # of a container's own range
 ENV_NAME = re.compile(r"[^=\x00]+")
 OWN_LABELS = "tepui/"  # prefix of the labels that this framework puts on tasks
 STRING_BYTES = 128 * 1024 - 1  # execve(2): MAX_ARG_STRLEN, with the NUL
@@ -38,17 +41,6 @@ PROTOCOLS = {
     "tcp,udp": (Protocol.TCP, Protocol.UDP),
     "udp,tcp": (Protocol.UDP, Protocol.TCP),
 }
-
-
-def invalid(message: str) -> PydanticCustomError:
-    # The message is no template: braces of the user's must not be taken for one.
-    return PydanticCustomError("invalid", "{message}", {"message": message})
-
-
-def _refuse(value: object) -> None:
-    # False and 0 are equal, so `in` finds both; "" is what an empty form field sends.
-    if value not in (None, 0, "", [], {}):
-        raise invalid("is not supported by this version: remove it")
 
 
 def _matches(pattern: re.Pattern[str], rule: str) -> AfterValidator:
@@ -65,6 +57,12 @@ def _executable(value: str) -> str:
         raise invalid("must not contain a NUL character")
     if len(value.encode()) > STRING_BYTES:
         raise invalid(f"is longer than the {STRING_BYTES} bytes that the kernel takes")
+    return value
+
+
+def _user(value: str) -> str:
+    if any(int(part) > MAX_ID for part in value.split(":") if part.isdecimal()):
+        raise invalid(f"{value!r}: ids go up to {MAX_ID}")
     return value
 
 
@@ -100,7 +98,6 @@ def _no_own_labels(labels: dict[str, str]) -> dict[str, str]:
     return labels
 
 
-Refused = Annotated[None, BeforeValidator(_refuse)]
 Text = Annotated[str, AfterValidator(_executable)]
 AppId = Annotated[str, AfterValidator(_app_id)]
 Amount = Annotated[float, Field(ge=0, le=2**40, allow_inf_nan=False)]
@@ -113,8 +110,7 @@ PortLabels = Annotated[dict[str, str], AfterValidator(_vip_labels)]
 
 
 class Strict(BaseModel):
-    # Strict: "2" is no number. JSON has types, and a definition that is wrong should not run as if it were right.
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, ser_json_inf_nan="null")
+    model_config = STRICT
 
 
 class NetworkRef(Strict):
@@ -156,12 +152,12 @@ class Container(Strict):
     type: Literal["MESOS", "DOCKER"] = "MESOS"
     portMappings: list[PortMapping] = []
     docker: DockerImage | None = None
-    linuxInfo: Refused = None
+    linuxInfo: LinuxInfo | None = None
     volumes: Refused = None
 
     @model_validator(mode="after")
     def _docker_has_an_image(self) -> Container:
-        if self.type == "DOCKER" and self.docker is None:
+        if self.type == "DOCKER" and (self.docker is None or self.docker.image is None):
             raise invalid('type DOCKER needs docker: {"image": ...}')
         return self
 
@@ -191,7 +187,7 @@ class Definition(Strict):
     id: AppId
     cmd: Annotated[Text, Field(min_length=1)] | None = None
     args: Annotated[list[Text], Field(min_length=1, max_length=10_000)] | None = None
-    user: Annotated[str, _matches(USER, "must be a name or decimal uid:gid")] | None = None
+    user: Annotated[str, _matches(USER, "must be a name or decimal uid:gid"), AfterValidator(_user)] | None = None
     env: dict[EnvName, Text] = {}
     cpus: Positive = 1.0
     mem: Positive = 128.0
@@ -222,7 +218,7 @@ class Definition(Strict):
     readinessChecks: Refused = None
     requirePorts: Refused = None
     residency: Refused = None
-    resourceLimits: Refused = None
+    resourceLimits: ResourceLimits | None = None
     role: Refused = None
     secrets: Refused = None
     storeUrls: Refused = None
@@ -243,6 +239,21 @@ class Definition(Strict):
         if self.cmd is None and self.args is None and self.image is None:
             raise invalid("exactly one of cmd and args must be given, without an image that says what to execute")
         return self
+
+    @model_validator(mode="after")
+    def _confinement_fits(self) -> Definition:
+        task = TaskSpec("probe", "services", self.id, self.argv, self.resources, self.network)
+        if found := dict(confinement.problems(task, self.options, self.resourceLimits)):
+            raise invalid_at(found)
+        return self
+
+    def confined(self, task: TaskSpec) -> TaskSpec:
+        """The task with all that the definition says of how it is confined."""
+        return confinement.confined(task, self.container.linuxInfo, self.options, self.resourceLimits)
+
+    @property
+    def options(self) -> Parameters:
+        return self.container.docker.parameters if self.container.docker else []
 
     @property
     def image(self) -> ImageSpec | None:

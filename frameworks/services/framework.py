@@ -26,6 +26,7 @@ from frameworks.services.wanted import Run, missing, surplus
 from master.offers import Offer, OfferGone, Offers, Rescinded, Subscription, TaskView, UnknownTask, Update
 from master.store.base import Change, Compacted, Store, StoreError
 from model.codec import Damaged
+from model.rights import needed
 from model.task import TaskSpec, TaskState, TaskStatus, newer
 
 GATHER_S = 0.05  # offers of several nodes arrive one by one; to spread, wait this long for the others
@@ -312,7 +313,9 @@ def describe_end(status: TaskStatus) -> str:
 
 
 def _demand(app: App, count: int) -> Demand:
-    return Demand(app.id, app.definition.resources, app.definition.network, count)
+    definition = app.definition
+    rights = needed(new_task(app, datetime.now(UTC)))
+    return Demand(app.id, definition.resources, definition.network, count, rights)
 
 
 def _staging(spec: TaskSpec, offer: Offer) -> TaskView:

@@ -19,12 +19,13 @@ Spread = Mapping[tuple[str, str], int]  # (app, node) -> tasks
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """`count` instances of an app, each of which needs `resources` and `network`."""
+    """`count` instances of an app, each of which needs `resources`, `network` and that a node permits `rights`."""
 
     app: str
     resources: Resources
     network: str
     count: int
+    rights: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +36,15 @@ class Placement:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why `node` can't run another instance of `app`: too little of `lacking` kinds, or no such network."""
+    """Why `node` can't run another instance of `app`: too little of `lacking` kinds, no such network, or what it
+    needs is `forbidden` there."""
 
     app: str
     node: str
     free: Resources
     lacking: tuple[str, ...]
     no_network: bool = False
+    forbidden: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +83,10 @@ def explain(demand: Demand, refusals: Sequence[Refusal]) -> list[str]:
     without = sum(refusal.no_network for refusal in refusals)
     if without:
         sentences.append(f'needs network "{demand.network}": {_of(without, nodes)} not have it')
+    for right in sorted({right for refusal in refusals for right in refusal.forbidden}):
+        refusing = sum(right in refusal.forbidden for refusal in refusals)
+        who = "no node permits it" if refusing == nodes else f"{_of(refusing, nodes)} not permit it"
+        sentences.append(f"needs {right}: {who}, in its agent.toml")
     for kind in UNITS:
         short = [refusal for refusal in refusals if kind in refusal.lacking]
         if short:
@@ -98,9 +105,10 @@ def reason(refusals: Sequence[Refusal]) -> str:
 def _refusal(demand: Demand, offer: Offer, free: Resources) -> Refusal | None:
     lacking = tuple(free.shortage(demand.resources))
     no_network = demand.network not in offer.networks
-    if not lacking and not no_network:
+    forbidden = demand.rights - offer.node.rights
+    if not lacking and not no_network and not forbidden:
         return None
-    return Refusal(demand.app, offer.node.id, free, lacking, no_network)
+    return Refusal(demand.app, offer.node.id, free, lacking, no_network, forbidden)
 
 
 def _rank(demand: Demand, offer: Offer, free: Resources, spread: Counter[tuple[str, str]]) -> tuple[int, int, int, str]:
@@ -108,7 +116,7 @@ def _rank(demand: Demand, offer: Offer, free: Resources, spread: Counter[tuple[s
 
 
 def _names(refusal: Refusal) -> list[str]:
-    return [UNITS[kind] for kind in refusal.lacking] + ["the network"] * refusal.no_network
+    return [UNITS[kind] for kind in refusal.lacking] + ["the network"] * refusal.no_network + sorted(refusal.forbidden)
 
 
 def _of(count: int, total: int) -> str:

@@ -6,6 +6,7 @@ directory. The files are described as cgroupspy's interfaces, whose names are th
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from cgroupspy.nodes import Node
 from isolators.cgroup.limits import Limits
 from model.task import Usage
 
-__all__ = ["Controller", "Files", "LimitFile", "QuotaFile", "has_file", "open_files"]
+__all__ = ["Controller", "Files", "LimitFile", "Opener", "QuotaFile", "has_file", "open_files"]
+
+Opener = Callable[[type[Files], Path], Any]
 
 
 class LimitFile(BaseFileInterface):  # type: ignore[misc]
@@ -52,8 +55,8 @@ class Controller:
     def limit(self, directory: Path, limits: Limits) -> None:
         """In place, also while processes run in it: what is not limited any more is set free."""
 
-    def usage(self, directory: Path, usage: Usage) -> Usage:
-        """`usage` with what this controller counts."""
+    def usage(self, directory: Path, usage: Usage, opened: Opener) -> Usage:
+        """`usage` with what this controller counts. `opened` gives the files, as `open_files` does."""
         return usage
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from cgroupspy.controllers import CpuAcctController, CpuController
 from cgroupspy.interfaces import DictFile, IntegerFile
 
-from isolators.cgroup.controller import Controller, Files, QuotaFile, has_file, open_files
+from isolators.cgroup.controller import Controller, Files, Opener, QuotaFile, has_file, open_files
 from isolators.cgroup.limits import PERIOD_US, Limits
 from model.task import Usage
 
@@ -46,8 +46,8 @@ class CpuV1(Controller):
         if bursts and limits.burst_us:
             files.cfs_burst_us = limits.burst_us
 
-    def usage(self, directory: Path, usage: Usage) -> Usage:
-        files = open_files(CpuFilesV1, directory)
+    def usage(self, directory: Path, usage: Usage, opened: Opener) -> Usage:
+        files = opened(CpuFilesV1, directory)
         quota, throttled = files.cfs_quota_us, files.stat["throttled_time"]
         limit = None if quota is None else quota / files.cfs_period_us
         return replace(usage, cpu_limit=limit, cpu_throttled_s=throttled / 1e9)
@@ -58,8 +58,8 @@ class CpuacctV1(Controller):
 
     name = "cpuacct"
 
-    def usage(self, directory: Path, usage: Usage) -> Usage:
-        files: Any = open_files(CpuAcctController, directory)
+    def usage(self, directory: Path, usage: Usage, opened: Opener) -> Usage:
+        files: Any = opened(CpuAcctController, directory)
         return replace(usage, cpu_s=files.usage / 1e9)
 
 
@@ -76,8 +76,8 @@ class CpuV2(Controller):
         if bursts and limits.burst_us:
             files.max_burst = limits.burst_us
 
-    def usage(self, directory: Path, usage: Usage) -> Usage:
-        files = open_files(CpuFilesV2, directory)
+    def usage(self, directory: Path, usage: Usage, opened: Opener) -> Usage:
+        files = opened(CpuFilesV2, directory)
         quota, period = files.max
         stat = files.stat
         return replace(

@@ -1,7 +1,7 @@
 """Which CPUs a container runs on, and which memory nodes it takes its pages from: all, unless the task names CPUs.
 
 On version 1 a new cgroup has neither and takes no process until it has both, so each gets its parent's. In version 2
-an empty list means the parent's.
+an empty list means the parent's; but a list can not be emptied again while processes live there (ENOSPC).
 """
 
 from __future__ import annotations
@@ -47,10 +47,13 @@ class CpusetV2(Controller):
     def limit(self, directory: Path, limits: Limits) -> None:
         if not has_file(directory, "cpuset.cpus"):
             return
-        files = open_files(CpusetFilesV2, directory)
-        _require(set(limits.cpus), open_files(CpusetFilesV2, directory.parent).cpus_effective, directory)
-        if files.cpus != set(limits.cpus):
-            files.cpus = limits.cpus
+        files, above = (open_files(CpusetFilesV2, path) for path in (directory, directory.parent))
+        wanted, there = set(limits.cpus), above.cpus_effective
+        _require(wanted, there, directory)
+        if not wanted and files.cpus:
+            wanted = there
+        if files.cpus != wanted:
+            files.cpus = wanted
 
 
 def _inherit(directory: Path) -> None:

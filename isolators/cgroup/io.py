@@ -12,7 +12,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from isolators.cgroup.controller import Controller, has_file
+from cgroupspy.interfaces import BaseFileInterface
+
+from isolators.cgroup.controller import Controller, Files, Opener, has_file
 from isolators.cgroup.limits import Limits, Throttle
 from model.task import Usage
 
@@ -22,8 +24,15 @@ FIELDS_V1 = {
     "read_iops": "blkio.throttle.read_iops_device",
     "write_iops": "blkio.throttle.write_iops_device",
 }
-COUNTED_V1 = "blkio.throttle.io_service_bytes"
 FIELDS_V2 = {"read_bps": "rbps", "write_bps": "wbps", "read_iops": "riops", "write_iops": "wiops"}
+
+
+class IoFilesV1(Files):  # type: ignore[misc]
+    io_service_bytes = BaseFileInterface("blkio.throttle.io_service_bytes", readonly=True)
+
+
+class IoFilesV2(Files):  # type: ignore[misc]
+    stat = BaseFileInterface("io.stat", readonly=True)
 
 
 class BlkioV1(Controller):
@@ -38,9 +47,9 @@ class BlkioV1(Controller):
                 (directory / name).write_text(f"{device} {rate}")
         _weigh(directory, ("blkio.bfq.weight", "blkio.weight"), limits.io_weight)
 
-    def usage(self, directory: Path, usage: Usage) -> Usage:
+    def usage(self, directory: Path, usage: Usage, opened: Opener) -> Usage:
         read = written = 0
-        for line in _lines(directory / COUNTED_V1):
+        for line in opened(IoFilesV1, directory).io_service_bytes.splitlines():
             match line.split():
                 case [_, "Read", count]:
                     read += int(count)
@@ -61,8 +70,8 @@ class IoV2(Controller):
             (directory / "io.max").write_text(max_line(wanted.get(device, Throttle(device))))
         _weigh(directory, ("io.bfq.weight", "io.weight"), limits.io_weight)
 
-    def usage(self, directory: Path, usage: Usage) -> Usage:
-        counts = [_pairs(line) for line in _lines(directory / "io.stat")]
+    def usage(self, directory: Path, usage: Usage, opened: Opener) -> Usage:
+        counts = [_pairs(line) for line in opened(IoFilesV2, directory).stat.splitlines()]
         read, written = (sum(count.get(key, 0) for count in counts) for key in ("rbytes", "wbytes"))
         return replace(usage, io_read_bytes=read, io_write_bytes=written)
 

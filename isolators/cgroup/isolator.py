@@ -10,12 +10,10 @@ from __future__ import annotations
 import asyncio
 import errno
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
-from pathlib import Path
+from contextlib import closing, contextmanager, suppress
 
-from isolators.base import BundlePart, Container, Isolator, IsolatorError, Limit, Unsupported
+from isolators.base import BundlePart, Container, Isolator, IsolatorError, Limit, Sandbox, Unsupported
 from isolators.cgroup import devices
-from isolators.cgroup.grace import GracePeriod, own_procs
 from isolators.cgroup.hierarchy import V1, V2, detect
 from isolators.cgroup.limits import MIB, Limits, Throttle, check, limits, oci_resources
 from isolators.cgroup.tree import Cgroups
@@ -41,7 +39,6 @@ class CgroupIsolator(Isolator):
         """`prefix` is a path below the root of each tree, such as `tepui/n1`. Raises Unsupported."""
         found = hierarchy or detect(mount_points())
         self._cgroups: Cgroups = CgroupsV1(found, prefix) if isinstance(found, V1) else CgroupsV2(found, prefix)
-        self._grace = GracePeriod(own_procs(found, Path("/proc/self/cgroup").read_text()))
         self._rights = rights
 
     async def recover(self, known: list[Container], orphans: list[str]) -> None:
@@ -50,28 +47,29 @@ class CgroupIsolator(Isolator):
             if name not in kept:
                 await self._destroy(name)
 
+    async def open(self, sandbox: Sandbox) -> BundlePart:
+        with _operation("create cgroup", sandbox.id):
+            self._cgroups.create(sandbox.id)
+        return {"linux": {"cgroupsPath": self._cgroups.path(sandbox.id)}}
+
+    async def isolate(self, sandbox: Sandbox, pid: int) -> tuple[Address, ...]:
+        with _operation(f"move process {pid} to cgroup", sandbox.id):
+            # By a thread: a move waits for a grace period of the kernel (cgroup_threadgroup_rwsem), 5 to 10 ms.
+            await asyncio.to_thread(self._cgroups.add, sandbox.id, pid)
+        return ()
+
     async def prepare(self, container: Container) -> BundlePart:
-        self._grace.begin()
         limit = self._limits(container, container.task.resources)
-        with _operation("create cgroup", container.id):
-            self._cgroups.create(container.id)
-        with _operation("limit cgroup", container.id), _refusals(container.id):
-            self._cgroups.limit(container.id, limit)
         return {
             "process": {"oomScoreAdj": container.task.limits.oom_score_adj},
             "linux": {
-                "cgroupsPath": self._cgroups.path(container.id),
                 "resources": oci_resources(limit),
                 "devices": [devices.node(device) for device in container.task.limits.devices],
             },
         }
 
-    async def isolate(self, container: Container, pid: int) -> tuple[Address, ...]:
-        await self._grace.over()
-        with _operation(f"move process {pid} to cgroup", container.id):
-            # By a thread: should the grace period have run out, this is the one to sleep.
-            await asyncio.to_thread(self._cgroups.add, container.id, pid)
-        return ()
+    async def enforce(self, container: Container) -> None:
+        await self.update(container, container.task.resources)
 
     async def watch(self, container: Container) -> Limit | None:
         with _operation("watch memory of", container.id), closing(self._cgroups.oom_news(container.id)) as news:
@@ -92,8 +90,11 @@ class CgroupIsolator(Isolator):
 
     async def update(self, container: Container, resources: Resources) -> None:
         limit = self._limits(container, resources)
-        with _operation("resize cgroup", container.id), _refusals(container.id):
-            self._cgroups.limit(container.id, limit)
+        try:
+            with _refusals(container.id):
+                self._cgroups.limit(container.id, limit)
+        except OSError as error:
+            raise self._not_resized(container, limit, error) from error
 
     async def pause(self, container: Container) -> None:
         with _operation("freeze", container.id):
@@ -113,8 +114,8 @@ class CgroupIsolator(Isolator):
         with _operation("read cgroup", container.id):
             return self._cgroups.usage(container.id, usage)
 
-    async def cleanup(self, container: Container) -> None:
-        await self._destroy(container.id)
+    async def cleanup(self, sandbox: Sandbox) -> None:
+        await self._destroy(sandbox.id)
 
     def _limits(self, container: Container, resources: Resources) -> Limits:
         """Raises Unsupported for what this task, or any, can not have here."""
@@ -126,7 +127,7 @@ class CgroupIsolator(Isolator):
         rules = (*devices.DEFAULT, *map(devices.rule, wanted.devices))
         throttles = [
             Throttle(
-                devices.disk(limit, container.directory.parent),
+                devices.disk(limit, container.layer.parent),
                 limit.read_bps,
                 limit.write_bps,
                 limit.read_iops,
@@ -135,6 +136,15 @@ class CgroupIsolator(Isolator):
             for limit in wanted.io
         ]
         return limits(container.task, resources, throttles, rules)
+
+    def _not_resized(self, container: Container, limit: Limits, error: OSError) -> IsolatorError:
+        if error.errno == errno.EBUSY:
+            with suppress(OSError):
+                used = self._cgroups.usage(container.id, Usage()).mem_bytes
+                if used > limit.memory_bytes:
+                    in_use = f"{used / MIB:.1f} MiB are in use, and can't be reclaimed"
+                    return Unsupported(f"memory limit {limit.memory_bytes // MIB} MiB: {in_use}")
+        return IsolatorError(f"resize cgroup {container.id}: {error}")
 
     async def _soon_exceeded(self, container: Container) -> Limit | None:
         """On version 1 the news comes before the kernel has chosen whom to kill (mem_cgroup_oom), or kills nobody."""

@@ -5,6 +5,7 @@ What can not be is refused here, before anything was made: the text names the fi
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,8 @@ MIN_SHARES, MAX_SHARES = 2, 262_144
 MAX_AMOUNT = 1 << 40  # of CPU thousandths, MiB, bytes a second: far above any node, far below the kernel's overflow
 MAX_PIDS = 1 << 22  # PID_MAX_LIMIT, linux/threads.h
 MAX_IO_WEIGHT = 1000  # of BFQ and of the OCI runtime specification
+NODE_CPUS = (os.cpu_count() or 1) * 1000
+NODE_MIB = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // MIB
 MAX_CPU = 8191  # CONFIG_NR_CPUS goes up to 8192
 
 
@@ -64,16 +67,17 @@ def limits(
     task: TaskSpec, resources: Resources, throttles: Sequence[Throttle] = (), rules: Sequence[Rule] = ()
 ) -> Limits:
     """One CPU is 1000 thousandths is 1024 shares. The quota always holds: a task gets what it asked for, and no more
-    by luck of its neighbours. Raises Unsupported."""
+    by luck of its neighbours, unless it asked for that (`cpu_limit`). Raises Unsupported."""
     check(task, resources)
     wanted = task.limits
-    quota = max(resources.cpus * PERIOD_US // 1000, MIN_QUOTA_US)
+    cpus = max(resources.cpus, min(wanted.cpu_limit, NODE_CPUS))
+    quota = max(cpus * PERIOD_US // 1000, MIN_QUOTA_US)
     if wanted.cpu_burst_us > quota:
         raise Unsupported(f"limits.cpu_burst_us is {wanted.cpu_burst_us}: it can't exceed the quota of {quota}")
     return Limits(
         shares=min(max(resources.cpus * 1024 // 1000, MIN_SHARES), MAX_SHARES),
         quota_us=quota,
-        memory_bytes=max(resources.mem, MIN_MEMORY_MIB) * MIB,
+        memory_bytes=max(resources.mem, min(wanted.mem_limit, NODE_MIB), MIN_MEMORY_MIB) * MIB,
         pids=task.pids,
         burst_us=wanted.cpu_burst_us,
         cpus=parse_cpus(wanted.cpuset),
@@ -94,7 +98,9 @@ def check(task: TaskSpec, resources: Resources) -> None:
     _within("resources.disk", resources.disk, 0, MAX_AMOUNT)
     _within("pids", task.pids, 1, MAX_PIDS)
     _within("limits.swap", wanted.swap, 0, MAX_AMOUNT)
-    _within("limits.mem_high", wanted.mem_high, 0, resources.mem)
+    _within("limits.mem_high", wanted.mem_high, 0, max(resources.mem, wanted.mem_limit))
+    _within("limits.cpu_limit", wanted.cpu_limit, 0, MAX_AMOUNT)
+    _within("limits.mem_limit", wanted.mem_limit, 0, MAX_AMOUNT)
     _within("limits.oom_score_adj", wanted.oom_score_adj, 0, 1000)
     _within("limits.cpu_burst_us", wanted.cpu_burst_us, 0, MAX_AMOUNT)
     _within("limits.io_weight", wanted.io_weight, 0, MAX_IO_WEIGHT)

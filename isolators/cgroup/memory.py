@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from cgroupspy.controllers import MemoryController
 from cgroupspy.interfaces import DictFile, FlagFile, IntegerFile
 
-from isolators.cgroup.controller import Controller, Files, LimitFile, has_file, open_files
+from isolators.cgroup.controller import Controller, Files, LimitFile, Opener, has_file, open_files
 from isolators.cgroup.limits import Limits
 from model.task import Usage
 
@@ -57,8 +57,8 @@ class MemoryV1(Controller):
         if (high is not None) or _limited(files.soft_limit_in_bytes) is not None:
             files.soft_limit_in_bytes = high
 
-    def usage(self, directory: Path, usage: Usage) -> Usage:
-        files = open_files(MemoryController, directory)
+    def usage(self, directory: Path, usage: Usage, opened: Opener) -> Usage:
+        files = opened(MemoryController, directory)
         return replace(
             usage,
             mem_bytes=files.usage_in_bytes,
@@ -86,8 +86,8 @@ class MemoryV2(Controller):
         files.high = limits.high_bytes or None
         files.oom_group = True
 
-    def usage(self, directory: Path, usage: Usage) -> Usage:
-        files = open_files(MemoryFilesV2, directory)
+    def usage(self, directory: Path, usage: Usage, opened: Opener) -> Usage:
+        files = opened(MemoryFilesV2, directory)
         peak = files.peak if has_file(directory, "memory.peak") else 0  # Linux 5.19
         return replace(usage, mem_bytes=files.current, mem_limit_bytes=files.max, mem_peak_bytes=peak)
 

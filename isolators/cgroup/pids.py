@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cgroupspy.interfaces import IntegerFile
 
-from isolators.cgroup.controller import Controller, Files, LimitFile, open_files
+from isolators.cgroup.controller import Controller, Files, LimitFile, Opener, open_files
 from isolators.cgroup.limits import Limits
 from model.task import Usage
 
@@ -23,6 +23,6 @@ class Pids(Controller):
     def limit(self, directory: Path, limits: Limits) -> None:
         open_files(PidsFiles, directory).max = limits.pids
 
-    def usage(self, directory: Path, usage: Usage) -> Usage:
-        files = open_files(PidsFiles, directory)
+    def usage(self, directory: Path, usage: Usage, opened: Opener) -> Usage:
+        files = opened(PidsFiles, directory)
         return replace(usage, pids=files.current, pids_limit=files.max)

@@ -89,7 +89,9 @@ def _kill_member(pid: int, directory: Path) -> None:
     """Through a pidfd, opened before the list is read again: a pid that was reused meanwhile is not on it."""
     try:
         pidfd = os.pidfd_open(pid)
-    except ProcessLookupError:
+    except OSError as error:
+        if error.errno not in (errno.ESRCH, errno.EINVAL, errno.ENOENT):  # not ESRCH: it is just being removed
+            raise
         return
     try:
         if pid in _processes(directory):

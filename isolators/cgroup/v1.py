@@ -19,6 +19,7 @@ from isolators.cgroup.freezer import FreezerV1
 from isolators.cgroup.hierarchy import V1, v2_controllers
 from isolators.cgroup.hugetlb import Hugetlb
 from isolators.cgroup.io import BlkioV1
+from isolators.cgroup.kept import KeptFiles
 from isolators.cgroup.limits import Limits
 from isolators.cgroup.memory import MemoryV1, OomNews
 from isolators.cgroup.pids import Pids
@@ -45,6 +46,7 @@ class CgroupsV1:
 
     def __init__(self, hierarchy: V1, prefix: str) -> None:
         self._prefix = prefix
+        self._kept = KeptFiles()
         self._unified = hierarchy.unified
         mounts = dict(hierarchy.mounts)
         self._controllers = [(each, mounts[each.name]) for each in CONTROLLERS if each.name in mounts]
@@ -60,12 +62,16 @@ class CgroupsV1:
 
     def create(self, name: str) -> None:
         for base in self._bases:
-            base.mkdir(parents=True, exist_ok=True)
-            if self._unified is not None and base.is_relative_to(self._unified):
-                switch_on(self._switched, base, self._unified)
+            if not base.is_dir():
+                self._make_base(base)
             tree.make(base / name)
         for controller, mount in self._controllers:
             controller.enter(mount / self._prefix / name, mount)
+
+    def _make_base(self, base: Path) -> None:
+        base.mkdir(parents=True, exist_ok=True)
+        if self._unified is not None and base.is_relative_to(self._unified):
+            switch_on(self._switched, base, self._unified)
 
     def limit(self, name: str, limits: Limits) -> None:
         for controller, mount in self._controllers:
@@ -77,7 +83,7 @@ class CgroupsV1:
 
     def usage(self, name: str, usage: Usage) -> Usage:
         for controller, mount in self._controllers:
-            usage = controller.usage(mount / self._prefix / name, usage)
+            usage = controller.usage(mount / self._prefix / name, usage, self._kept.files)
         return usage
 
     def oom_kills(self, name: str) -> int:
@@ -87,7 +93,8 @@ class CgroupsV1:
         return MemoryV1().oom_news(self._memory / name)
 
     def freeze(self, name: str, wanted: bool) -> None:
-        FreezerV1().freeze(self._freezer_of(name), wanted)
+        if wanted or self._freezer is not None:
+            FreezerV1().freeze(self._freezer_of(name), wanted)
 
     def frozen(self, name: str) -> bool:
         return FreezerV1().frozen(self._freezer_of(name))
@@ -103,6 +110,7 @@ class CgroupsV1:
 
     def remove(self, name: str) -> None:
         for base in self._bases:
+            self._kept.forget(base / name)
             tree.remove(base / name)
 
     def names(self) -> list[str]:

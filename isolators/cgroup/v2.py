@@ -21,6 +21,7 @@ from isolators.cgroup.freezer import FreezerV2
 from isolators.cgroup.hierarchy import REQUIRED, V2, v2_controllers
 from isolators.cgroup.hugetlb import Hugetlb
 from isolators.cgroup.io import IoV2
+from isolators.cgroup.kept import KeptFiles
 from isolators.cgroup.limits import Limits
 from isolators.cgroup.memory import MemoryV2, OomNews
 from isolators.cgroup.pids import Pids
@@ -42,6 +43,7 @@ class CgroupsV2:
 
     def __init__(self, hierarchy: V2, prefix: str) -> None:
         self._mount = hierarchy.mount
+        self._kept = KeptFiles()
         self._prefix = prefix
         self._base = hierarchy.mount / prefix
         offered = {*REQUIRED, *v2_controllers(hierarchy.mount)}
@@ -61,7 +63,7 @@ class CgroupsV2:
 
     def usage(self, name: str, usage: Usage) -> Usage:
         for controller in self._controllers:
-            usage = controller.usage(self._base / name, usage)
+            usage = controller.usage(self._base / name, usage, self._kept.files)
         return usage
 
     def oom_kills(self, name: str) -> int:
@@ -90,6 +92,7 @@ class CgroupsV2:
         return populated
 
     def remove(self, name: str) -> None:
+        self._kept.forget(self._base / name)
         tree.remove(self._base / name)
 
     def names(self) -> list[str]:

@@ -60,13 +60,13 @@ def cluster_router(
 
     @router.get("/tasks/{task_id}")
     async def show_task(task_id: str) -> dict[str, Any]:
-        return {"task": task_json(_known(tasks, task_id))}
+        return {"task": task_json(known_task(tasks, task_id))}
 
     @router.get("/tasks/{task_id}/log")
     async def read_log(
         task_id: str, stream: Stream = "stdout", tail: Tail = -1, follow: bool = False
     ) -> StreamingResponse:
-        task = _known(tasks, task_id)
+        task = known_task(tasks, task_id)
         chunks = logs.read(
             task.spec.id, lambda request: open_log(task.node, request), stream=stream, tail=tail, follow=follow
         )
@@ -100,7 +100,7 @@ async def _opened(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     return all_of_it()
 
 
-def _known(tasks: Tasks, task_id: str) -> TaskRecord:
+def known_task(tasks: Tasks, task_id: str) -> TaskRecord:
     """The task with this id, or the only one whose id begins so: people copy beginnings."""
     exact = tasks.get(task_id)
     if exact is not None:
@@ -123,6 +123,7 @@ def _node(view: NodeView, tasks: Tasks, allocator: Allocator) -> dict[str, Any]:
         "boot_id": node.boot_id,
         "version": node.version,
         "attributes": dict(node.attributes),
+        "rights": sorted(node.rights),
         "resources": resources_json(node.resources),
         "used": resources_json(tasks.used(node.id)),
         "tasks": sum(record.status.state is TaskState.RUNNING for record in tasks.on(node.id)),
@@ -146,6 +147,8 @@ def task_json(task: TaskRecord | TaskView) -> dict[str, Any]:
         "pid": status.pid,
         "exit_code": status.exit_code,
         "healthy": status.healthy,
+        "paused": status.paused,
+        "refused": status.refused,
         "network": spec.network,
         "resources": resources_json(spec.resources),
         "limits": limits_json(usage),

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from agent.sandboxes import SPARES
 from lab.record import Node
-from tests.cluster import bed
+from tests.cluster import bed, traces
 from tests.cluster.bed import Cluster, Tasks, eventually, same
 from tests.cluster.traffic import Client, steady
 
@@ -21,13 +22,18 @@ MOMENT_DEADLINE_S = 10.0
 MOMENT_POLL_S = 0.0005
 OTHERS = ("n2", "n3")
 # Something of the launch, as it appears on the node: the earlier, the less of it is there when the agent dies.
-MOMENTS: dict[str, Callable[[Node], list[Path]]] = {
-    "accepted": lambda node: list((node.state / "tasks").glob("launch*")),
-    "prepared": lambda node: list((node.state / "containers").glob("launch*/config.json")),
-    "leased": lambda node: [lease for lease in (node.state / "leases/overlay").glob("*") if lease.suffix != ".rested"],
-    "kept": lambda node: list((node.state / "containers").glob("launch*/keeper.json")),
-    "launched": lambda node: list((node.state / "logs").glob("launch*/stdout")),
+MOMENTS: dict[str, Callable[[Node, Path], list[Path]]] = {
+    "accepted": lambda node, bundles: list((node.state / "tasks").glob("launch*")),
+    "prepared": lambda node, bundles: list(bundles.glob("*/config.json")),
+    "more are made": lambda node, bundles: list(bundles.iterdir())[SPARES:],
+    "more are leased": lambda node, bundles: leases(node)[SPARES:],
+    "more are kept": lambda node, bundles: list(bundles.glob("*/keeper.json"))[SPARES:],
+    "launched": lambda node, bundles: list((node.state / "logs").glob("launch*/stdout")),
 }
+
+
+def leases(node: Node) -> list[Path]:
+    return [lease for lease in (node.state / "leases/overlay").glob("*") if lease.suffix != ".rested"]
 
 
 def test_killed_agent_leaves_containers_and_connections_alone(cluster: Cluster) -> None:
@@ -49,9 +55,10 @@ def test_killed_agent_leaves_containers_and_connections_alone(cluster: Cluster) 
 def test_agent_killed_while_it_launches(cluster: Cluster, moment: str) -> None:
     """Six launches on one node, and the agent dies as the first of them gets so far."""
     node = cluster.lab.node("n1")
+    bundles = traces.bundles(node, cluster.lab.status("n1").pid)
     with away(cluster, OTHERS):
         cluster.run(bed.command("/launch", "echo started; exec sleep 3600", instances=6))
-        wait_for_moment(partial(MOMENTS[moment], node))
+        wait_for_moment(partial(MOMENTS[moment], node, bundles))
         cluster.lab.kill_daemon("n1", "agent")
         tasks = cluster.await_running("/launch", 6)
         cluster.await_traces("n1")
@@ -61,13 +68,13 @@ def test_agent_killed_while_it_launches(cluster: Cluster, moment: str) -> None:
 
 @pytest.mark.parametrize("left", [6, 5, 1])
 def test_agent_killed_while_it_clears_away(cluster: Cluster, left: int) -> None:
-    """Six containers of one node are to end, and the agent dies when so many still have their directory."""
-    containers = cluster.lab.node("n1").state / "containers"
+    """Six containers of one node are to end, and the agent dies when so many still write somewhere."""
+    layers = cluster.lab.node("n1").state / "layers"
     with away(cluster, OTHERS):
         cluster.run(bed.command("/ending", "trap 'echo ended; exit' TERM; while :; do sleep 0.05; done", instances=6))
         cluster.await_running("/ending", 6)
         cluster.remove("/ending")
-        wait_for_moment(lambda: len(list(containers.iterdir())) <= left)
+        wait_for_moment(lambda: len(list(layers.iterdir())) <= left + SPARES)
         cluster.lab.kill_daemon("n1", "agent")
         eventually(lambda: not cluster.tasks(), "all have ended")
         cluster.await_traces("n1")

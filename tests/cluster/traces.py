@@ -6,6 +6,7 @@ With it a test compares what is there with what the API says should be: more is 
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from lab.record import Node
 @dataclass(frozen=True, slots=True)
 class Traces:
     """Task ids, except for `links`: how many veth pairs end in containers. `records` are checkpoints and logs, which
-    outlive the container until the master has heard of its end."""
+    outlive the container until the master has heard of its end. Sandboxes that wait for a task are not counted."""
 
     cgroups: frozenset[str]
     mounts: frozenset[str]
@@ -33,15 +34,26 @@ def of(tasks: frozenset[str]) -> Traces:
 
 
 def read(lab: Lab, name: str) -> Traces:
-    node = lab.node(name)
+    node, pid = lab.node(name), lab.status(name).pid
+    spares, owners = _spares(node), {container: task for task, container in _containers(node).items()}
+
+    def tasks(containers: frozenset[str]) -> frozenset[str]:
+        """What belongs to no task is there by its own name."""
+        return frozenset(owners.get(container, container) for container in containers - spares)
+
     return Traces(
-        cgroups=_cgroups(node),
-        mounts=_mounts(node, lab.status(name).pid),
-        leases=_leases(node),
-        directories=_entries(node.state / "containers"),
+        cgroups=tasks(_cgroups(node)),
+        mounts=tasks(_mounts(node, pid)),
+        leases=tasks(_leases(node)),
+        directories=tasks(_entries(bundles(node, pid)) | _entries(node.state / "layers")),
         records=_entries(node.state / "logs") | frozenset(Path(each).stem for each in _entries(node.state / "tasks")),
-        links=_links(lab, name),
+        links=_links(lab, name) - len(spares),
     )
+
+
+def bundles(node: Node, pid: int) -> Path:
+    """Which are in memory that only the node's own processes have mounted; `pid` is one of them."""
+    return Path(f"/proc/{pid}/root{node.state}/run/containers")
 
 
 def limits(node: Node, task: str) -> dict[str, int]:
@@ -52,11 +64,30 @@ def limits(node: Node, task: str) -> dict[str, int]:
         "mem_bytes": ("memory", "memory.limit_in_bytes"),
         "pids": ("pids", "pids.max"),
     }
-    roots = {hierarchy.name: hierarchy for hierarchy in cgroups.hierarchies()}
+    roots, container = {hierarchy.name: hierarchy for hierarchy in cgroups.hierarchies()}, _containers(node)[task]
     return {
-        key: int((roots[controller] / node.cgroup / task / file).read_text())
+        key: int((roots[controller] / node.cgroup / container / file).read_text())
         for key, (controller, file) in files.items()
     }
+
+
+def _containers(node: Node) -> dict[str, str]:
+    """By task."""
+    found = {}
+    for path in (node.state / "tasks").glob("*.json"):
+        with suppress(FileNotFoundError):
+            found[path.stem] = str(json.loads(path.read_text())["container"])
+    return found
+
+
+def _spares(node: Node) -> frozenset[str]:
+    """What waits for a task was not executed yet, and has the name of who made it."""
+    found = set()
+    for path in (cgroups.unified().parent / "pids" / node.cgroup).glob("*/cgroup.procs"):
+        with suppress(OSError, IndexError):
+            if Path(f"/proc/{path.read_text().split()[0]}/comm").read_text() == "tepui-maker\n":
+                found.add(path.parent.name)
+    return frozenset(found)
 
 
 def _cgroups(node: Node) -> frozenset[str]:
@@ -71,7 +102,7 @@ def _cgroups(node: Node) -> frozenset[str]:
 
 def _mounts(node: Node, pid: int) -> frozenset[str]:
     points = [Path(line.split()[4]) for line in Path(f"/proc/{pid}/mountinfo").read_text().splitlines()]
-    containers = node.state / "containers"
+    containers = node.state / "run/containers"
     return frozenset(point.relative_to(containers).parts[0] for point in points if point.is_relative_to(containers))
 
 

@@ -17,12 +17,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from tests.patience import PATIENCE
+
 CLONE_FS = 0x00000200
 CLONE_NEWNS = 0x00020000
 CLONE_NEWNET = 0x40000000
 MS_REC = 0x4000
 MS_PRIVATE = 1 << 18
-COMMAND_DEADLINE_S = 20.0
+COMMAND_DEADLINE_S = 20.0 * PATIENCE
 
 _libc = ctypes.CDLL(None, use_errno=True)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from isolators.mount import mount_points
 from tests.kernel.namespaces import ip
-from tests.kernel.sandbox import CGROUPS
+from tests.kernel.sandbox import cgroups
 
 MARK = "TEPUI_TEST"
 
@@ -35,7 +35,7 @@ def look(state: Path, prefix: str, mark: str) -> Remains:
     the launcher's, and what comes from it."""
     return Remains(
         mounts=frozenset(str(point.path) for point in mount_points()),
-        cgroups=frozenset(str(path) for path in CGROUPS.glob(f"*/{prefix}/*/")),
+        cgroups=frozenset(cgroups(prefix)),
         links=frozenset(link["ifname"] for link in ip("link")),
         processes=frozenset(_processes(mark)),
         files=frozenset(str(path) for path in state.rglob("*")),

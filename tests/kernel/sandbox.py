@@ -14,11 +14,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from agent import runtime
 from agent.launcher import record
 from agent.launcher.adopt import wait_exit
-from agent.launcher.client import Launch, Launcher
+from agent.launcher.client import NATIVE, Launch, Launcher
 from agent.launcher.record import Exit
-from isolators.base import Container, Isolator, merge
+from isolators import base
+from isolators.base import BundlePart, Container, Isolator, merge
 from isolators.capabilities import CapabilitiesIsolator
 from isolators.cgroup.isolator import CgroupIsolator
 from isolators.disk import DiskIsolator
@@ -29,17 +31,20 @@ from isolators.privileges import PrivilegesIsolator
 from isolators.process import ProcessIsolator
 from isolators.rights import NO_RIGHTS, Rights
 from isolators.rlimits import RlimitsIsolator
-from isolators.sandbox import SandboxIsolator
 from isolators.seccomp import SeccompIsolator
 from isolators.secrets import SecretsIsolator
 from isolators.sysctls import SysctlsIsolator
+from isolators.workspace import WorkspaceIsolator
 from model.resources import Resources
 from model.task import TaskSpec
+from tests.kernel.cgroup_files import CGROUPS as CGROUPS
+from tests.kernel.cgroup_files import directories, remove_prefix
+from tests.patience import PATIENCE
 
-DEADLINE_S = 20.0
+DEADLINE_S = 20.0 * PATIENCE
 INTERVAL_S = 0.01
 ID_BASE = 1_000_000
-CGROUPS = Path("/sys/fs/cgroup")
+Change = Callable[[dict[str, Any]], None]
 PROGRAMS = ("sh", "cat", "ls", "touch", "true", "sleep", "stat", "id", "head")
 
 
@@ -50,32 +55,46 @@ class Sandbox:
     launcher: Launcher
     isolators: list[Isolator]
     containers: list[Container] = field(default_factory=list)
+    frames: dict[str, BundlePart] = field(default_factory=dict)
 
     def container(self, task: TaskSpec) -> Container:
         """Its directory is made; nothing else."""
-        container = Container(task.id, task, self.state / task.id, ID_BASE)
+        container = Container(
+            task, base.Sandbox(task.id, self.state / task.id, self.state / task.id, ID_BASE, task.network)
+        )
         container.directory.mkdir(mode=0o700)
         self.containers.append(container)
         return container
 
-    async def prepare(self, container: Container, change: Callable[[dict[str, Any]], None] | None = None) -> None:
-        config = merge([await isolator.prepare(container) for isolator in self.isolators])
+    async def create(self, container: Container, change: Change | None = None) -> Launch:
+        """A sandbox for it."""
+        frame = merge([await isolator.open(container.sandbox) for isolator in self.isolators])
+        if change is not None:
+            change(frame)
+        self.frames[container.id] = frame
+        launch = await self.launcher.create(container.directory, frame)
+        for isolator in self.isolators:
+            await isolator.isolate(container.sandbox, launch.pid)
+        return launch
+
+    async def prepare(self, container: Container, change: Change | None = None) -> None:
+        parts = [await isolator.prepare(container) for isolator in self.isolators]
+        config = merge([self.frames[container.id], *parts])
         if change is not None:
             change(config)
         (container.directory / "config.json").write_text(json.dumps(config))
 
-    async def create(self, container: Container) -> Launch:
-        directory = container.directory
-        launch = await self.launcher.create(directory, directory / "stdout", directory / "stderr")
+    async def fill(self, container: Container, launch: Launch) -> None:
+        await launch.fill(container.directory / "stdout", container.directory / "stderr")
         for isolator in self.isolators:
-            await isolator.isolate(container, launch.pid)
-        return launch
-
-    async def start(self, task: TaskSpec) -> tuple[Container, Launch]:
-        container = self.container(task)
-        await self.prepare(container)
-        launch = await self.create(container)
+            await isolator.enforce(container)
         await launch.start()
+
+    async def start(self, task: TaskSpec, change: Change | None = None) -> tuple[Container, Launch]:
+        container = self.container(task)
+        launch = await self.create(container)
+        await self.prepare(container, change)
+        await self.fill(container, launch)
         return container, launch
 
     async def run(self, task: TaskSpec) -> tuple[Exit, str]:
@@ -86,30 +105,17 @@ class Sandbox:
 
     async def clean(self) -> None:
         for container in self.containers:
+            await runtime.delete(container.directory, container.id)
             for isolator in reversed(self.isolators):
-                await isolator.cleanup(container)
+                await isolator.cleanup(container.sandbox)
 
 
 @asynccontextmanager
-async def sandbox(state: Path, rights: Rights = NO_RIGHTS) -> AsyncIterator[Sandbox]:
+async def sandbox(state: Path, rights: Rights = NO_RIGHTS, by: str = NATIVE) -> AsyncIterator[Sandbox]:
     """Checks at its end that no mount, cgroup or process is left."""
-    launcher = Launcher()
+    launcher = Launcher(by)
     prefix = f"tepui-test-{os.getpid()}"
-    isolators: list[Isolator] = [
-        FilesystemIsolator(state, launcher.userns_fd),
-        DiskIsolator(state),
-        CgroupIsolator(prefix, rights),
-        NamespacesIsolator(rights),
-        SandboxIsolator(),
-        ProcessIsolator(),
-        CapabilitiesIsolator(rights),
-        SeccompIsolator(rights),
-        PrivilegesIsolator(),
-        RlimitsIsolator(),
-        SysctlsIsolator(),
-        SecretsIsolator(state),
-    ]
-    made = Sandbox(state, prefix, launcher, isolators)
+    made = Sandbox(state, prefix, launcher, isolators_of(state, prefix, rights))
     try:
         yield made
     finally:
@@ -121,6 +127,24 @@ async def sandbox(state: Path, rights: Rights = NO_RIGHTS) -> AsyncIterator[Sand
         remove_prefix(prefix)
     assert left == []
     assert mounts_below(state) == []
+
+
+def isolators_of(state: Path, prefix: str, rights: Rights = NO_RIGHTS) -> list[Isolator]:
+    """Without the network's."""
+    return [
+        FilesystemIsolator(state),
+        DiskIsolator(state),
+        CgroupIsolator(prefix, rights),
+        NamespacesIsolator(rights),
+        WorkspaceIsolator(),
+        ProcessIsolator(),
+        CapabilitiesIsolator(rights),
+        SeccompIsolator(rights),
+        PrivilegesIsolator(),
+        RlimitsIsolator(),
+        SysctlsIsolator(),
+        SecretsIsolator(state),
+    ]
 
 
 def task(name: str, *argv: str, **changes: Any) -> TaskSpec:
@@ -152,12 +176,7 @@ def alive(pid: int) -> bool:
 
 def cgroups(prefix: str) -> list[str]:
     """Cgroups below the prefix in any tree."""
-    return [str(path) for path in CGROUPS.glob(f"*/{prefix}/*/")]
-
-
-def remove_prefix(prefix: str) -> None:
-    for path in CGROUPS.glob(f"*/{prefix}"):
-        path.rmdir()
+    return [str(path) for path in directories(prefix)]
 
 
 def mounts_below(directory: Path) -> list[Path]:

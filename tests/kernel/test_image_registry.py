@@ -120,7 +120,7 @@ async def test_an_image_here_is_asked_for_again_only_by_force(shop: Registry, im
     reference = shop.push("web:1", first)
     for name, force in (("a", False), ("b", False), ("c", True)):
         (tmp_path / "containers" / name).mkdir()
-        image, _ = await images.use(spec(shop, reference, force), tmp_path / "containers" / name, quiet)
+        image, _ = await images.use(spec(shop, reference, force), name, tmp_path / "containers" / name, quiet)
         assert image.config.command == (("1",) if name != "c" else ("2",))
         shop.push("web:1", second)
 

@@ -6,16 +6,20 @@ import asyncio
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
 
+from isolators import base
 from isolators.base import Container, IsolatorError, Unsupported
 from isolators.cgroup.isolator import CgroupIsolator
 from isolators.filesystem import FilesystemIsolator
+from isolators.mount import open_in_root
 from isolators.namespaces import hostname
 from isolators.network import NetworkIsolator
 from isolators.rlimits import RlimitsIsolator
@@ -23,13 +27,12 @@ from model.network import Address
 from model.resources import Resources
 from model.task import Rlimit, TaskSpec, Usage
 from netns.driver import Attachment, NetworkError, NetworkSpec
+from tests.kernel.cgroup_files import directories, files, remove_prefix
 from tests.kernel.sandbox import (
-    CGROUPS,
     ID_BASE,
     Sandbox,
     cgroups,
     mounts_below,
-    remove_prefix,
     root_directory,
     sandbox,
     task,
@@ -39,6 +42,7 @@ from tests.kernel.sandbox import (
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("host_mounts")]
 
 PREFIX = f"tepui-test-{os.getpid()}"
+V1_TREES = {"cpu", "memory", "pids"}
 
 
 @pytest.fixture
@@ -65,24 +69,40 @@ def sleeper() -> Iterator[subprocess.Popen[bytes]]:
     process.wait()
 
 
-def made(spec: TaskSpec, directory: Path) -> Container:
-    (directory / spec.id).mkdir(mode=0o700, parents=True)
-    return Container(spec.id, spec, directory / spec.id, ID_BASE)
+def made(spec: TaskSpec, directory: Path, id: str = "") -> Container:
+    id = id or spec.id
+    for path in (directory / id, directory / "layers" / id):
+        path.mkdir(mode=0o700, parents=True)
+    return Container(spec, base.Sandbox(id, directory / id, directory / "layers" / id, ID_BASE, spec.network))
+
+
+async def limited(limiter: CgroupIsolator, container: Container, pid: int) -> None:
+    await limiter.open(container.sandbox)
+    await limiter.isolate(container.sandbox, pid)
+    await limiter.prepare(container)
+    await limiter.enforce(container)
+
+
+async def mounted(isolator: FilesystemIsolator, container: Container) -> None:
+    """For a process in the user namespace of the node."""
+    await isolator.open(container.sandbox)
+    await isolator.isolate(container.sandbox, os.getpid())
+    await isolator.prepare(container)
+    await isolator.enforce(container)
 
 
 async def test_limits_are_read_back_and_changed(
     limiter: CgroupIsolator, sleeper: subprocess.Popen[bytes], tmp_path: Path
 ) -> None:
     container = made(task("web.1", "true", resources=Resources(cpus=1500, mem=64), pids=9), tmp_path)
-    await limiter.prepare(container)
-    await limiter.isolate(container, sleeper.pid)
+    await limited(limiter, container, sleeper.pid)
     usage = await limiter.usage(container, Usage())
     assert (usage.cpu_limit, usage.mem_limit_bytes, usage.pids_limit, usage.pids) == (1.5, 64 << 20, 9, 1)
     await limiter.update(container, Resources(cpus=250, mem=32))
     usage = await limiter.usage(container, Usage())
     assert (usage.cpu_limit, usage.mem_limit_bytes) == (0.25, 32 << 20)
-    assert {f"{name}:/{PREFIX}/web.1" for name in ("cpu", "memory", "pids")} <= cgroups_of(sleeper.pid)
-    await limiter.cleanup(container)
+    assert trees_with(f"/{PREFIX}/web.1", sleeper.pid) in ({""}, V1_TREES)
+    await limiter.cleanup(container.sandbox)
     assert sleeper.wait() == -signal.SIGKILL
 
 
@@ -91,21 +111,22 @@ async def test_orphans_are_killed_and_known_ones_kept(
 ) -> None:
     kept, orphan = (made(task(name, "true"), tmp_path) for name in ("kept.1", "orphan.1"))
     for container in (kept, orphan):
-        await limiter.prepare(container)
-    await limiter.isolate(orphan, sleeper.pid)
-    (CGROUPS / "pids" / PREFIX / "orphan.1" / "below").mkdir()
+        await limiter.open(container.sandbox)
+    await limiter.isolate(orphan.sandbox, sleeper.pid)
+    for directory in directories(PREFIX):
+        (directory / "below").mkdir()
     await CgroupIsolator(PREFIX).recover([kept], [])
     assert {Path(path).name for path in cgroups(PREFIX)} == {"kept.1"}
     assert sleeper.wait() == -signal.SIGKILL
-    await limiter.cleanup(kept)
+    await limiter.cleanup(kept.sandbox)
 
 
 async def test_a_process_that_is_gone_can_not_be_limited(limiter: CgroupIsolator, tmp_path: Path) -> None:
     container = made(task("web.1", "true"), tmp_path)
-    await limiter.prepare(container)
+    await limiter.open(container.sandbox)
     with pytest.raises(IsolatorError, match="move process 4194304 to cgroup web.1"):
-        await limiter.isolate(container, 1 << 22)
-    await limiter.cleanup(container)
+        await limiter.isolate(container.sandbox, 1 << 22)
+    await limiter.cleanup(container.sandbox)
 
 
 async def test_cpu_quota_holds(node: Sandbox) -> None:
@@ -122,56 +143,82 @@ async def test_cpu_quota_holds(node: Sandbox) -> None:
 
 async def test_overlays_of_unknown_containers_are_unmounted(node: Sandbox, tmp_path: Path) -> None:
     state = tmp_path / "with space"
-    isolator = FilesystemIsolator(state, node.launcher.userns_fd)
+    isolator = FilesystemIsolator(state)
     kept, orphan = (made(task(name, "true"), state) for name in ("kept.1", "orphan.1"))
     for container in (kept, orphan):
-        await isolator.prepare(container)
-    await FilesystemIsolator(state, node.launcher.userns_fd).recover([kept], ["orphan.1"])
+        await mounted(isolator, container)
+    await FilesystemIsolator(state).recover([kept], ["orphan.1"])
     assert mounts_below(state) == [kept.rootfs]
-    await isolator.cleanup(kept)
-    await isolator.cleanup(kept)
+    await isolator.cleanup(kept.sandbox)
+    await isolator.cleanup(kept.sandbox)
     assert mounts_below(state) == []
 
 
 async def test_a_busy_overlay_is_unmounted(node: Sandbox, tmp_path: Path) -> None:
-    isolator = FilesystemIsolator(tmp_path, node.launcher.userns_fd)
+    isolator = FilesystemIsolator(tmp_path)
     container = made(task("web.1", "true"), tmp_path)
-    await isolator.prepare(container)
+    await mounted(isolator, container)
     with (container.rootfs / "held").open("w"):
-        await isolator.cleanup(container)
+        await isolator.cleanup(container.sandbox)
         assert mounts_below(container.directory) == []
 
 
 async def test_the_nodes_own_files_are_not_idmapped(node: Sandbox, tmp_path: Path) -> None:
-    isolator = FilesystemIsolator(tmp_path, node.launcher.userns_fd)
+    isolator = FilesystemIsolator(tmp_path)
     container = made(task("web.1", "true"), tmp_path)
-    await isolator.prepare(container)
+    await mounted(isolator, container)
     assert (container.rootfs / "etc/shadow").stat().st_uid == 0
     assert container.rootfs.stat().st_uid == ID_BASE
-    await isolator.cleanup(container)
+    await isolator.cleanup(container.sandbox)
 
 
 async def test_an_image_is_idmapped_and_not_changed(node: Sandbox, tmp_path: Path) -> None:
     image = root_directory(tmp_path / "image", programs=["true"])
-    isolator = FilesystemIsolator(tmp_path, node.launcher.userns_fd)
-    container = made(task("web.1", "true", rootfs=str(image)), tmp_path)
-    await isolator.prepare(container)
+    container = node.container(task("web.1", "true", rootfs=str(image)))
+    await node.create(container)
+    await node.prepare(container)
     assert (container.rootfs / "bin/true").stat().st_uid == ID_BASE
     assert (image / "bin/true").stat().st_uid == 0
-    await isolator.cleanup(container)
+
+
+async def test_the_user_namespace_of_a_sandbox_is_held_until_its_files_are_mounted(node: Sandbox) -> None:
+    before = user_namespaces()
+    used, unused = (node.container(task(name, "true")) for name in ("web.1", "web.2"))
+    for container in (used, unused):
+        await node.create(container)
+    assert len(user_namespaces() - before) == 2
+    await node.prepare(used)
+    assert len(user_namespaces() - before) == 1
+    await node.clean()
+    assert user_namespaces() == before
+
+
+def test_a_look_up_on_a_busy_node_is_not_given_up(tmp_path: Path) -> None:
+    """Another process renames files all the time, each time making what is looked up uncertain."""
+    (tmp_path / "root/below").mkdir(parents=True)
+    (tmp_path / "root/file").write_text("x")
+    (tmp_path / "a").touch()
+    rename = "import os\nwhile True: os.rename('a', 'b'); os.rename('b', 'a')"
+    renaming = subprocess.Popen([sys.executable, "-I", "-S", "-c", rename], cwd=tmp_path)
+    try:
+        for _ in range(5000):
+            os.close(open_in_root(tmp_path / "root", "below/../below/../file"))
+    finally:
+        renaming.kill()
+        renaming.wait()
 
 
 async def test_a_missing_image_is_refused(node: Sandbox, tmp_path: Path) -> None:
-    isolator = FilesystemIsolator(tmp_path, node.launcher.userns_fd)
+    isolator = FilesystemIsolator(tmp_path)
     container = made(task("web.1", "true", rootfs="/missing"), tmp_path)
     with pytest.raises(Unsupported, match="/missing is not a directory"):
-        await isolator.prepare(container)
-    await isolator.cleanup(container)
+        await mounted(isolator, container)
+    await isolator.cleanup(container.sandbox)
 
 
-async def test_a_path_that_overlay_mounts_can_not_have_is_refused(node: Sandbox) -> None:
+async def test_a_path_that_overlay_mounts_can_not_have_is_refused() -> None:
     with pytest.raises(ValueError, match="state directory"):
-        FilesystemIsolator(Path("/var/lib/a,b"), node.launcher.userns_fd)
+        FilesystemIsolator(Path("/var/lib/a,b"))
 
 
 @pytest.mark.parametrize(
@@ -197,9 +244,10 @@ def test_host_names_are_one_label(name: str, expected: str) -> None:
 
 @dataclass
 class Network:
-    """A driver that has one address and keeps a list of what it was asked."""
+    """A driver that has one address and keeps a list of what it was asked to do."""
 
     calls: list[str] = field(default_factory=list)
+    attached: set[str] = field(default_factory=set)
     fails: bool = False
 
     def validate(self, spec: NetworkSpec) -> None: ...
@@ -211,8 +259,12 @@ class Network:
     async def attach(self, attachment: Attachment) -> tuple[Address, ...]:
         self.calls.append(f"attach {attachment.container} {attachment.netns_pid}")
         if self.fails:
-            raise NetworkError("attach web.1: no")
-        return (IPv4Address("192.0.2.7"),)
+            raise NetworkError("attach c1: no")
+        self.attached.add(attachment.container)
+        return self.addresses(attachment.container)
+
+    def addresses(self, container: str) -> tuple[Address, ...]:
+        return (IPv4Address("192.0.2.7"),) if container in self.attached else ()
 
     async def detach(self, container: str) -> None:
         self.calls.append(f"detach {container}")
@@ -224,16 +276,16 @@ class Network:
 async def test_network_is_attached_and_hosts_tells(tmp_path: Path) -> None:
     driver = Network()
     isolator = NetworkIsolator(driver)
-    container = made(task("web.1", "true", network="prod"), tmp_path)
+    container = made(task("web.1", "true", network="prod"), tmp_path, "c1")
+    assert await isolator.open(container.sandbox) == {}
+    assert await isolator.isolate(container.sandbox, 42) == (IPv4Address("192.0.2.7"),)
     part = await isolator.prepare(container)
-    inode = (container.directory / "hosts").stat().st_ino
-    assert await isolator.isolate(container, 42) == (IPv4Address("192.0.2.7"),)
     assert "192.0.2.7 web\n" in (container.directory / "hosts").read_text()
-    assert (container.directory / "hosts").stat().st_ino == inode
     assert {mount["destination"] for mount in part["mounts"]} == {"/etc/hosts", "/etc/resolv.conf"}
-    await isolator.cleanup(container)
+    assert {Path(mount["source"]).parent for mount in part["mounts"]} == {container.directory}
+    await isolator.cleanup(container.sandbox)
     await isolator.recover([container], [])
-    assert driver.calls == ["attach web.1 42", "detach web.1", "gc ['web.1']"]
+    assert driver.calls == ["attach c1 42", "detach c1", "gc ['c1']"]
 
 
 @pytest.mark.parametrize("network", ["host", "none"])
@@ -241,26 +293,38 @@ async def test_host_and_none_need_no_driver(network: str, tmp_path: Path) -> Non
     driver = Network()
     isolator = NetworkIsolator(driver)
     container = made(task("web.1", "true", network=network), tmp_path)
+    assert await isolator.isolate(container.sandbox, 42) == ()
     await isolator.prepare(container)
-    assert await isolator.isolate(container, 42) == ()
-    await isolator.cleanup(container)
+    await isolator.cleanup(container.sandbox)
     await isolator.recover([container], [])
     assert driver.calls == ["gc []"]
 
 
 async def test_network_errors_are_isolator_errors(tmp_path: Path) -> None:
     isolator = NetworkIsolator(Network(fails=True))
-    container = made(task("web.1", "true", network="prod"), tmp_path)
-    await isolator.prepare(container)
-    with pytest.raises(IsolatorError, match=r"attach web.1: no"):
-        await isolator.isolate(container, 42)
+    container = made(task("web.1", "true", network="prod"), tmp_path, "c1")
+    with pytest.raises(IsolatorError, match=r"attach c1: no"):
+        await isolator.isolate(container.sandbox, 42)
 
 
-def cgroups_of(pid: int) -> set[str]:
-    return {line.split(":", 1)[1] for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines()}
+def trees_with(path: str, pid: int) -> set[str]:
+    """Which controllers' trees, of those that limit, have the process at `path`; version 2 has one without a name."""
+    lines = [line.split(":") for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines()]
+    found = {name for _, names, at in lines if at == path for name in names.split(",")}
+    return found & V1_TREES or found & {""}
+
+
+def user_namespaces() -> set[str]:
+    """Descriptors of this process that are open on one."""
+    found = set()
+    for name in os.listdir("/proc/self/fd"):
+        with suppress(FileNotFoundError):
+            if os.readlink(f"/proc/self/fd/{name}").startswith("user:["):
+                found.add(name)
+    return found
 
 
 async def until_cpu(limiter: object, container: Container, seconds: float) -> None:
     assert isinstance(limiter, CgroupIsolator)
-    used = CGROUPS / "cpuacct" / PREFIX / container.id / "cpuacct.usage"
-    await until(lambda: int(used.read_text()) >= seconds * 1e9, f"{seconds:g} s of CPU used")
+    used = files(PREFIX, container.id)
+    await until(lambda: used.cpu_used_us() >= seconds * 1e6, f"{seconds:g} s of CPU used")

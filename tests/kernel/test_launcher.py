@@ -6,8 +6,10 @@ import asyncio
 import errno
 import glob
 import os
+import resource
 import signal
 import stat
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -17,11 +19,13 @@ import pytest
 from agent.launcher import record
 from agent.launcher.adopt import look
 from agent.launcher.client import LaunchError
+from agent.launcher.record import Identity
 from isolators.base import Container
 from isolators.rights import Rights
 from model.task import Rlimit
 from tests.kernel.sandbox import (
     ID_BASE,
+    Change,
     Sandbox,
     alive,
     cgroups,
@@ -199,6 +203,25 @@ async def test_rlimits_are_set(node: Sandbox) -> None:
     assert rows["Max core file size"] == ["0", "0"]
 
 
+def test_what_has_a_pid_and_is_no_process_is_gone() -> None:
+    """As a process is, to the kernel, while its last traces are removed. A thread is such a thing for longer."""
+    ended = threading.Event()
+    thread = threading.Thread(target=ended.wait)
+    thread.start()
+    try:
+        assert thread.native_id is not None
+        assert record.open_process(Identity(thread.native_id, 0)) is None
+    finally:
+        ended.set()
+        thread.join()
+
+
+async def test_open_files_are_limited_alike_however_the_agent_was_started(node: Sandbox) -> None:
+    text = await shell(node, "ulimit -Sn; ulimit -Hn")
+    _, own = resource.getrlimit(resource.RLIMIT_NOFILE)
+    assert text.split() == ["1024", str(min(own, 524_288))]
+
+
 async def test_environment_and_directory(node: Sandbox) -> None:
     text = await shell(node, "echo $PATH $WHO; pwd", env=(("WHO", "me"),), cwd="/usr")
     assert text.splitlines() == ["/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin me", "/usr"]
@@ -219,10 +242,10 @@ async def test_what_can_not_be_executed_is_named(
     node: Sandbox, argv: tuple[str, ...], cwd: str, operation: str, path: str, number: int
 ) -> None:
     container = node.container(task("web.1", *argv, cwd=cwd))
-    await node.prepare(container)
     launch = await node.create(container)
+    await node.prepare(container)
     with pytest.raises(LaunchError) as caught:
-        await launch.start()
+        await node.fill(container, launch)
     assert (caught.value.operation, caught.value.path, caught.value.errno) == (operation, path, number)
     assert not alive(launch.pid)
     assert path in (await exit_of(container)).error
@@ -232,10 +255,10 @@ async def test_descriptors_of_the_launcher_lead_nowhere(node: Sandbox) -> None:
     """CVE-2024-21626: a working directory through a descriptor that was left open."""
     for number in range(3, 16):
         container = node.container(task(f"web.{number}", "true", cwd=f"/proc/self/fd/{number}"))
-        await node.prepare(container)
         launch = await node.create(container)
+        await node.prepare(container)
         with pytest.raises(LaunchError):
-            await launch.start()
+            await node.fill(container, launch)
 
 
 async def test_links_in_an_image_do_not_lead_mounts_out(node: Sandbox, tmp_path: Path) -> None:
@@ -251,11 +274,11 @@ async def test_proc_is_not_mounted_through_a_link(node: Sandbox, tmp_path: Path)
     image = root_directory(tmp_path / "image")
     (image / "proc").symlink_to("tmp")
     container = node.container(task("web.1", "true", rootfs=str(image)))
-    await node.prepare(container)
     launch = await node.create(container)
+    await node.prepare(container)
     with pytest.raises(LaunchError) as caught:
-        await launch.start()
-    assert (caught.value.operation, caught.value.errno) == ("mount proc on /proc", errno.ELOOP)
+        await node.fill(container, launch)
+    assert (caught.value.operation, caught.value.errno) == ("move /proc", errno.ELOOP)
 
 
 async def test_a_mount_on_a_link_to_nowhere_is_made_inside(node: Sandbox, tmp_path: Path) -> None:
@@ -265,8 +288,9 @@ async def test_a_mount_on_a_link_to_nowhere_is_made_inside(node: Sandbox, tmp_pa
     source = container.directory / "resolv.conf"
     source.write_text("nameserver 192.0.2.1\n")
     bind = {"destination": "/etc/resolv.conf", "type": "bind", "source": str(source), "options": ["bind", "ro"]}
+    launch = await node.create(container)
     await node.prepare(container, lambda config: config["mounts"].append(bind))
-    await (await node.create(container)).start()
+    await node.fill(container, launch)
     await exit_of(container)
     assert output(container) == "nameserver 192.0.2.1\n"
 
@@ -275,10 +299,42 @@ async def test_a_bundle_that_asks_for_something_else_is_refused(node: Sandbox) -
     def join(config: dict[str, Any]) -> None:
         config["linux"]["namespaces"][0]["path"] = "/proc/1/ns/mnt"
 
-    container = node.container(task("web.1", "true"))
+    with pytest.raises(LaunchError, match="linux/namespaces"):
+        await node.create(node.container(task("web.1", "true")), join)
+    container = node.container(task("web.2", "true"))
+    launch = await node.create(container)
     await node.prepare(container, join)
     with pytest.raises(LaunchError, match="linux/namespaces"):
-        await node.create(container)
+        await node.fill(container, launch)
+    assert not alive(launch.pid)
+
+
+def without_network(config: dict[str, Any]) -> None:
+    spaces = config["linux"]["namespaces"]
+    config["linux"]["namespaces"] = [space for space in spaces if space["type"] != "network"]
+
+
+def other_ids(config: dict[str, Any]) -> None:
+    config["linux"]["uidMappings"] = [{"containerID": 0, "hostID": ID_BASE + 1, "size": 65536}]
+
+
+def more_before(config: dict[str, Any]) -> None:
+    bind = {"destination": "/mnt", "type": "bind", "source": "/opt", "options": ["bind"]}
+    config["mounts"].insert(0, bind)
+
+
+def less(config: dict[str, Any]) -> None:
+    del config["mounts"][0]
+
+
+@pytest.mark.parametrize("change", [without_network, other_ids, more_before, less])
+async def test_a_bundle_that_differs_from_its_sandbox_is_refused(node: Sandbox, change: Change) -> None:
+    container = node.container(task("web.1", "true"))
+    launch = await node.create(container)
+    await node.prepare(container, change)
+    with pytest.raises(LaunchError, match="read bundle: (linux/|mounts: ).* the sandbox"):
+        await node.fill(container, launch)
+    assert not alive(launch.pid)
 
 
 async def test_exit_code_is_recorded(node: Sandbox) -> None:
@@ -316,8 +372,8 @@ async def test_containers_outlive_the_agent(node: Sandbox) -> None:
 
 async def test_nothing_is_left_when_the_agent_ends_before_the_start(node: Sandbox) -> None:
     container = node.container(task("web.1", *FOREVER))
-    await node.prepare(container)
     launch = await node.create(container)
+    await node.prepare(container)
     launch.keeper.close()
     await until(lambda: not alive(launch.pid), "container is gone")
     assert (await exit_of(container)).error == "aborted before the start"
@@ -325,8 +381,8 @@ async def test_nothing_is_left_when_the_agent_ends_before_the_start(node: Sandbo
 
 async def test_abort_returns_when_the_container_is_gone(node: Sandbox) -> None:
     container = node.container(task("web.1", *FOREVER))
-    await node.prepare(container)
     launch = await node.create(container)
+    await node.prepare(container)
     await launch.abort()
     assert not alive(launch.pid)
     await launch.abort()
@@ -346,12 +402,12 @@ async def test_a_killed_keeper_loses_the_exit_and_not_the_container(node: Sandbo
 
 async def test_a_keeper_killed_before_the_start_takes_the_container_along(node: Sandbox) -> None:
     container = node.container(task("web.1", *FOREVER))
-    await node.prepare(container)
     launch = await node.create(container)
+    await node.prepare(container)
     os.kill(keeper_of(container), signal.SIGKILL)
     await until(lambda: not alive(launch.pid), "container is gone")
     with pytest.raises(LaunchError):
-        await launch.start()
+        await node.fill(container, launch)
     assert (await exit_of(container)).lost
 
 
@@ -382,10 +438,11 @@ async def test_logs_are_the_containers_users_alone(node: Sandbox) -> None:
 
 async def test_log_is_not_opened_through_a_link(node: Sandbox, tmp_path: Path) -> None:
     container = node.container(task("web.1", "true"))
+    launch = await node.create(container)
     await node.prepare(container)
     (container.directory / "stdout").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(LaunchError) as caught:
-        await node.create(container)
+        await node.fill(container, launch)
     assert (caught.value.operation, caught.value.errno) == ("open log", errno.ELOOP)
 
 
@@ -398,17 +455,58 @@ async def test_cleanup_kills_what_still_runs(node: Sandbox) -> None:
 
 
 async def test_user_namespace_has_the_maps_that_were_asked_for(node: Sandbox) -> None:
-    descriptor = await node.launcher.userns_fd(200_000, 1000)
-    try:
-        assert os.readlink(f"/proc/self/fd/{descriptor}").startswith("user:[")
-    finally:
-        os.close(descriptor)
+    """From the beginning: files are mounted for its ids before there is a program."""
+    launch = await node.create(node.container(task("web.1", "true")))
+    maps = [read(f"/proc/{launch.pid}/{name}") for name in ("uid_map", "gid_map")]
+    assert [each.split() for each in maps] == [["0", str(ID_BASE), "65536"]] * 2
+
+
+async def test_a_sandbox_sees_nothing_of_the_node(node: Sandbox) -> None:
+    launch = await node.create(node.container(task("web.1", "true")))
+    points = mounts_of(launch.pid)
+    own = {"/", "/proc", "/dev", "/dev/pts", "/dev/mqueue", "/sys", "/run"}
+    assert own <= set(points)
+    assert all(path in own or path.startswith(("/proc/", "/sys/", "/dev/")) for path in points), points
+    assert sorted(os.listdir(f"/proc/{launch.pid}/root")) == ["dev", "proc", "run", "sys"]
+    assert os.readlink(f"/proc/{launch.pid}/cwd") == "/"
+
+
+async def test_a_sandbox_has_no_descriptor_of_a_directory_of_the_node(node: Sandbox) -> None:
+    """CVE-2024-21626: nothing that was open when it was made leads out."""
+    launch = await node.create(node.container(task("web.1", "true")))
+    nodes_own = {line.split()[0] for line in read("/proc/self/mountinfo").splitlines()}
+    descriptors = os.listdir(f"/proc/{launch.pid}/fd")
+    directories = [n for n in descriptors if stat.S_ISDIR(os.stat(f"/proc/{launch.pid}/fd/{n}").st_mode)]
+    mounts = {number: mount_of(read(f"/proc/{launch.pid}/fdinfo/{number}")) for number in directories}
+    assert directories and [number for number, mount in mounts.items() if mount in nodes_own] == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+async def test_a_sandbox_that_is_killed_waits_no_more(node: Sandbox, number: signal.Signals) -> None:
+    container = node.container(task("web.1", "true"))
+    launch = await node.create(container)
+    assert launch.waits
+    victim = keeper_of(container) if number is signal.SIGTERM else launch.pid
+    os.kill(victim, number)
+    await until(lambda: not launch.waits, "the sandbox is known to be gone")
+    assert not alive(launch.pid)
+    with pytest.raises(LaunchError):
+        await node.prepare(container)
+        await node.fill(container, launch)
 
 
 def mounts_of(pid: int) -> dict[str, list[str]]:
     """The fields of mountinfo by mount point."""
     lines = Path(f"/proc/{pid}/mountinfo").read_text().splitlines()
     return {fields[4]: fields for fields in map(str.split, lines)}
+
+
+def mount_of(fdinfo: str) -> str:
+    return next(line.split()[1] for line in fdinfo.splitlines() if line.startswith("mnt_id:"))
+
+
+def read(path: str) -> str:
+    return Path(path).read_text()
 
 
 def keeper_of(container: Container) -> int:

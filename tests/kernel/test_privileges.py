@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from agent.launcher.client import LaunchError
-from isolators.capabilities import DEFAULT
 from isolators.mount import mount_points
 from isolators.rights import Rights
 from isolators.secrets import SecretsIsolator
+from model.capability import DEFAULT
 from model.task import Secret
 from tests.kernel.sandbox import ID_BASE, Sandbox, mounts_below, root_directory, sandbox, task
 
@@ -72,9 +72,10 @@ async def test_sysctls_are_set_in_the_container_alone(node: Sandbox) -> None:
 @pytest.mark.parametrize("name", ["net.core.bpf_jit_harden", "net.ipv4.invented", "net.ipv4"])
 async def test_a_setting_that_the_kernel_does_not_let_a_container_make_is_named(node: Sandbox, name: str) -> None:
     container = node.container(task("web.1", "true", sysctls=((name, "1"),)))
+    launch = await node.create(container)
     await node.prepare(container)
     with pytest.raises(LaunchError, match=f"set sysctl {name}"):
-        await (await node.create(container)).start()
+        await node.fill(container, launch)
 
 
 async def test_sysctls_do_not_go_by_the_images_proc(node: Sandbox, tmp_path: Path) -> None:
@@ -124,6 +125,7 @@ async def test_secrets_are_in_no_file_of_the_node(node: Sandbox) -> None:
 async def test_secrets_of_nobody_are_let_go(node: Sandbox) -> None:
     containers = [node.container(task(name, "true", secrets=(SECRET,))) for name in ("web.1", "web.2")]
     for container in containers:
+        await node.create(container)
         await node.prepare(container)
     await SecretsIsolator(node.state).recover(containers[:1], ["web.2"])
     assert [path.parent.name for path in mounts_below(node.state) if path.name == "secrets"] == ["web.1"]

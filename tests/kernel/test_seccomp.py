@@ -98,7 +98,7 @@ async def test_profile_of_its_own_takes_away(node: Sandbox) -> None:
 )
 async def test_what_is_refused(node: Sandbox, seccomp: str, reason: str) -> None:
     with pytest.raises(Unsupported, match=reason):
-        await node.prepare(node.container(task("web.1", "true", seccomp=seccomp)))
+        await node.start(task("web.1", "true", seccomp=seccomp))
 
 
 @permissive
@@ -115,10 +115,10 @@ async def test_a_lax_profile_is_obeyed_with_the_right(node: Sandbox) -> None:
 @permissive
 async def test_a_denied_program_start_is_told(node: Sandbox) -> None:
     container = node.container(task("web.1", "true", seccomp=denying("execve")))
-    await node.prepare(container)
     launch = await node.create(container)
+    await node.prepare(container)
     with pytest.raises(LaunchError) as caught:
-        await launch.start()
+        await node.fill(container, launch)
     assert (caught.value.operation, caught.value.errno) == ("execute", 99)
 
 
@@ -126,16 +126,14 @@ async def test_a_denied_program_start_is_told(node: Sandbox) -> None:
 async def test_what_can_not_be_denied_is_refused(node: Sandbox) -> None:
     """Newer than libseccomp, and older than the default profile."""
     with pytest.raises(Unsupported, match="can not be denied"):
-        await node.prepare(node.container(task("web.1", "true", seccomp=denying("uretprobe"))))
+        await node.start(task("web.1", "true", seccomp=denying("uretprobe")))
 
 
 async def test_filter_is_loaded_without_no_new_privileges_too(node: Sandbox) -> None:
     def allow(config: dict[str, Any]) -> None:
         config["process"]["noNewPrivileges"] = False
 
-    container = node.container(task("web.1", "cat", "/proc/self/status", user="1000:1000"))
-    await node.prepare(container, allow)
-    await (await node.create(container)).start()
+    container, _ = await node.start(task("web.1", "cat", "/proc/self/status", user="1000:1000"), allow)
     await exit_of(container)
     assert "NoNewPrivs:\t0\nSeccomp:\t2\n" in output(container)
 
@@ -143,8 +141,9 @@ async def test_filter_is_loaded_without_no_new_privileges_too(node: Sandbox) -> 
 @pytest.mark.parametrize("content", [b"", b"1234567", b"\xff" * 8, None], ids=["empty", "cut", "wrong", "missing"])
 async def test_a_damaged_program_never_runs_a_container_without_it(node: Sandbox, content: bytes | None) -> None:
     container = node.container(task("web.1", "true"))
+    launch = await node.create(container)
     await node.prepare(container)
     path = container.directory / "seccomp.bpf"
     path.unlink() if content is None else path.write_bytes(content)
     with pytest.raises(LaunchError, match="read bundle|load seccomp filter"):
-        await (await node.create(container)).start()
+        await node.fill(container, launch)

@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 
 from isolators import mount
-from isolators.base import Container, Isolator, IsolatorError
+from isolators.base import Container, Isolator, IsolatorError, Sandbox
 from isolators.network import NetworkIsolator
 from model.limits import IoLimit, TaskLimits
 from model.network import Block, Network, NetworkKind
@@ -134,7 +134,7 @@ async def test_a_fault_at_any_step_of_the_agent_leaves_nothing(node: Node, tmp_p
     assert ended.state is TaskState.FINISHED and at > 50
 
 
-@pytest.mark.parametrize("verb", ["prepare", "isolate", "usage"])
+@pytest.mark.parametrize("verb", ["open", "isolate", "prepare", "enforce", "usage"])
 async def test_a_fault_of_any_isolator_is_the_reason_and_leaves_nothing(
     node: Node, verb: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -227,9 +227,9 @@ async def test_bad_input_is_refused_with_a_reason_and_leaves_nothing(
 def failing(isolator: Isolator, verb: str, *, after: bool) -> Callable[..., Any]:
     works = getattr(isolator, verb)
 
-    async def fails(container: Container, *arguments: Any) -> Any:
+    async def fails(what: Container | Sandbox, *arguments: Any) -> Any:
         if after:
-            await works(container, *arguments)
+            await works(what, *arguments)
         raise IsolatorError(f"{verb} {isolator.name}: no")
 
     return fails
@@ -242,7 +242,8 @@ def faults(fault: Fault, state: Path) -> Iterator[Fault]:
 
     def counts(path: Any) -> bool:
         text = os.fsdecode(path) if isinstance(path, (str, bytes, os.PathLike)) else ""
-        return text.startswith(("/sys/fs/cgroup/", f"{state}/agent/containers", f"{state}/network"))
+        places = (f"{state}/agent/run/containers", f"{state}/agent/layers", f"{state}/network")
+        return text.startswith(("/sys/fs/cgroup/", *places))
 
     def on_path(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(path: Any, *arguments: Any, **options: Any) -> Any:

@@ -1,6 +1,6 @@
 """A node without a kernel: containers, keepers and networks in memory, which keep the promises that the real ones keep.
 
-`World` is what outlives an agent: containers that run, what keepers noted, what was prepared. A `Life` is one agent's
+`World` is what outlives an agent: sandboxes, programs that run in them, what keepers noted. A `Life` is one agent's
 life in it, and can be ended at any operation, as by SIGKILL: from then on nothing that this agent does has an effect.
 """
 
@@ -10,30 +10,39 @@ import asyncio
 import json
 import signal
 from collections import Counter
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
+from typing import Any
 
 from agent.checkpoint import CODEC, Checkpoint, TaskRecord
-from agent.containers import Containers, Directories
+from agent.containers import Containers, Directories, Made
 from agent.launcher import record
-from agent.launcher.client import Launch, LaunchError
+from agent.launcher.client import LaunchError
 from agent.launcher.record import CREATED, CREATING, STARTING, Exit, Identity, Keeper
 from agent.reconciler import Reconciler
-from isolators.base import Container, IsolatorError, Unsupported
+from agent.sandboxes import Sandboxes
+from isolators.base import Container, IsolatorError, Sandbox, Unsupported
 from model.network import Address
 from model.resources import Resources
-from model.task import TaskStatus, Usage, newer
+from model.task import TaskSpec, TaskStatus, Usage, newer
 from netns.driver import Attachment, NetworkError, NetworkSpec
 from netns.vip.backend import Table
 
 CAPACITY = Resources(4000, 4096, 10_000)
 DEADLINE_S = 10.0
+PID = 4711
+ADDRESS = "100.64.0.2"
+NETWORK = "overlay"
 
 
 @dataclass(slots=True)
 class World:
-    """A task does as its argv says: `fail PLACE` fails there, `stubborn` ignores SIGTERM, `exit N` ends by itself."""
+    """A task does as its argv says: `fail PLACE` fails there, `stubborn` ignores SIGTERM, `exit N` ends by itself. A
+    sandbox does as its network's name says: `fail PLACE`. All but what is told to the master, `launched` and `programs`
+    is by the container's id."""
 
     directory: Path
     boot_id: str = "boot-1"
@@ -41,15 +50,30 @@ class World:
     alive: dict[str, int] = field(default_factory=dict)  # to the base of its ids
     keepers: dict[str, str] = field(default_factory=dict)  # to the phase
     exits: dict[str, Exit] = field(default_factory=dict)
+    programs: dict[str, str] = field(default_factory=dict)  # of tasks, to the container they were started in
     launched: Counter[str] = field(default_factory=Counter)
+    limits: dict[str, int] = field(default_factory=dict)  # of processes
+    frozen: set[str] = field(default_factory=set)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     master: dict[str, TaskStatus] = field(default_factory=dict)  # what it has been told
     master_log: list[TaskStatus] = field(default_factory=list)
 
     def exit(self, task_id: str, end: Exit) -> None:
-        if self.alive.pop(task_id, None) is not None:
-            self.exits[task_id] = end
+        """Of the task's program, if it runs."""
+        self.end(self.programs.get(task_id, ""), end)
+
+    def end(self, container: str, end: Exit) -> None:
+        if self.alive.pop(container, None) is not None:
+            self.exits[container] = end
             self.notify()
+
+    def running(self) -> dict[str, int]:
+        """Tasks whose programs run, to the base of their ids."""
+        return {task: self.alive[container] for task, container in self.programs.items() if container in self.alive}
+
+    def waiting(self) -> set[str]:
+        """Sandboxes without a program."""
+        return {container for container in self.alive if self.keepers[container] == CREATED}
 
     def notify(self) -> None:
         self.changed.set()
@@ -57,8 +81,7 @@ class World:
 
     def reboot(self) -> None:
         self.boot_id = f"{self.boot_id}+"
-        for task_id in list(self.alive):
-            self.alive.pop(task_id)
+        self.alive.clear()
         self.prepared.clear()
         self.keepers.clear()
         self.exits.clear()
@@ -71,18 +94,22 @@ class World:
 
 
 class Life:
-    """`die_at`: the number of the operation that this agent does not live to see."""
+    """`die_at`: the number of the operation that this agent does not live to see. `spares`: it makes sandboxes ahead,
+    from its first moment."""
 
-    def __init__(self, world: World, die_at: int | None = None) -> None:
+    def __init__(self, world: World, die_at: int | None = None, *, spares: bool = False) -> None:
         self.world = world
         self.die_at = die_at
+        self.spares = spares
         self.operations = 0
         self.dead = False
         self.ready = asyncio.Event()
         self.ready.set()
         self.checkpoint = _Checkpoint(world.directory / "tasks", self)
+        self.containers = _Containers(self)
+        self.sandboxes = Sandboxes(self.containers, self.ready)
         self.reconciler = Reconciler(
-            _Containers(self), self.checkpoint, world.boot_id, CAPACITY, self._report, self.ready
+            self.containers, self.sandboxes, self.checkpoint, world.boot_id, CAPACITY, self._report, self.ready
         )
 
     def step(self) -> None:
@@ -103,15 +130,20 @@ class Life:
             self._on_disk_if_over(status)
             self.world.tell(status)
             self.reconciler.acknowledged(status.task_id, status.sequence)
+        if self.spares:
+            self.sandboxes.take(NETWORK)
+            self.sandboxes.begin()
         return True
 
     async def end(self) -> None:
         """As by SIGKILL; or, for one that died already, the clearing away of its remains in this process."""
         self.dead = True
         await self.reconciler.close()
-        for task_id, phase in list(self.world.keepers.items()):
+        with suppress(asyncio.CancelledError):
+            await self.sandboxes.close()
+        for container, phase in list(self.world.keepers.items()):
             if phase in (CREATING, CREATED):  # its keeper sees the end of the agent's socket
-                self.world.exit(task_id, Exit(error="aborted before the start"))
+                self.world.end(container, Exit(error="aborted before the start"))
 
     def _report(self, status: TaskStatus) -> None:
         """As the session does it: what the master has not acknowledged is sent, and acknowledged."""
@@ -125,8 +157,9 @@ class Life:
     def _on_disk_if_over(self, status: TaskStatus) -> None:
         if status.state.terminal:
             path = self.world.directory / "tasks" / f"{status.task_id}.json"
-            assert CODEC.decode(path.read_bytes()).status == status, "reported before it was on disk"
-            assert status.task_id not in self.world.prepared, "reported before it was cleared away"
+            saved = CODEC.decode(path.read_bytes())
+            assert saved.status == status, "reported before it was on disk"
+            assert saved.container not in self.world.prepared, "reported before it was cleared away"
 
 
 class _Checkpoint(Checkpoint):
@@ -138,6 +171,20 @@ class _Checkpoint(Checkpoint):
         self._life.step()
         super().save(record)
         self._life.step()
+
+    def begin(self, record: TaskRecord) -> Callable[[], None]:
+        self._life.step()
+        sync = super().begin(record)
+
+        def steps() -> None:
+            try:
+                self._life.step()
+            finally:
+                sync()  # it closes a file
+            self._life.step()
+
+        self._life.step()
+        return steps
 
     def forget(self, task_id: str) -> None:
         self._life.step()
@@ -153,28 +200,44 @@ class _Containers(Containers):
 
     async def recover(self, known: list[Container]) -> None:
         world, ids = self._world, {container.id for container in known}
-        for task_id in (world.prepared | world.keepers.keys() | world.alive.keys()) - ids:
+        for container in (world.prepared | world.keepers.keys() | world.alive.keys()) - ids:
             self._life.step()
-            self._clear(task_id)
+            self._clear(container)
 
-    async def prepare(self, container: Container) -> None:
-        await self._step()
-        assert container.id not in self._world.prepared, "prepared twice without a cleanup"
-        self._world.prepared.add(container.id)
-        await self._step()
-        _fail(container, "prepare", IsolatorError("no cgroup"))
-        _fail(container, "refuse", Unsupported("no such root file system"))
-
-    async def create(self, container: Container) -> tuple[Launch, tuple[Address, ...]]:
+    async def make(self, sandbox: Sandbox) -> Made:
         world = self._world
-        world.keepers[container.id] = CREATING
         await self._step()
-        _fail(container, "create", LaunchError("clone", container.id, 11))
-        assert container.id_base not in world.alive.values(), "two containers with the same user ids"
-        world.alive[container.id] = container.id_base
-        world.keepers[container.id] = CREATED
+        assert sandbox.id not in world.prepared, "prepared twice without a cleanup"
+        world.prepared.add(sandbox.id)
         await self._step()
-        return _Launch(self._life, container), (ip_address("100.64.0.2"),)  # type: ignore[return-value]
+        _fail(sandbox, "open", IsolatorError("no cgroup"))
+        world.keepers[sandbox.id] = CREATING
+        await self._step()
+        _fail(sandbox, "create", LaunchError("clone", "sandbox", 11))
+        assert sandbox.id_base not in world.alive.values(), "two containers with the same user ids"
+        world.alive[sandbox.id] = sandbox.id_base
+        world.keepers[sandbox.id] = CREATED
+        await self._step()
+        launch: Any = _Launch(self._life, sandbox)
+        return Made(sandbox, {}, launch, (ip_address(ADDRESS),))
+
+    async def start(
+        self, made: Made, task: TaskSpec, noted: Callable[[], Awaitable[None]], layers: tuple[Path, ...] = ()
+    ) -> int:
+        container = Container(task, made.sandbox)
+        try:
+            await self._step()
+            _fail(container, "prepare", IsolatorError("no root file system"))
+            _fail(container, "refuse", Unsupported("no such root file system"))
+            await self._step()
+            await noted()
+            self._noted(container)
+            _fail(container, "start", LaunchError("exec", "/nowhere", 2))
+            await self._execute(container)
+            return made.launch.pid
+        except BaseException:
+            await made.launch.abort()
+            raise
 
     def keeper(self, container: Container) -> record.Keeper | None:
         phase = self._world.keepers.get(container.id)
@@ -188,25 +251,58 @@ class _Containers(Containers):
 
     def signal(self, container: Container, number: signal.Signals) -> None:
         self._life.step()
+        assert number is signal.SIGKILL or container.id not in self._world.frozen, "it can not see the signal"
         if number is signal.SIGKILL or container.task.argv != ("stubborn",):
-            self._world.exit(container.id, Exit(signal=number))
+            self._world.end(container.id, Exit(signal=number))
+
+    async def update(self, container: Container) -> None:
+        await self._step()
+        self._world.limits[container.id] = container.task.pids
+        await self._step()
+
+    async def pause(self, container: Container) -> None:
+        await self._step()
+        self._world.frozen.add(container.id)
+        await self._step()
+
+    async def resume(self, container: Container) -> None:
+        await self._step()
+        self._world.frozen.discard(container.id)
+        await self._step()
 
     async def usage(self, container: Container) -> Usage:
         await self._step()
         return Usage(pids_limit=container.task.pids)
 
-    async def cleanup(self, container: Container) -> None:
+    async def cleanup(self, sandbox: Sandbox) -> None:
         await self._step()
-        self._world.alive.pop(container.id, None)
+        self._world.alive.pop(sandbox.id, None)
         self._world.notify()
-        self._world.prepared.discard(container.id)
+        self._world.prepared.discard(sandbox.id)
         await self._step()
-        if container.task.argv == ("fail", "cleanup"):
+        if sandbox.network == "fail cleanup":
             raise ExceptionGroup("clean up", [IsolatorError("busy")])
-        self._clear(container.id)
+        self._clear(sandbox.id)
         await self._step()
 
     def forget(self, task_id: str) -> None:
+        self._life.step()
+
+    def _noted(self, container: Container) -> None:
+        path = self._world.directory / "tasks" / f"{container.task.id}.json"
+        assert CODEC.decode(path.read_bytes()).container == container.id, "to be executed before it was on disk"
+
+    async def _execute(self, container: Container) -> None:
+        world, task = self._world, container.task
+        if container.id not in world.alive:
+            raise LaunchError("start", container.id, 104)
+        world.launched[task.id] += 1
+        assert world.launched[task.id] == 1, "it runs twice"
+        world.programs[task.id] = container.id
+        world.keepers[container.id] = STARTING
+        await asyncio.sleep(0)
+        if task.argv[0] == "exit":
+            world.exit(task.id, Exit(code=int(task.argv[1])))
         self._life.step()
 
     async def _step(self) -> None:
@@ -214,40 +310,31 @@ class _Containers(Containers):
         await asyncio.sleep(0)
         self._life.step()
 
-    def _clear(self, task_id: str) -> None:
-        self._world.prepared.discard(task_id)
-        self._world.alive.pop(task_id, None)
-        self._world.keepers.pop(task_id, None)
-        self._world.exits.pop(task_id, None)
+    def _clear(self, container: str) -> None:
+        self._world.prepared.discard(container)
+        self._world.alive.pop(container, None)
+        self._world.keepers.pop(container, None)
+        self._world.exits.pop(container, None)
 
 
 class _Launch:
-    def __init__(self, life: Life, container: Container) -> None:
-        self.pid = 4711
+    def __init__(self, life: Life, sandbox: Sandbox) -> None:
+        self.pid = PID
         self._life = life
-        self._container = container
+        self._sandbox = sandbox
 
-    async def start(self) -> None:
-        world, task = self._life.world, self._container.task
-        self._life.step()
-        if task.argv == ("fail", "start"):
-            world.exit(task.id, Exit(error="exec: No such file"))
-            raise LaunchError("exec", "/nowhere", 2)
-        world.launched[task.id] += 1
-        assert world.launched[task.id] == 1, "it runs twice"
-        world.keepers[task.id] = STARTING
-        await asyncio.sleep(0)
-        if task.argv[0] == "exit":
-            world.exit(task.id, Exit(code=int(task.argv[1])))
-        self._life.step()
+    @property
+    def waits(self) -> bool:
+        return self._sandbox.id in self._life.world.alive
 
     async def abort(self) -> None:
-        if not self._life.dead and self._life.world.keepers.get(self._container.id) != STARTING:
-            self._life.world.exit(self._container.id, Exit(error="aborted"))
+        if not self._life.dead and self._life.world.keepers.get(self._sandbox.id) != STARTING:
+            self._life.world.end(self._sandbox.id, Exit(error="aborted"))
 
 
-def _fail(container: Container, place: str, error: Exception) -> None:
-    if container.task.argv == ("fail", place):
+def _fail(failing: Container | Sandbox, place: str, error: Exception) -> None:
+    told = failing.task.argv if isinstance(failing, Container) else tuple(failing.network.split())
+    if told == ("fail", place):
         raise error
 
 
@@ -275,6 +362,9 @@ class Driver:
         self.configured.pop(network, None)
 
     async def attach(self, attachment: Attachment) -> tuple[Address, ...]:
+        return ()
+
+    def addresses(self, container: str) -> tuple[Address, ...]:
         return ()
 
     async def detach(self, container: str) -> None: ...

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from model.fetch import Fetch
 from model.image import ImageSpec, Rules
-from model.limits import Device, HugePages, IoLimit, TaskLimits
+from model.limits import Device, HugePages, IoLimit, TaskLimits, Tmpfs
 from model.network import Address, Block, Network, NetworkKind, Subnet, Vtep
 from model.node import Node
 from model.resources import Resources
@@ -62,12 +62,17 @@ statuses = st.builds(
     exit_code=st.none() | st.integers(-(2**31), 2**31 - 1),
     healthy=st.none() | st.booleans(),
     usage=usages,
+    paused=st.booleans(),
+    adjustment=numbers,
+    refused=texts,
 )
 limits = st.builds(
     TaskLimits,
     swap=numbers,
     mem_high=numbers,
     oom_score_adj=st.integers(-1000, 1000),
+    cpu_limit=numbers,
+    mem_limit=numbers,
     cpuset=texts,
     cpu_burst_us=numbers,
     io=st.lists(st.builds(IoLimit, texts, numbers, numbers, numbers, numbers), max_size=2).map(tuple),
@@ -90,6 +95,9 @@ specs = st.builds(
     user=texts,
     cwd=texts,
     rootfs=texts,
+    read_only=st.booleans(),
+    tmpfs=st.lists(st.builds(Tmpfs, texts, numbers, texts, st.booleans()), max_size=2).map(tuple),
+    shm=numbers,
     pids=numbers,
     rlimits=st.lists(st.builds(Rlimit, texts, numbers, numbers), max_size=2).map(tuple),
     labels=pairs,
@@ -109,6 +117,7 @@ nodes = st.builds(
     resources=resources,
     attributes=st.dictionaries(texts, texts, max_size=2).map(lambda pairs: tuple(sorted(pairs.items()))),
     version=texts,
+    rights=st.frozensets(texts, max_size=2),
 )
 networks = st.builds(
     Network,

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from isolators.base import Container, IsolatorError, Unsupported
+from isolators.base import BundlePart, Container, IsolatorError, Sandbox, Unsupported, merge
 from isolators.cgroup import device_list, devices, tree
 from isolators.cgroup.devices import DEFAULT, Rule
 from isolators.cgroup.hierarchy import V1, V2
@@ -26,10 +26,8 @@ pytestmark = pytest.mark.anyio
 
 PREFIX = "tepui/n1"
 CONTAINER = Container(
-    "web.1",
-    TaskSpec("web.1", "services", "/web", ("true",), Resources(cpus=1500, mem=64), "none", pids=7),
-    Path("/b/web.1"),
-    0,
+    TaskSpec("web.abc", "services", "/web", ("true",), Resources(cpus=1500, mem=64), "none", pids=7),
+    Sandbox("web.1", Path("/b/web.1"), Path("/l/web.1"), 0, "none"),
 )
 NO_LIMIT = str((1 << 63) - 4096)
 FILES_V1 = {
@@ -123,13 +121,19 @@ def asking(**limits: Any) -> Container:
     return replace(CONTAINER, task=replace(CONTAINER.task, limits=TaskLimits(**limits)))
 
 
+async def made(isolator: CgroupIsolator, container: Container) -> BundlePart:
+    part = merge([await isolator.open(container.sandbox), await isolator.prepare(container)])
+    await isolator.enforce(container)
+    return part
+
+
 def contents(base: Path) -> Callable[[str], str]:
     """Reads a file of the container's cgroup, whichever tree it is in."""
     return lambda name: find(base, f"web.1/{name}")[0].read_text()
 
 
 async def test_v1_limits(v1: CgroupIsolator, tmp_path: Path) -> None:
-    part = await v1.prepare(CONTAINER)
+    part = await made(v1, CONTAINER)
     read = contents(tmp_path)
     assert (read("cpu.shares"), read("cpu.cfs_quota_us"), read("cpu.cfs_burst_us")) == ("1536", "150000", "0")
     assert (read("memory.limit_in_bytes"), read("memory.soft_limit_in_bytes")) == (str(64 << 20), NO_LIMIT)
@@ -149,7 +153,7 @@ async def test_v1_everything_that_can_be_asked_for(v1: CgroupIsolator, tmp_path:
         io_weight=500,
         huge_pages=(HugePages("2MB", 8),),
     )
-    part = await v1.prepare(container)
+    part = await made(v1, container)
     read = contents(tmp_path)
     assert read("memory.soft_limit_in_bytes") == str(32 << 20)
     assert (read("cpuset.cpus"), read("cpu.cfs_burst_us")) == ("1-2", "5000")
@@ -163,7 +167,7 @@ async def test_v1_everything_that_can_be_asked_for(v1: CgroupIsolator, tmp_path:
 
 
 async def test_v1_what_is_not_limited_any_more_is_set_free(v1: CgroupIsolator, tmp_path: Path) -> None:
-    await v1.prepare(asking(mem_high=32, cpuset="1", cpu_burst_us=5000, io=(IoLimit(read_bps=1000),), io_weight=500))
+    await made(v1, asking(mem_high=32, cpuset="1", cpu_burst_us=5000, io=(IoLimit(read_bps=1000),), io_weight=500))
     await v1.update(CONTAINER, Resources(cpus=250, mem=32))
     read = contents(tmp_path)
     assert (read("memory.limit_in_bytes"), read("memory.soft_limit_in_bytes")) == (str(32 << 20), "-1")
@@ -172,7 +176,7 @@ async def test_v1_what_is_not_limited_any_more_is_set_free(v1: CgroupIsolator, t
 
 
 async def test_v1_swap_is_limited_where_it_is_counted(v1: CgroupIsolator, tmp_path: Path) -> None:
-    await v1.prepare(CONTAINER)
+    await made(v1, CONTAINER)
     memory = tmp_path / "memory" / PREFIX / "web.1"
     fill(memory, {"memory.memsw.limit_in_bytes": "0"})
     await v1.update(CONTAINER, Resources(cpus=1500, mem=128))
@@ -182,19 +186,19 @@ async def test_v1_swap_is_limited_where_it_is_counted(v1: CgroupIsolator, tmp_pa
 
 
 async def test_v1_pid_goes_to_each_tree_once(v1: CgroupIsolator, tmp_path: Path) -> None:
-    await v1.prepare(CONTAINER)
-    await v1.isolate(CONTAINER, 42)
+    await made(v1, CONTAINER)
+    await v1.isolate(CONTAINER.sandbox, 42)
     assert [path.read_text() for path in find(tmp_path, "web.1/cgroup.procs")] == ["42"] * len(FILES_V1)
 
 
 async def test_v1_usage(v1: CgroupIsolator, tmp_path: Path) -> None:
-    await v1.prepare(CONTAINER)
+    await made(v1, CONTAINER)
     fill_v1(tmp_path, usage=2_500_000_000, throttled=500_000_000)
     assert await v1.usage(CONTAINER, Usage()) == Usage(2.5, 1.5, 4096, 64 << 20, 3, 7, 0.5, 8192, 100, 200)
 
 
 async def test_v1_absent_limits_are_none(v1: CgroupIsolator, tmp_path: Path) -> None:
-    await v1.prepare(CONTAINER)
+    await made(v1, CONTAINER)
     fill_v1(tmp_path, usage=0, throttled=0)
     fill(tmp_path / "cpu" / PREFIX / "web.1", {"cpu.cfs_quota_us": "-1\n"})
     fill(tmp_path / "memory" / PREFIX / "web.1", {"memory.limit_in_bytes": "9223372036854771712\n"})
@@ -204,7 +208,7 @@ async def test_v1_absent_limits_are_none(v1: CgroupIsolator, tmp_path: Path) -> 
 
 
 async def test_v1_oom_kills_are_a_limit_exceeded(v1: CgroupIsolator, tmp_path: Path) -> None:
-    await v1.prepare(CONTAINER)
+    await made(v1, CONTAINER)
     fill_v1(tmp_path, usage=0, throttled=0)
     control = tmp_path / "memory" / PREFIX / "web.1" / "memory.oom_control"
     control.write_text("oom_kill_disable 0\nunder_oom 0\noom_kill 0\n")
@@ -223,7 +227,7 @@ async def test_v1_trees_that_share_a_mount(tmp_path: Path) -> None:
 
 
 async def test_v2_limits(v2: CgroupIsolator, tmp_path: Path, programs: list[tuple[Rule, ...]]) -> None:
-    await v2.prepare(CONTAINER)
+    await made(v2, CONTAINER)
     read = contents(tmp_path)
     assert (read("cpu.weight"), read("cpu.max"), read("cpu.max.burst")) == ("59", "150000 100000", "0")
     assert (read("memory.max"), read("memory.high"), read("memory.swap.max")) == (str(64 << 20), "max", "0")
@@ -233,7 +237,8 @@ async def test_v2_limits(v2: CgroupIsolator, tmp_path: Path, programs: list[tupl
 
 
 async def test_v2_everything_that_can_be_asked_for(v2: CgroupIsolator, tmp_path: Path) -> None:
-    await v2.prepare(
+    await made(
+        v2,
         asking(
             swap=16,
             mem_high=32,
@@ -242,7 +247,7 @@ async def test_v2_everything_that_can_be_asked_for(v2: CgroupIsolator, tmp_path:
             io=(IoLimit(read_bps=1000, write_iops=7),),
             io_weight=500,
             huge_pages=(HugePages("2MB", 8),),
-        )
+        ),
     )
     read = contents(tmp_path)
     assert (read("memory.high"), read("memory.swap.max")) == (str(32 << 20), str(16 << 20))
@@ -252,15 +257,15 @@ async def test_v2_everything_that_can_be_asked_for(v2: CgroupIsolator, tmp_path:
 
 
 async def test_v2_what_is_not_limited_any_more_is_set_free(v2: CgroupIsolator, tmp_path: Path) -> None:
-    await v2.prepare(asking(mem_high=32, cpuset="1", cpu_burst_us=5000, io=(IoLimit(read_bps=1000),), io_weight=500))
+    await made(v2, asking(mem_high=32, cpuset="1", cpu_burst_us=5000, io=(IoLimit(read_bps=1000),), io_weight=500))
     await v2.update(CONTAINER, Resources(cpus=1000, mem=32))
     read = contents(tmp_path)
-    assert (read("memory.high"), read("cpuset.cpus").strip(), read("cpu.max.burst")) == ("max", "", "0")
+    assert (read("memory.high"), read("cpuset.cpus").strip(), read("cpu.max.burst")) == ("max", "0-3", "0")
     assert (read("io.max"), read("io.weight")) == ("8:0 rbps=max wbps=max riops=max wiops=max", "100")
 
 
 async def test_v2_memory_in_use_is_not_taken_away_by_killing(v2: CgroupIsolator, tmp_path: Path) -> None:
-    await v2.prepare(CONTAINER)
+    await made(v2, CONTAINER)
     fill(tmp_path / PREFIX / "web.1", {"memory.current": str(48 << 20)})
     with pytest.raises(IsolatorError, match="resize cgroup web.1: .* are in use"):
         await v2.update(CONTAINER, Resources(cpus=1500, mem=32))
@@ -269,14 +274,14 @@ async def test_v2_memory_in_use_is_not_taken_away_by_killing(v2: CgroupIsolator,
 
 
 async def test_v2_controllers_are_switched_on_down_to_the_prefix(v2: CgroupIsolator, tmp_path: Path) -> None:
-    await v2.prepare(CONTAINER)
+    await made(v2, CONTAINER)
     switched = {path.parent for path in find(tmp_path, "cgroup.subtree_control")}
     assert switched == {tmp_path, tmp_path / "tepui", tmp_path / "tepui/n1"}
     assert (tmp_path / "cgroup.subtree_control").read_text() == "+cpu +memory +pids +cpuset +io +hugetlb"
 
 
 async def test_v2_usage(v2: CgroupIsolator, tmp_path: Path) -> None:
-    await v2.prepare(CONTAINER)
+    await made(v2, CONTAINER)
     files = {
         "cpu.stat": "usage_usec 2500000\nuser_usec 1\nthrottled_usec 500000\n",
         "memory.current": "4096\n",
@@ -289,7 +294,7 @@ async def test_v2_usage(v2: CgroupIsolator, tmp_path: Path) -> None:
 
 
 async def test_v2_pause_and_resume(v2: CgroupIsolator, tmp_path: Path) -> None:
-    await v2.prepare(CONTAINER)
+    await made(v2, CONTAINER)
     fill(tmp_path / PREFIX / "web.1", {"cgroup.events": "populated 1\nfrozen 1\n"})
     await v2.pause(CONTAINER)
     assert (tmp_path / PREFIX / "web.1" / "cgroup.freeze").read_text() == "1"
@@ -298,7 +303,7 @@ async def test_v2_pause_and_resume(v2: CgroupIsolator, tmp_path: Path) -> None:
 
 
 async def test_v2_kill_is_one_write(v2: CgroupIsolator, tmp_path: Path) -> None:
-    await v2.prepare(CONTAINER)
+    await made(v2, CONTAINER)
     cgroups = CgroupsV2(V2(tmp_path), PREFIX)
     fill(tmp_path / PREFIX / "web.1", {"cgroup.events": "populated 1\nfrozen 0\n"})
     assert cgroups.kill("web.1")
@@ -306,7 +311,7 @@ async def test_v2_kill_is_one_write(v2: CgroupIsolator, tmp_path: Path) -> None:
 
 
 async def test_v2_nothing_is_killed_in_an_empty_cgroup(v2: CgroupIsolator, tmp_path: Path) -> None:
-    await v2.prepare(CONTAINER)
+    await made(v2, CONTAINER)
     cgroups = CgroupsV2(V2(tmp_path), PREFIX)
     assert not cgroups.kill("web.1")
     assert not cgroups.kill("never.1")
@@ -325,7 +330,7 @@ async def test_what_this_node_has_not_is_refused(
 ) -> None:
     isolator: CgroupIsolator = request.getfixturevalue(version)
     with pytest.raises(Unsupported, match=reason):
-        await isolator.prepare(asking(**limits))
+        await made(isolator, asking(**limits))
 
 
 @pytest.mark.parametrize("version", ["v1", "v2"])
@@ -336,14 +341,14 @@ async def test_a_weight_that_the_kernel_has_no_file_for_is_refused(
     monkeypatch.delitem(FILES_V2, "io.weight")
     isolator: CgroupIsolator = request.getfixturevalue(version)
     with pytest.raises(Unsupported, match="weighs no input and output"):
-        await isolator.prepare(asking(io_weight=10))
+        await made(isolator, asking(io_weight=10))
 
 
 @pytest.mark.parametrize("version", ["v1", "v2"])
 async def test_cleanup_accepts_what_was_never_prepared(version: str, request: pytest.FixtureRequest) -> None:
     isolator: CgroupIsolator = request.getfixturevalue(version)
-    await isolator.cleanup(CONTAINER)
-    await isolator.cleanup(CONTAINER)
+    await isolator.cleanup(CONTAINER.sandbox)
+    await isolator.cleanup(CONTAINER.sandbox)
 
 
 @pytest.mark.parametrize("version", ["v1", "v2"])
@@ -351,9 +356,9 @@ async def test_errors_name_operation_and_container(version: str, request: pytest
     isolator: CgroupIsolator = request.getfixturevalue(version)
     with pytest.raises(IsolatorError, match="read cgroup web.1"):
         await isolator.usage(CONTAINER, Usage())
-    await isolator.prepare(CONTAINER)
+    await made(isolator, CONTAINER)
     with pytest.raises(IsolatorError, match=r"create cgroup web.1.*File exists"):
-        await isolator.prepare(CONTAINER)
+        await made(isolator, CONTAINER)
 
 
 def fill_v1(base: Path, usage: int, throttled: int) -> None:

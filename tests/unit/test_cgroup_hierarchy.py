@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from isolators.base import Unsupported
-from isolators.cgroup.grace import GracePeriod, own_procs
 from isolators.cgroup.hierarchy import V1, V2, detect
 from isolators.cgroup.limits import Limits, limits, oci_resources, parse_cpus
 from isolators.mount import parse_mountinfo
@@ -87,23 +86,6 @@ def test_more_cpu_is_never_less_weight(one: int, other: int) -> None:
 def test_no_swap_beyond_memory() -> None:
     memory = oci_resources(asks(Resources(cpus=100, mem=64)))["memory"]
     assert memory == {"limit": 64 << 20, "swap": 64 << 20}
-
-
-def test_own_procs_is_found_in_either_version() -> None:
-    memberships = "5:pids:/a/b\n4:cpu,cpuacct:/c\n0::/unified\n"
-    v1 = V1((("cpu", Path("/cg/cpu")), ("pids", Path("/cg/pids"))))
-    assert own_procs(v1, memberships) == Path("/cg/cpu/c/cgroup.procs")
-    assert own_procs(V2(Path("/cg")), memberships) == Path("/cg/unified/cgroup.procs")
-    assert own_procs(v1, "0::/\n") == Path("/cg/cpu/cgroup.procs")
-
-
-@pytest.mark.anyio
-async def test_a_grace_period_that_can_not_begin_is_no_fault(tmp_path: Path) -> None:
-    grace = GracePeriod(tmp_path / "absent" / "cgroup.procs")
-    await grace.over()
-    grace.begin()
-    grace.begin()
-    await grace.over()
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from google.protobuf.message import Message
 from hypothesis import given
 from hypothesis import strategies as st
 
+from model.adjustment import adjustment_of
 from model.network import Block, Network, Subnet, Vtep
 from model.node import Node
 from model.resources import Resources
@@ -35,6 +36,12 @@ def test_resources(resources: Resources) -> None:
 @given(strategies.specs)
 def test_tasks(task: TaskSpec) -> None:
     assert convert.task_from_wire(carried(convert.task_to_wire(task))) == task
+
+
+@given(strategies.specs, st.booleans(), st.booleans(), strategies.numbers)
+def test_assignments(task: TaskSpec, kill: bool, paused: bool, number: int) -> None:
+    wire = carried(convert.assignment_to_wire(task, kill, paused, number))
+    assert convert.assignment_from_wire(wire) == (task, kill, adjustment_of(task, paused, number))
 
 
 @given(strategies.statuses)

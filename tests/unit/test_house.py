@@ -24,6 +24,7 @@ STANDALONE = [
     ROOT / "lab" / "init.py",
 ]
 GENERATED = ["control_pb2.py", "control_pb2.pyi", "control_pb2_grpc.py", "control_pb2_grpc.pyi"]
+SHELL = [*sorted((ROOT / "script").iterdir()), *(ROOT / "vagrant" / name for name in ("box", "provision", "rootfs"))]
 REQUIREMENTS = ["requirements.txt", "requirements-dev.txt", "requirements-build.txt"]
 
 
@@ -68,7 +69,7 @@ def test_requirements_are_pinned_and_say_nothing_about_an_index(name: str) -> No
         assert "==" in requirement and "--hash=sha256:" in requirement, requirement
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "script").iterdir()), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", SHELL, ids=lambda path: path.name)
 def test_scripts_parse_and_are_executable(path: Path) -> None:
     assert os.access(path, os.X_OK)
     subprocess.run(["sh", "-n", path], check=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from isolators.base import Container, merge
+from isolators.base import Container, Sandbox, merge
 from isolators.capabilities import CapabilitiesIsolator
 from isolators.cgroup.limits import limits, oci_resources
 from isolators.filesystem import FilesystemIsolator
@@ -77,7 +77,9 @@ async def test_the_schema_finds_what_is_wrong(tmp_path: Path, path: tuple[str, .
 async def config(directory: Path, changes: dict[str, Any]) -> dict[str, Any]:
     fields: dict[str, Any] = {"resources": Resources(cpus=500, mem=64), "network": "none", **changes}
     task = TaskSpec("web.1", "services", "/web", ("sleep", "1"), **fields)
-    container = Container(task.id, task, directory, 1 << 20)
+    sandbox = Sandbox("c", directory, directory, 1 << 20, task.network)
+    container = Container(task, sandbox)
+    filesystem = FilesystemIsolator(directory)
     prepared = [
         NamespacesIsolator(RIGHTS),
         CapabilitiesIsolator(RIGHTS),
@@ -89,12 +91,9 @@ async def config(directory: Path, changes: dict[str, Any]) -> dict[str, Any]:
     resources = oci_resources(limits(task, task.resources))
     return merge(
         [
+            *[await isolator.open(sandbox) for isolator in (*prepared, filesystem)],
             *[await isolator.prepare(container) for isolator in prepared],
-            FilesystemIsolator(directory, no_namespace).part(container),
+            filesystem.part(container),
             {"linux": {"cgroupsPath": "/tepui/web.1", "resources": resources}},
         ]
     )
-
-
-async def no_namespace(id_base: int, id_count: int) -> int:
-    raise AssertionError("nothing is mounted here")

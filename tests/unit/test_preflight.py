@@ -10,6 +10,7 @@ import pytest
 
 from agent import preflight
 from agent.preflight import NotFit
+from cli.settings import AgentSettings, SettingsError, load
 
 
 @pytest.fixture
@@ -54,3 +55,16 @@ def test_only_root(proc: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     with pytest.raises(NotFit, match="needs root: run it with sudo"):
         preflight.check(proc)
+
+
+def test_a_runtime_that_is_not_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda program: None)
+    preflight.check_runtime("native")
+    with pytest.raises(NotFit, match=r'runtime = "crun": this machine lacks crun \(apt-get install crun\)'):
+        preflight.check_runtime("crun")
+
+
+def test_a_runtime_that_nobody_knows(tmp_path: Path) -> None:
+    (tmp_path / "agent.toml").write_text('runtime = "docker"\n')
+    with pytest.raises(SettingsError, match=r"agent.toml: runtime: .*'native', 'crun' or 'runc'"):
+        load(AgentSettings, tmp_path / "agent.toml")

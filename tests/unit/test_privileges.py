@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 
 from agent.checkpoint import Checkpoint, TaskRecord
-from isolators.base import Container, Isolator, IsolatorError, Unsupported
-from isolators.capabilities import DEFAULT, CapabilitiesIsolator
+from isolators.base import Container, Isolator, IsolatorError, Sandbox, Unsupported, merge
+from isolators.capabilities import CapabilitiesIsolator
 from isolators.namespaces import NamespacesIsolator
 from isolators.rights import NO_RIGHTS, Rights
 from isolators.secrets import MAX_BYTES, SecretsIsolator
 from isolators.sysctls import SysctlsIsolator
+from model.capability import DEFAULT
 from model.resources import Resources
 from model.task import Secret, TaskSpec, TaskState, TaskStatus
 from wire.convert import task_from_wire, task_to_wire
@@ -34,7 +35,9 @@ def spec(**fields: Any) -> TaskSpec:
 
 
 async def prepare(isolator: Isolator, **fields: Any) -> dict[str, Any]:
-    return await isolator.prepare(Container("web.1", spec(**fields), Path("/nonexistent"), 1 << 20))
+    task = spec(**fields)
+    sandbox = Sandbox("web.1", Path("/nonexistent"), Path("/nonexistent"), 1 << 20, task.network)
+    return merge([await isolator.open(sandbox), await isolator.prepare(Container(task, sandbox))])
 
 
 @pytest.mark.parametrize(
@@ -127,7 +130,7 @@ async def test_secrets_that_a_restart_has_lost_fail_the_task() -> None:
 def test_secrets_are_not_on_the_agents_disk_nor_in_its_log(tmp_path: Path) -> None:
     task = spec(secrets=(Secret("password", "hunter2"),))
     checkpoint = Checkpoint(tmp_path)
-    checkpoint.save(TaskRecord(task, TaskStatus("web.1", TaskState.ACCEPTED), "boot", 1 << 20))
+    checkpoint.save(TaskRecord(task, TaskStatus("web.1", TaskState.ACCEPTED), "boot", "c", 1 << 20))
     assert all(b"hunter2" not in path.read_bytes() for path in tmp_path.iterdir())
     assert checkpoint.load()["web.1"].spec.secrets == (Secret("password", None),)
     assert "hunter2" not in repr(task)

@@ -28,6 +28,8 @@ from wire.tls import SERVER_OPTIONS, channel, server_credentials
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("one_loop")]
 
+GREAT = 1 << 62  # more than any sequence
+
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,7 +58,7 @@ class Agent:
     async def running(self) -> AsyncIterator[Life]:
         life = Life(self.world)
         ready = asyncio.Event()
-        network = NodeNetwork(self.driver, self.vips, (POOL,))
+        network = NodeNetwork(self.driver, self.vips, (POOL,), life.sandboxes.drop)
         session = Session(node(self.credentials.identity.name), self.dial, network, ready)
         life.reconciler._report, life.reconciler._ready = session.report, ready
         await life.reconciler.recover()
@@ -126,7 +128,7 @@ async def test_what_happened_while_the_master_was_away_is_told_later(bed: Bed) -
             await until(lambda: state(parts, "a") is TaskState.FAILED)
             assert parts.record("a").status.exit_code == 4 and state(parts, "b") is TaskState.RUNNING
             await until(lambda: life.reconciler.unacknowledged("a") is None)
-            assert set(agent.world.alive) == {"b"}
+            assert set(agent.world.running()) == {"b"} and len(agent.world.alive) == 1
     finally:
         await running.__aexit__(None, None, None)
 
@@ -140,7 +142,7 @@ async def test_a_restarted_agent_goes_on_and_what_it_must_not_have_goes(bed: Bed
             await until(lambda: {state(parts, "a"), state(parts, "b")} == {TaskState.RUNNING})
         await parts.tasks.end("b", TaskState.LOST, "given up meanwhile")
         async with agent.running() as life:
-            await until(lambda: set(agent.world.alive) == {"a"})
+            await until(lambda: set(agent.world.running()) == {"a"} and len(agent.world.alive) == 1)
             await until(lambda: [status.task_id for status in life.reconciler.statuses()] == ["a"])
             assert agent.world.launched == {"a": 1, "b": 1}
 
@@ -185,16 +187,16 @@ async def test_a_task_that_can_not_be_written_down_comes_again(bed: Bed, monkeyp
         agent = bed.agent("n1", target)
         async with agent.running() as life:
             await until(lambda: bool(parts.nodes.all()))
-            save, refused = life.checkpoint.save, []
+            begin, refused = life.checkpoint.begin, []
 
             def full(record: object) -> None:
                 refused.append(record)
                 raise OSError(28, "No space left on device")
 
-            monkeypatch.setattr(life.checkpoint, "save", full)
+            monkeypatch.setattr(life.checkpoint, "begin", full)
             await parts.tasks.add("n1", [replace(task("a"), argv=("sleep",))])
             await until(lambda: len(refused) > 2)
-            monkeypatch.setattr(life.checkpoint, "save", save)
+            monkeypatch.setattr(life.checkpoint, "begin", begin)
             await until(lambda: state(parts, "a") is TaskState.RUNNING)
 
 
@@ -280,20 +282,21 @@ async def test_hello_says_what_it_runs_and_statuses_are_repeated_until_acknowled
         assert [list(hello.tasks) == [] for hello in script.hellos] == [True, False]
         (known,) = script.hellos[1].tasks
         assert (known.task_id, known.sequence) == ("a", sequence)
-    done = pb.MasterMessage(status_ack=pb.StatusAck(task_id="a", sequence=sequence))
+    done = pb.MasterMessage(status_ack=pb.StatusAck(task_id="a", sequence=GREAT))
     script = Script([done, change(1, assignment("a"), full=True)])
     async with playing(bed, script) as again:
         again.world = agent.world
         async with again.running() as life:
             await until(lambda: script.applied(1))
             assert life.reconciler.unacknowledged("a") is None
+            assert script.hellos[0].tasks[0].sequence > sequence
 
 
 async def test_an_end_that_a_full_change_does_not_want_any_more_is_forgotten(bed: Bed) -> None:
     script = Script([change(1, assignment("a"), full=True)], [change(1, full=True), change(2, assignment("b"))])
     async with playing(bed, script) as agent:
         async with agent.running():
-            await until(lambda: "a" in agent.world.alive)
+            await until(lambda: "a" in agent.world.running())
         async with agent.running() as life:
-            await until(lambda: set(agent.world.alive) == {"b"})
+            await until(lambda: set(agent.world.running()) == {"b"} and len(agent.world.alive) == 1)
             await until(lambda: [status.task_id for status in life.reconciler.statuses()] == ["b"])

@@ -269,6 +269,17 @@ async def test_a_port_in_use_is_refused(master: Credentials) -> None:
             second.add_secure_port(target, server_credentials(lambda: master))
 
 
+async def test_many_handshakes_at_once_leave_the_server_alive(
+    tmp_path: Path, master: Credentials, agent: Credentials
+) -> None:
+    """gRPC's threads do them side by side, as when all agents dial a master that has come back."""
+    context = python_client(tmp_path / "ca-node1")
+    async with serving(master) as target:
+        for _ in range(10):
+            await asyncio.gather(*(talk(target, context) for _ in range(60)))
+        assert await call(target, agent)
+
+
 @pytest.mark.parametrize(
     ("program", "outcome"),
     [

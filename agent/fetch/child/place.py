@@ -1,9 +1,9 @@
-"""What the agent executes to put a file into a sandbox: `python -I -S place.py AGENT TARGET UID REQUEST`.
+"""What the agent executes to put a file into a workspace: `python -I -S place.py AGENT TARGET UID REQUEST`.
 
-Standard input is the file. `TARGET` is the sandbox, and all that the child that does the work sees; `REQUEST` is JSON:
-`name`, `kind` (tar, zip, gz, or empty to leave it packed), `executable`, `most_bytes`, `most_entries`. Everything is
-made by `UID`, which owns the sandbox and nothing else. Standard output gets one line of JSON: nothing in it, or why
-not. `AGENT` is the pid that this process ends with.
+Standard input is the file. `TARGET` is the workspace, and all that the child that does the work sees; `REQUEST` is
+JSON: `name`, `kind` (tar, zip, gz, or empty to leave it packed), `executable`, `most_bytes`, `most_entries`. Everything
+is made by `UID`, which owns the workspace and nothing else. Standard output gets one line of JSON: nothing in it, or
+why not. `AGENT` is the pid that this process ends with.
 """
 
 from __future__ import annotations
@@ -161,7 +161,7 @@ def _make_way(path: str) -> None:
 
 
 def _path(name: str) -> str:
-    """Relative, in the sandbox."""
+    """Relative, in the workspace."""
     if name.startswith("/") or "\0" in name or ".." in name.split("/"):
         raise Refused(f"{name!r} is not below the archive")
     parts = [part for part in name.split("/") if part not in ("", ".")]

@@ -61,10 +61,10 @@ async def test_cve_2024_21626_leaked_descriptors_are_no_way_out(node: Sandbox) -
             os.set_inheritable(descriptor, True)
         for number in range(3, LEAKED):
             container = node.container(task(f"attacker.{number}", "pwd", cwd=f"/proc/self/fd/{number}"))
-            await node.prepare(container)
             launch = await node.create(container)
+            await node.prepare(container)
             with pytest.raises(LaunchError, match="change directory"):
-                await launch.start()
+                await node.fill(container, launch)
     finally:
         for descriptor in leaked:
             os.close(descriptor)
@@ -84,7 +84,7 @@ async def test_cve_2022_29162_and_2022_27650_nothing_is_inheritable(attacker: At
 @pytest.mark.parametrize("user", ["4294967296", "-1", "0x0", " 0", "+0", "4294967295:0", "65536", "0:65536", "\u0660"])
 async def test_cve_2026_30892_and_2024_40635_users_are_parsed_strictly(node: Sandbox, user: str) -> None:
     with pytest.raises(Unsupported, match="user"):
-        await node.prepare(node.container(task("attacker.1", "id", user=user)))
+        await node.start(task("attacker.1", "id", user=user))
 
 
 async def test_cve_2020_15257_no_abstract_socket_is_ours(attacker: Attacker) -> None:
@@ -119,14 +119,18 @@ async def test_cve_2021_3283_no_namespace_is_the_nodes(node: Sandbox, kind: str)
 
     for number, change in enumerate((leave_out, join)):
         container = node.container(task(f"attacker.{number}", "true"))
+        with pytest.raises(LaunchError, match="linux/namespaces"):
+            await node.create(container, change)
+        container = node.container(task(f"attacker.late.{number}", "true"))
+        launch = await node.create(container)
         await node.prepare(container, change)
         with pytest.raises(LaunchError, match="linux/namespaces"):
-            await node.create(container)
+            await node.fill(container, launch)
 
 
 async def test_cve_2021_3283_the_nodes_network_takes_a_right(node: Sandbox) -> None:
     with pytest.raises(Unsupported, match="host_network"):
-        await node.prepare(node.container(task("attacker.1", "true", network="host")))
+        await node.create(node.container(task("attacker.1", "true", network="host")))
 
 
 async def test_cve_2018_15664_and_2024_1329_links_in_a_container_lead_nowhere(

@@ -7,13 +7,14 @@ temporary directory, and says where.
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from isolators.rights import Rights
 from tests.kernel.attacks.attacker import SWEEP, Attacker
-from tests.kernel.sandbox import sandbox
+from tests.kernel.sandbox import CGROUPS, sandbox
 
 pytestmark = pytest.mark.anyio
 
@@ -35,3 +36,12 @@ async def test_the_sweep_sees_what_is_open(host_mounts: None, tmp_path: Path) ->
     assert found["status"]["Seccomp"] == "0"
     assert found["calls"]["keyctl"] not in ("EPERM", "ENOSYS")
     assert 17 in found["families"]
+
+
+@pytest.mark.parametrize("runtime", [name for name in ("runc", "crun") if shutil.which(name)])
+async def test_another_runtime_leaves_no_more_open(host_mounts: None, tmp_path: Path, runtime: str) -> None:
+    async with sandbox(tmp_path, by=runtime) as node:
+        found = await Attacker(node).find(f"{SWEEP}\nfound = sweep()", network="none")
+    for directory in CGROUPS.glob(f"*/{node.prefix}"):  # it makes them in trees that we leave alone too
+        directory.rmdir()
+    assert found == json.loads(EXPECTED)

@@ -1,6 +1,6 @@
-"""A task's sandbox, where Mesos has it: /mnt/mesos/sandbox, with what was fetched for the task.
+"""A task's workspace, where Mesos has its sandbox: /mnt/mesos/sandbox, with what was fetched for the task.
 
-The directory is `Container.directory`/sandbox, made before the container is prepared, for tasks with an image or with
+The directory is `Container.layer`/workspace, made before the container is prepared, for tasks with an image or with
 something to fetch. It belongs to the task's user, who may be known only by the image's files. It is gone with the
 container, as its private layer is, and counts like it. The place in the root file system, and the working directory of
 the task, are made in the private layer where the image lacks them, as Docker does it.
@@ -17,33 +17,33 @@ from isolators.base import BundlePart, Container, Isolator, IsolatorError
 from isolators.process import user_of
 
 DESTINATION = "/mnt/mesos/sandbox"
-DIRECTORY = "sandbox"
+DIRECTORY = "workspace"
 PATH_FLAGS = mount.O_PATH | os.O_DIRECTORY
 
 
-class SandboxIsolator(Isolator):
-    """Prepared after the file system: whose the sandbox is may be looked up in it."""
+class WorkspaceIsolator(Isolator):
+    """Prepared after the file system: whose the workspace is may be looked up in it."""
 
-    name = "sandbox"
+    name = "workspace"
 
     async def prepare(self, container: Container) -> BundlePart:
-        sandbox = container.directory / DIRECTORY
-        if not sandbox.is_dir():
+        if not container.task.needs_provision:
             return {}
+        workspace = container.layer / DIRECTORY
         try:
             user = user_of(container)
-            _give(sandbox, container.id_base + user.uid, container.id_base + user.gid)
+            _give(workspace, container.id_base + user.uid, container.id_base + user.gid)
             for path in (DESTINATION, container.task.cwd):
                 _make_in_root(container, path)
         except OSError as error:
-            raise IsolatorError(f"make sandbox of {container.id}: {error.filename}: {error.strerror}") from error
+            raise IsolatorError(f"make workspace of {container.id}: {error.filename}: {error.strerror}") from error
         options = ["bind", "nosuid", "nodev"]
-        return {"mounts": [{"destination": DESTINATION, "type": "bind", "source": str(sandbox), "options": options}]}
+        return {"mounts": [{"destination": DESTINATION, "type": "bind", "source": str(workspace), "options": options}]}
 
 
-def _give(sandbox: Path, uid: int, gid: int) -> None:
+def _give(workspace: Path, uid: int, gid: int) -> None:
     """Everything in it is from outside, but for its owner: nothing is followed."""
-    for _, directories, files, descriptor in os.fwalk(sandbox):
+    for _, directories, files, descriptor in os.fwalk(workspace):
         for name in (*directories, *files):
             os.chown(name, uid, gid, dir_fd=descriptor, follow_symlinks=False)
         os.fchown(descriptor, uid, gid)

@@ -1,0 +1,91 @@
+"""The bound of a container's writable layer where the file system enforces it: XFS with project quotas."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from isolators.disk import DiskIsolator
+from model.resources import Resources
+from model.task import Usage
+from tests.kernel.namespaces import run
+from tests.kernel.sandbox import Sandbox, exit_of, output, sandbox, task, until
+
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("host_mounts")]
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def xfs(host_mounts: None, tmp_path: Path) -> Iterator[Path]:
+    image, point = tmp_path / "image", tmp_path / "xfs"
+    with image.open("wb") as file:
+        file.truncate(300 * MIB)
+    run("mkfs.xfs", "-q", str(image))
+    point.mkdir()
+    run("mount", "-o", "loop,prjquota", str(image), str(point))
+    yield point
+    run("umount", str(point))
+
+
+@pytest.fixture
+async def node(xfs: Path) -> AsyncIterator[Sandbox]:
+    state = xfs / "state"
+    state.mkdir(mode=0o700)
+    async with sandbox(state) as made:
+        yield made
+
+
+def disk(node: Sandbox) -> DiskIsolator:
+    return next(isolator for isolator in node.isolators if isinstance(isolator, DiskIsolator))
+
+
+def asking(mib: int) -> Resources:
+    return Resources(cpus=500, mem=64, disk=mib)
+
+
+async def test_a_write_beyond_the_limit_fails_and_the_task_goes_on(node: Sandbox) -> None:
+    script = "head -c 8000000 /dev/zero > /var/tmp/x; stat -c %s /var/tmp/x; echo still here"
+    ended, text = await node.run(task("web.1", "sh", "-c", script, resources=asking(4)))
+    assert ended.code == 0
+    assert "still here" in text
+    assert "No space left" in text or "quota exceeded" in text
+    assert 3 * MIB < int(text.split()[0]) <= 4 * MIB
+
+
+async def test_what_is_deleted_can_be_used_again(node: Sandbox) -> None:
+    script = "for i in 1 2 3 4; do head -c 3000000 /dev/zero > /var/tmp/x && rm /var/tmp/x || exit 1; done"
+    ended, text = await node.run(task("web.1", "sh", "-c", script, resources=asking(4)))
+    assert ended.code == 0, text
+
+
+async def test_moving_stays_in_the_project(node: Sandbox) -> None:
+    """A rename across projects would fail with EXDEV, which programs do not expect within one directory."""
+    script = "cd /var/tmp && mkdir a && echo x > a/b && mv a c && mv c/b d && mv d c/e && cat c/e"
+    ended, text = await node.run(task("web.1", "sh", "-c", script, resources=asking(4)))
+    assert ended.code == 0, text
+
+
+async def test_what_is_used_is_told(node: Sandbox) -> None:
+    script = "head -c 2000000 /dev/zero > /var/tmp/x; sync; echo ready; exec sleep infinity"
+    container, _ = await node.start(task("web.1", "sh", "-c", script, resources=asking(4)))
+    await until(lambda: "ready" in output(container), "2 MB are written")
+    usage = await disk(node).usage(container, Usage())
+    assert 1.9 * MIB < usage.disk_bytes < 3 * MIB
+    assert usage.disk_limit_bytes == 4 * MIB
+
+
+async def test_the_limit_is_changed_in_place(node: Sandbox) -> None:
+    script = "while ! head -c 6000000 /dev/zero > /var/tmp/x; do sleep 0.1; done 2>&-"
+    container, _ = await node.start(task("web.1", "sh", "-c", script, resources=asking(1)))
+    await disk(node).update(container, asking(16))
+    assert (await exit_of(container)).code == 0
+
+
+async def test_nothing_is_left_of_a_quota(node: Sandbox, xfs: Path) -> None:
+    await node.run(task("web.1", "true", resources=asking(4)))
+    await node.clean()
+    report = run("xfs_quota", "-x", "-c", "report -p -n -N", str(xfs))
+    assert [line for line in report.splitlines() if line.split() and line.split()[3] != "0"] == []
