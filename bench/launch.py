@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 import uuid
+from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any, Self
@@ -27,7 +28,10 @@ from pyroute2 import AsyncIPRoute
 
 from agent.checkpoint import Checkpoint
 from agent.containers import Containers, Directories
+from agent.fetch.fetcher import Fetcher
+from agent.images.images import Images, Places
 from agent.launcher.client import Launcher
+from agent.provision import Provision
 from agent.reconciler import Reconciler
 from agent.sandboxes import Sandboxes
 from bench.report import Report, Row, from_json, percentile
@@ -67,7 +71,7 @@ def run() -> Report:
 
 
 async def measure(directory: Path) -> Report:
-    rootfs = _rootfs(directory)
+    rootfs = rootfs_of_clock(directory)
     await underlay()
     peer = RuncWithCni(directory, rootfs)
     ours: list[float] = []
@@ -102,8 +106,12 @@ class Ours:
         await self._networks.__aenter__()
         await self._networks.configure(_overlay(node))
         await self._launcher.start()
-        isolators = standard_isolators(self._directories.state, self._networks, f"tepui-bench-{os.getpid()}", NO_RIGHTS)
-        self.containers = Containers(self._directories, isolators, self._launcher)
+        state, local = self._directories.state, (self._directories.state.parent,)
+        isolators = standard_isolators(state, self._networks, f"tepui-bench-{os.getpid()}", NO_RIGHTS)
+        self._images = Images(Places(state / "images", self._directories.bundles, state, local))
+        await self._images.open()
+        provision = Provision(self._images, Fetcher(state / "fetch", local))
+        self.containers = Containers(self._directories, isolators, self._launcher, provision=provision)
         checkpoint, ready = Checkpoint(self._directories.tasks), asyncio.Event()
         ready.set()
         self._sandboxes = Sandboxes(self.containers, ready)
@@ -118,14 +126,15 @@ class Ours:
     async def __aexit__(self, *_: object) -> None:
         await self.reconciler.close()
         await self._sandboxes.close()
+        await self._images.close()
         await self._launcher.stop()
         await self._networks.__aexit__(None, None, None)
         _remove_cgroups(f"tepui-bench-{os.getpid()}")
         mount.unmount(self._directories.run)
 
-    async def launch(self) -> float:
-        """Milliseconds from the assignment to the program's first word."""
-        task = TaskSpec(
+    async def launch(self, **changes: Any) -> float:
+        """Milliseconds from the assignment to the program's first word. `changes` are of the task."""
+        plain = TaskSpec(
             id=f"bench.{uuid.uuid4()}",
             framework="bench",
             owner="/bench",
@@ -134,6 +143,7 @@ class Ours:
             network="overlay",
             rootfs=str(self._rootfs),
         )
+        task = replace(plain, **changes)
         ended = self._ended[task.id] = asyncio.get_running_loop().create_future()
         begin = time.monotonic_ns()
         self.reconciler.assign(task, kill=False)
@@ -226,7 +236,7 @@ class RuncWithCni:
         return configuration
 
 
-def _rootfs(directory: Path) -> Path:
+def rootfs_of_clock(directory: Path) -> Path:
     rootfs = directory / "rootfs"
     for name in ("dev", "etc", "proc", "run", "sys", "tmp"):
         (rootfs / name).mkdir(parents=True)

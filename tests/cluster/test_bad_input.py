@@ -32,7 +32,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "VIP without port": (port(labels={"VIP_0": "/web"}), "/container/portMappings(0)/labels"),
     "VIP with a bad port": (port(labels={"VIP_0": "/web:99999"}), "/container/portMappings(0)/labels"),
     "port out of range": (port(containerPort=70000), "/container/portMappings(0)/containerPort"),
-    "field that is not supported": ({"uris": ["http://192.0.2.1/x"]}, "/uris"),
+    "field that is not supported": ({"gpus": 1}, "/gpus"),
     "NUL in an argument": ({"cmd": "echo \0"}, "/cmd"),
 }
 
