@@ -12,6 +12,7 @@ import dataclasses
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from agent.fetch.errors import FetchError
@@ -23,6 +24,7 @@ from agent.images.images import Images
 from isolators import mount
 from isolators.base import IsolatorError, Sandbox, Unsupported
 from isolators.workspace import DESTINATION, DIRECTORY
+from model.image import PullProgress
 from model.task import TaskSpec
 
 CREDENTIALS = "/.docker/config.json"  # in the workspace, where apps for Mesos have it fetched to
@@ -67,8 +69,13 @@ class Provision:
             raise Refused("a task has an image or a rootfs, not both")
         if not spec.pull_config:
             spec = dataclasses.replace(spec, pull_config=_fetched_credentials(workspace))
-        image, layers = await self._images.use(spec, task.id, sandbox.directory, tell)
+        progress = partial(_tell_progress, tell)
+        image, layers = await self._images.use(spec, task.id, sandbox.directory, progress)
         return Provided(command.resolve(task, image.config, DESTINATION), layers)
+
+
+def _tell_progress(tell: Tell, progress: PullProgress) -> None:
+    tell(progress.describe())
 
 
 def _in_workspace(provided: Provided) -> Provided:

@@ -15,6 +15,8 @@ from typing import TypeAlias
 import grpc
 import structlog
 
+from agent.images.images import Images
+from agent.images.requests import ImageRequests
 from agent.logs import LogFeed
 from agent.node_network import NodeNetwork
 from agent.reconciler import Reconciler
@@ -55,12 +57,12 @@ class Session:
         self._news.add(status.task_id)
         self._wake.set()
 
-    async def run(self, reconciler: Reconciler, logs: LogFeed) -> None:
+    async def run(self, reconciler: Reconciler, logs: LogFeed, images: Images) -> None:
         """Until cancelled."""
         bound = BACKOFF_FIRST_S
         said = ""
         while True:
-            connected, reason = await self._attempt(reconciler, logs)
+            connected, reason = await self._attempt(reconciler, logs, images)
             if connected:
                 bound, said = BACKOFF_FIRST_S, ""
             if reason != said:
@@ -69,11 +71,11 @@ class Session:
             await asyncio.sleep(random.uniform(0.1 * bound, bound))
             bound = min(2 * bound, BACKOFF_MOST_S)
 
-    async def _attempt(self, reconciler: Reconciler, logs: LogFeed) -> tuple[bool, str]:
+    async def _attempt(self, reconciler: Reconciler, logs: LogFeed, images: Images) -> tuple[bool, str]:
         """One session, to its end. Whether it came about, and why it ended."""
         try:
             async with self._dial() as channel:
-                conversation = _Conversation(self, reconciler, logs, control_pb2_grpc.ControlStub(channel))
+                conversation = _Conversation(self, reconciler, logs, images, control_pb2_grpc.ControlStub(channel))
                 try:
                     reason = await conversation.run()
                 except grpc.aio.AioRpcError as error:
@@ -87,12 +89,19 @@ class _Conversation:
     """The state of one session: what was received, what of it was applied, and what the other side knows."""
 
     def __init__(
-        self, session: Session, reconciler: Reconciler, logs: LogFeed, stub: control_pb2_grpc.ControlStub
+        self,
+        session: Session,
+        reconciler: Reconciler,
+        logs: LogFeed,
+        images: Images,
+        stub: control_pb2_grpc.ControlStub,
     ) -> None:
         self.begun = False
         self._session = session
         self._reconciler = reconciler
         self._logs = logs
+        self._image_requests = ImageRequests(images, self._answer)
+        self._image_answers: dict[str, pb.ImageAnswer] = {}  # the latest, by request
         self._network = session._network
         self._stub = stub
         self._received = 0
@@ -118,6 +127,7 @@ class _Conversation:
                 work.cancel()
             call.cancel()
             await asyncio.gather(*works, return_exceptions=True)
+            await self._image_requests.close()
 
     async def _read(self, call: Call) -> None:
         while isinstance(message := await call.read(), pb.MasterMessage):
@@ -131,6 +141,12 @@ class _Conversation:
                     self._reconciler.acknowledged(message.status_ack.task_id, message.status_ack.sequence)
                 case "open_log":
                     self._logs.open(self._stub, message.open_log)
+                case "image_request":
+                    self._image_requests.take(message.image_request)
+
+    def _answer(self, answer: pb.ImageAnswer) -> None:
+        self._image_answers[answer.request] = answer
+        self._session._wake.set()
 
     def _receive(self, change: pb.Change) -> None:
         if not change.full and (not self._received or change.revision != self._received + 1):
@@ -196,6 +212,9 @@ class _Conversation:
             for task_id in news:
                 if (status := self._reconciler.unacknowledged(task_id)) is not None:
                     await call.write(pb.AgentMessage(status=convert.status_to_wire(status)))
+            answers, self._image_answers = self._image_answers, {}
+            for answer in answers.values():
+                await call.write(pb.AgentMessage(image_answer=answer))
             applied = pb.Applied(revision=self._applied, errors=self._errors)
             if applied != self._told:
                 await call.write(pb.AgentMessage(applied=applied))

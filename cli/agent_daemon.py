@@ -121,7 +121,7 @@ async def run(state: Path) -> None:
         await reconciler.recover()
         sandboxes.begin()
         async with asyncio.TaskGroup() as group:
-            group.create_task(session.run(reconciler, logs))
+            group.create_task(session.run(reconciler, logs, images))
             group.create_task(images.keep_tidy())
             group.create_task(keep_renewed(pki_directory(state), dial))
 

@@ -38,6 +38,7 @@ from master.nodes import Nodes
 from master.rest.adjustments import adjustments_router
 from master.rest.app import create_app
 from master.rest.cluster import cluster_router
+from master.rest.images import images_router
 from master.rest.server import ServerError, listen, serving
 from master.store.base import Store, StoreError
 from master.store.sqlite import SqliteStore
@@ -217,7 +218,8 @@ class _Master:
             self.tokens,
         )
         adjustments = adjustments_router(self.tasks, Adjustments(self.tasks, self.allocator))
-        everything = [cluster, adjustments, *routers(self.store, self.services)]
+        images = images_router(self.nodes, self.dispatcher.images)
+        everything = [cluster, adjustments, images, *routers(self.store, self.services)]
         return create_app(lambda token: admin_token.matches(token, self.digest), everything, PUBLIC)
 
     @asynccontextmanager

@@ -115,7 +115,7 @@ def _row(task: dict[str, Any]) -> tuple[object, ...]:
         mebibytes(limits["mem_bytes"]),
         limits["pids"],
         duration(time.time() - task["since"]),
-        task["reason"],
+        task["reason"] or task["message"],
     )
 
 

@@ -19,6 +19,7 @@ import grpc
 import structlog
 
 from master.desired import Desired, Feed
+from master.images import Images
 from master.logs import Logs
 from master.networks import NetworkFull, Networks
 from master.nodes import Nodes, NodeView
@@ -47,6 +48,7 @@ class Dispatcher(control_pb2_grpc.ControlServicer):
         self._networks = networks
         self._desired = desired
         self._logs = logs
+        self.images = Images(self._tell)
         self._sessions: dict[str, _Session] = {}
         self._works: dict[str, asyncio.Task[object]] = {}
         tasks.listen(self._task_changed)
@@ -86,6 +88,7 @@ class Dispatcher(control_pb2_grpc.ControlServicer):
             if self._sessions.get(node_id) is session:
                 del self._sessions[node_id]
                 self._nodes.disconnected(node_id)
+                self.images.lost(node_id)
 
     async def SendLog(self, request_iterator: AsyncIterator[pb.LogChunk], context: LogContext) -> pb.LogEnd:
         await agent_name(context)
@@ -95,8 +98,12 @@ class Dispatcher(control_pb2_grpc.ControlServicer):
 
     def open_log(self, node: str, request: pb.OpenLog) -> bool:
         """Ask the node for a task's output. False when it is not connected."""
+        return self._tell(node, pb.MasterMessage(open_log=request))
+
+    def _tell(self, node: str, message: pb.MasterMessage) -> bool:
+        """False when the node is not connected, or has not taken the last few yet."""
         session = self._sessions.get(node)
-        return session is not None and session.open_log(request)
+        return session is not None and session.tell(message)
 
     async def _hello(
         self, node_id: str, messages: AsyncIterator[pb.AgentMessage], context: SessionContext
@@ -159,6 +166,8 @@ class Dispatcher(control_pb2_grpc.ControlServicer):
             case "applied":
                 session.feed.acknowledge(message.applied.revision)
                 self._nodes.report(node_id, tuple(message.applied.errors))
+            case "image_answer":
+                self.images.receive(node_id, message.image_answer)
             case other:
                 raise ValueError(f"unexpected message {other}")
 
@@ -209,23 +218,23 @@ class Dispatcher(control_pb2_grpc.ControlServicer):
 
 
 class _Session:
-    """What waits to be written on one stream. All of it is bounded: keys, one number a task, and a few log requests."""
+    """What waits to be written to one agent. All of it is bounded: keys, one number a task, and a few requests."""
 
-    MAX_LOG_REQUESTS = 64
+    MAX_MESSAGES = 256
 
     def __init__(self, feed: Feed) -> None:
         self.feed = feed
         self._acks: dict[str, int] = {}
-        self._log_requests: list[pb.OpenLog] = []
+        self._messages: list[pb.MasterMessage] = []
 
     def acknowledge(self, status: TaskStatus) -> None:
         self._acks[status.task_id] = status.sequence
         self.feed.wake.set()
 
-    def open_log(self, request: pb.OpenLog) -> bool:
-        if len(self._log_requests) >= self.MAX_LOG_REQUESTS:
+    def tell(self, message: pb.MasterMessage) -> bool:
+        if len(self._messages) >= self.MAX_MESSAGES:
             return False
-        self._log_requests.append(request)
+        self._messages.append(message)
         self.feed.wake.set()
         return True
 
@@ -234,13 +243,13 @@ class _Session:
         while not self.feed.closed:
             change = desired.next_change(self.feed)
             acks, self._acks = self._acks, {}
-            requests, self._log_requests = self._log_requests, []
+            messages, self._messages = self._messages, []
             if change is not None:
                 yield pb.MasterMessage(change=change)
             for task_id, sequence in acks.items():
                 yield pb.MasterMessage(status_ack=pb.StatusAck(task_id=task_id, sequence=sequence))
-            for request in requests:
-                yield pb.MasterMessage(open_log=request)
+            for message in messages:
+                yield message
             await self.feed.wake.wait()
 
 

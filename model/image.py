@@ -1,4 +1,4 @@
-"""What a task says about its image."""
+"""What a task says about its image, and what a node says about those that it has."""
 
 from __future__ import annotations
 
@@ -25,3 +25,42 @@ class ImageSpec:
     rules: Rules = Rules.DOCKER
     arguments: bool = False
     pull_config: str = field(default="", repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class PullProgress:
+    """How far a pull is. `layers` are all of the image's, 0 while that is not known; `bytes` those of the layers that
+    have to be brought. `note` is what it waits for instead."""
+
+    reference: str
+    layers: int = 0
+    layers_done: int = 0
+    bytes: int = 0
+    bytes_done: int = 0
+    note: str = ""
+
+    def describe(self) -> str:
+        """`pulls nginx:1.25: 2 of 5 layers, 34 of 80 MiB`."""
+        if self.note:
+            return f"pulls {self.reference}: {self.note}"
+        if not self.layers:
+            return f"pulls {self.reference}"
+        done, size = _mebibytes(self.bytes_done), _mebibytes(self.bytes)
+        return f"pulls {self.reference}: {self.layers_done} of {self.layers} layers, {done} of {size} MiB"
+
+
+@dataclass(frozen=True, slots=True)
+class NodeImage:
+    """An image in a node's store. `bytes` is what its layers take there, also those that others share. Times are
+    seconds since the epoch, `tasks` those that use it now."""
+
+    reference: str
+    digest: str
+    bytes: int
+    pulled_at: float
+    used_at: float
+    tasks: tuple[str, ...]
+
+
+def _mebibytes(size: int) -> str:
+    return f"{size / 2**20:.0f}" if size >= 10 << 20 or not size else f"{size / 2**20:.1f}"

@@ -65,24 +65,28 @@ class AgentMessage(_message.Message):
     HELLO_FIELD_NUMBER: _builtins.int
     APPLIED_FIELD_NUMBER: _builtins.int
     STATUS_FIELD_NUMBER: _builtins.int
+    IMAGE_ANSWER_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def hello(self) -> Global___Hello: ...
     @_builtins.property
     def applied(self) -> Global___Applied: ...
     @_builtins.property
     def status(self) -> Global___Status: ...
+    @_builtins.property
+    def image_answer(self) -> Global___ImageAnswer: ...
     def __init__(
         self,
         *,
         hello: Global___Hello | None = ...,
         applied: Global___Applied | None = ...,
         status: Global___Status | None = ...,
+        image_answer: Global___ImageAnswer | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "body", b"body", "hello", b"hello", "status", b"status"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "body", b"body", "hello", b"hello", "image_answer", b"image_answer", "status", b"status"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "body", b"body", "hello", b"hello", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "body", b"body", "hello", b"hello", "image_answer", b"image_answer", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["hello", "applied", "status"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["hello", "applied", "status", "image_answer"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -95,24 +99,28 @@ class MasterMessage(_message.Message):
     CHANGE_FIELD_NUMBER: _builtins.int
     STATUS_ACK_FIELD_NUMBER: _builtins.int
     OPEN_LOG_FIELD_NUMBER: _builtins.int
+    IMAGE_REQUEST_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def change(self) -> Global___Change: ...
     @_builtins.property
     def status_ack(self) -> Global___StatusAck: ...
     @_builtins.property
     def open_log(self) -> Global___OpenLog: ...
+    @_builtins.property
+    def image_request(self) -> Global___ImageRequest: ...
     def __init__(
         self,
         *,
         change: Global___Change | None = ...,
         status_ack: Global___StatusAck | None = ...,
         open_log: Global___OpenLog | None = ...,
+        image_request: Global___ImageRequest | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "change", b"change", "open_log", b"open_log", "status_ack", b"status_ack"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "change", b"change", "image_request", b"image_request", "open_log", b"open_log", "status_ack", b"status_ack"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "change", b"change", "open_log", b"open_log", "status_ack", b"status_ack"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "change", b"change", "image_request", b"image_request", "open_log", b"open_log", "status_ack", b"status_ack"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["change", "status_ack", "open_log"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["change", "status_ack", "open_log", "image_request"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -1137,3 +1145,158 @@ class LogEnd(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LogEnd: _TypeAlias = LogEnd  # noqa: Y015
+
+@_typing.final
+class ImageRequest(_message.Message):
+    """About the images that the node has. Answered by ImageAnswers, of which the last one has `done` set, until the session
+    ends: what was not done by then is given up.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_FIELD_NUMBER: _builtins.int
+    LIST_FIELD_NUMBER: _builtins.int
+    PULL_FIELD_NUMBER: _builtins.int
+    REMOVE_FIELD_NUMBER: _builtins.int
+    PRUNE_FIELD_NUMBER: _builtins.int
+    CANCEL_FIELD_NUMBER: _builtins.int
+    request: _builtins.str
+    list: _builtins.bool
+    pull: _builtins.str
+    """reference"""
+    remove: _builtins.str
+    """reference"""
+    prune: _builtins.bool
+    """those that no task uses"""
+    cancel: _builtins.bool
+    """the request of this name: nobody is left to hear of it"""
+    def __init__(
+        self,
+        *,
+        request: _builtins.str = ...,
+        list: _builtins.bool = ...,
+        pull: _builtins.str = ...,
+        remove: _builtins.str = ...,
+        prune: _builtins.bool = ...,
+        cancel: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "list", b"list", "prune", b"prune", "pull", b"pull", "remove", b"remove", "what", b"what"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "list", b"list", "prune", b"prune", "pull", b"pull", "remove", b"remove", "request", b"request", "what", b"what"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_what: _TypeAlias = _typing.Literal["list", "pull", "remove", "prune", "cancel"]  # noqa: Y015
+    _WhichOneofArgType_what: _TypeAlias = _typing.Literal["what", b"what"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_what) -> _WhichOneofReturnType_what | None: ...
+
+Global___ImageRequest: _TypeAlias = ImageRequest  # noqa: Y015
+
+@_typing.final
+class ImageAnswer(_message.Message):
+    """One that is not the last says how far it is, and that it is still at work."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_FIELD_NUMBER: _builtins.int
+    DONE_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    PROGRESS_FIELD_NUMBER: _builtins.int
+    IMAGES_FIELD_NUMBER: _builtins.int
+    FREED_BYTES_FIELD_NUMBER: _builtins.int
+    request: _builtins.str
+    done: _builtins.bool
+    error: _builtins.str
+    freed_bytes: _builtins.int
+    @_builtins.property
+    def progress(self) -> Global___PullProgress: ...
+    @_builtins.property
+    def images(self) -> _containers.RepeatedCompositeFieldContainer[Global___NodeImage]:
+        """all, or the one that was pulled"""
+
+    def __init__(
+        self,
+        *,
+        request: _builtins.str = ...,
+        done: _builtins.bool = ...,
+        error: _builtins.str = ...,
+        progress: Global___PullProgress | None = ...,
+        images: _abc.Iterable[Global___NodeImage] | None = ...,
+        freed_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["progress", b"progress"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["done", b"done", "error", b"error", "freed_bytes", b"freed_bytes", "images", b"images", "progress", b"progress", "request", b"request"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImageAnswer: _TypeAlias = ImageAnswer  # noqa: Y015
+
+@_typing.final
+class PullProgress(_message.Message):
+    """As in model/image.py."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REFERENCE_FIELD_NUMBER: _builtins.int
+    LAYERS_FIELD_NUMBER: _builtins.int
+    LAYERS_DONE_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    BYTES_DONE_FIELD_NUMBER: _builtins.int
+    NOTE_FIELD_NUMBER: _builtins.int
+    reference: _builtins.str
+    layers: _builtins.int
+    layers_done: _builtins.int
+    bytes: _builtins.int
+    bytes_done: _builtins.int
+    note: _builtins.str
+    def __init__(
+        self,
+        *,
+        reference: _builtins.str = ...,
+        layers: _builtins.int = ...,
+        layers_done: _builtins.int = ...,
+        bytes: _builtins.int = ...,
+        bytes_done: _builtins.int = ...,
+        note: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "bytes_done", b"bytes_done", "layers", b"layers", "layers_done", b"layers_done", "note", b"note", "reference", b"reference"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PullProgress: _TypeAlias = PullProgress  # noqa: Y015
+
+@_typing.final
+class NodeImage(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REFERENCE_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    PULLED_AT_FIELD_NUMBER: _builtins.int
+    USED_AT_FIELD_NUMBER: _builtins.int
+    TASKS_FIELD_NUMBER: _builtins.int
+    reference: _builtins.str
+    digest: _builtins.str
+    bytes: _builtins.int
+    pulled_at: _builtins.float
+    used_at: _builtins.float
+    @_builtins.property
+    def tasks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        reference: _builtins.str = ...,
+        digest: _builtins.str = ...,
+        bytes: _builtins.int = ...,
+        pulled_at: _builtins.float = ...,
+        used_at: _builtins.float = ...,
+        tasks: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "digest", b"digest", "pulled_at", b"pulled_at", "reference", b"reference", "tasks", b"tasks", "used_at", b"used_at"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NodeImage: _TypeAlias = NodeImage  # noqa: Y015

@@ -27,7 +27,7 @@ from agent.images.registry import Registry
 from agent.images.source import Archive, Layout, Source
 from agent.images.store import Store
 from model.codec import Damaged
-from model.image import ImageSpec
+from model.image import ImageSpec, NodeImage
 from pki.files import PRIVATE, write_new
 
 log = structlog.get_logger()
@@ -48,18 +48,6 @@ class Places:
     containers: Path
     registries: Path
     local: tuple[Path, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Listed:
-    """`bytes` is what its layers take, shared ones included. Times are seconds since the epoch."""
-
-    reference: str
-    digest: str
-    bytes: int
-    pulled_at: float
-    used_at: float
-    tasks: tuple[str, ...]
 
 
 class Images:
@@ -97,7 +85,7 @@ class Images:
         except ImageError as error:
             raise type(error)(f"image {spec.reference}: {error}") from error
 
-    def listed(self) -> tuple[Listed, ...]:
+    def listed(self) -> tuple[NodeImage, ...]:
         used = self._uses()
         return tuple(self._describe(kept, used) for kept in self._kept())
 
@@ -161,11 +149,11 @@ class Images:
             for reference, image in self._store.described()
         ]
 
-    def _describe(self, kept: Kept, used: dict[str, uses.Use]) -> Listed:
+    def _describe(self, kept: Kept, used: dict[str, uses.Use]) -> NodeImage:
         stored = self._store.images[kept.reference]
         size = sum(self._store.layers[diff_id].bytes for diff_id in set(kept.layers))
         tasks = tuple(_tasks(kept.reference, used))
-        return Listed(kept.reference, stored.manifest, size, stored.pulled_at, kept.used_at, tasks)
+        return NodeImage(kept.reference, stored.manifest, size, stored.pulled_at, kept.used_at, tasks)
 
     @asynccontextmanager
     async def _source(self, reference: Reference, credentials: str, staging: Path) -> AsyncIterator[Source]:

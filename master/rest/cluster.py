@@ -143,6 +143,7 @@ def task_json(task: TaskRecord | TaskView) -> dict[str, Any]:
         "killing": task.killing,
         "since": status.at,
         "reason": status.reason,
+        "message": status.message,
         "addresses": list(status.addresses),
         "pid": status.pid,
         "exit_code": status.exit_code,

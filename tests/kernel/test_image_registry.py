@@ -11,7 +11,7 @@ import pytest
 from agent.images import pulls, unpack
 from agent.images.errors import BadCertificate, ImageError, NotFound, NotPermitted, Unreachable, WrongDigest
 from agent.images.images import Images, Places
-from model.image import ImageSpec
+from model.image import ImageSpec, PullProgress
 from model.task import TaskState
 from tests.images import Entry, busybox, layer, make
 from tests.kernel.agent import agent
@@ -49,7 +49,7 @@ def spec(shop: Registry, reference: str, force_pull: bool = False) -> ImageSpec:
     return ImageSpec(reference, force_pull, pull_config=shop.credentials)
 
 
-def quiet(text: str) -> None:
+def quiet(progress: PullProgress) -> None:
     return
 
 
@@ -61,7 +61,7 @@ async def test_a_task_runs_from_a_registry_and_tells_how_far_it_is(tmp_path: Pat
         assert (status.state, status.reason, status.message) == (TaskState.FINISHED, "exited with 0", "")
         assert node.directories.log("web.1", "stdout").read_text() == "hello"
         messages = [report.message for report in node.reports if report.state is TaskState.PREPARING]
-        assert any(message.startswith(f"pulling {reference}") for message in messages)
+        assert any(message.startswith(f"pulls {reference}") for message in messages)
         assert shop.credentials not in (node.directories.tasks / "web.1.json").read_text()
 
 
@@ -157,10 +157,10 @@ async def test_a_registry_that_is_down_is_tried_again(
     monkeypatch.setattr(pulls, "RETRY_FIRST_S", 0.01)
     reference = shop.push("web:1", make([SMALL]))
     shop.stop()
-    said: list[str] = []
+    said: list[PullProgress] = []
     with pytest.raises(Unreachable, match=r"registry down: .*refused.* \(tried 6 times\)"):
         await images.pull(spec(shop, reference), said.append)
-    assert [text for text in said if "trying again in 0.08 s (4 of 6)" in text]
+    assert [progress for progress in said if "trying again in 0.08 s (4 of 6)" in progress.describe()]
     pulling = asyncio.create_task(images.pull(spec(shop, reference), said.append))
     await asyncio.sleep(0)
     shop.start()

@@ -11,6 +11,7 @@ from pathlib import Path
 import grpc.aio
 import pytest
 
+from agent.images.images import Images, Places
 from agent.launcher.record import Exit
 from agent.logs import LogFeed
 from agent.node_network import NodeNetwork
@@ -63,7 +64,9 @@ class Agent:
         life.reconciler._report, life.reconciler._ready = session.report, ready
         await life.reconciler.recover()
         logs = LogFeed(lambda task_id, stream: self.world.directory / stream, life.reconciler.over)
-        running = asyncio.create_task(session.run(life.reconciler, logs))
+        directory = self.world.directory
+        images = Images(Places(directory / "images", directory / "containers", directory))
+        running = asyncio.create_task(session.run(life.reconciler, logs, images))
         try:
             yield life
         finally:
