@@ -21,6 +21,7 @@ from agent.fetch.fetcher import Fetcher
 from agent.images import command
 from agent.images.errors import ImageError, Refused
 from agent.images.images import Images
+from agent.images.secrets import PullSecrets
 from isolators import mount
 from isolators.base import IsolatorError, Sandbox, Unsupported
 from isolators.workspace import DESTINATION, DIRECTORY
@@ -43,9 +44,10 @@ class Provided:
 
 
 class Provision:
-    def __init__(self, images: Images, fetcher: Fetcher) -> None:
+    def __init__(self, images: Images, fetcher: Fetcher, secrets: PullSecrets) -> None:
         self._images = images
         self._fetcher = fetcher
+        self._secrets = secrets
 
     async def provide(self, task: TaskSpec, sandbox: Sandbox, tell: Tell) -> Provided:
         """All that the task needs is there afterwards. Raises Unsupported for what no other try would bring, else
@@ -67,10 +69,10 @@ class Provision:
             return Provided(task)
         if task.rootfs:
             raise Refused("a task has an image or a rootfs, not both")
-        if not spec.pull_config:
-            spec = dataclasses.replace(spec, pull_config=_fetched_credentials(workspace))
+        named = spec.pull_secret
+        credentials = self._secrets.read(named, task.owner) if named else _fetched_credentials(workspace)
         progress = partial(_tell_progress, tell)
-        image, layers = await self._images.use(spec, task.id, sandbox.directory, progress)
+        image, layers = await self._images.use(spec, task.id, sandbox.directory, progress, credentials)
         return Provided(command.resolve(task, image.config, DESTINATION), layers)
 
 

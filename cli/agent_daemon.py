@@ -18,6 +18,7 @@ from agent.checkpoint import Checkpoint
 from agent.containers import Containers, Directories
 from agent.fetch.fetcher import Fetcher
 from agent.images.images import Images, Places
+from agent.images.secrets import PullSecrets
 from agent.launcher.client import Launcher
 from agent.logs import LogFeed
 from agent.node_network import NodeNetwork
@@ -106,7 +107,8 @@ async def run(state: Path) -> None:
         stack.push_async_callback(images.close)
         fetcher = Fetcher(state / "fetch", local)
         fetcher.open()
-        containers = Containers(directories, isolators, launcher, Provision(images, fetcher))
+        provision = Provision(images, fetcher, PullSecrets(settings.pull_secrets))
+        containers = Containers(directories, isolators, launcher, provision)
         sandboxes = Sandboxes(containers, ready)
         network = NodeNetwork(networks, vips, tuple(settings.vip_pools), sandboxes.drop)
         dial = partial(_dial, state, settings.master)

@@ -58,7 +58,7 @@ class AgentSettings(_Settings):
     `unconfined_seccomp`, `host_network` and `devices` permit tasks what the defaults do not (`isolators/rights.py`).
     `runtime` makes containers' first processes: our own launcher, or another OCI runtime that is installed here.
     `local_sources` are directories of the node from which tasks may have images (`oci:`, `docker-archive:`) and files
-    (`file:`)."""
+    (`file:`). `pull_secrets` are the files with credentials for registries that stand for what definitions name."""
 
     model_config = SettingsConfigDict(env_prefix="TEPUI_AGENT_", extra="forbid")
 
@@ -75,6 +75,7 @@ class AgentSettings(_Settings):
     devices: list[str] = []
     runtime: Literal["native", "crun", "runc"] = "native"
     local_sources: list[Path] = []
+    pull_secrets: dict[str, Path] = {}
     vip_pools: list[IPv4Network | IPv6Network] = [ip_network("100.127.0.0/16")]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 
 
@@ -17,14 +17,20 @@ class Rules(StrEnum):
 class ImageSpec:
     """`reference` is `oci:/path:tag`, `docker-archive:/path` or a name as `docker pull` takes it. `force_pull` asks the
     registry again though the node has the image. `arguments`: the task's `argv` is what the image's entrypoint gets,
-    else it is all that is executed; an empty one leaves it to the image. `pull_config` is a Docker `config.json` with
-    credentials; it is kept out of logs and of the agent's disk."""
+    else it is all that is executed; an empty one leaves it to the image. `pull_secret` is the name that the registry's
+    credentials have on the node; empty: those that the task fetches, or the node's own."""
 
     reference: str
     force_pull: bool = False
     rules: Rules = Rules.DOCKER
     arguments: bool = False
-    pull_config: str = field(default="", repr=False)
+    pull_secret: str = ""
+
+
+def may_use(owner: str, secret: str) -> bool:
+    """As DC/OS has it: a secret `team/web/pull` is for what is below `/team/web`, and one without a slash for all."""
+    path, _, _ = secret.rpartition("/")
+    return not path or f"{owner}/".startswith(f"/{path}/")
 
 
 @dataclass(frozen=True, slots=True)

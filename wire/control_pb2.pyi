@@ -450,12 +450,12 @@ class Image(_message.Message):
     FORCE_PULL_FIELD_NUMBER: _builtins.int
     RULES_FIELD_NUMBER: _builtins.int
     ARGUMENTS_FIELD_NUMBER: _builtins.int
-    PULL_CONFIG_FIELD_NUMBER: _builtins.int
+    PULL_SECRET_FIELD_NUMBER: _builtins.int
     reference: _builtins.str
     force_pull: _builtins.bool
     rules: _builtins.str
     arguments: _builtins.bool
-    pull_config: _builtins.str
+    pull_secret: _builtins.str
     def __init__(
         self,
         *,
@@ -463,11 +463,11 @@ class Image(_message.Message):
         force_pull: _builtins.bool = ...,
         rules: _builtins.str = ...,
         arguments: _builtins.bool = ...,
-        pull_config: _builtins.str = ...,
+        pull_secret: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arguments", b"arguments", "force_pull", b"force_pull", "pull_config", b"pull_config", "reference", b"reference", "rules", b"rules"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arguments", b"arguments", "force_pull", b"force_pull", "pull_secret", b"pull_secret", "reference", b"reference", "rules", b"rules"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

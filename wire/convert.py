@@ -103,7 +103,7 @@ def task_from_wire(message: pb.Task) -> TaskSpec:
 
 def image_from_wire(message: pb.Image) -> ImageSpec:
     rules = Rules(message.rules)
-    return ImageSpec(message.reference, message.force_pull, rules, message.arguments, message.pull_config)
+    return ImageSpec(message.reference, message.force_pull, rules, message.arguments, message.pull_secret)
 
 
 def pull_progress_from_wire(message: pb.PullProgress) -> PullProgress:

@@ -64,26 +64,26 @@ class Images:
         await self._pulls.close()
 
     async def use(
-        self, spec: ImageSpec, task: str, container: Path, progress: Progress
+        self, spec: ImageSpec, task: str, container: Path, progress: Progress, credentials: str = ""
     ) -> tuple[Image, tuple[Path, ...]]:
         """The image, and its layers' directories, the uppermost first. They stay as long as the directory `container`
         does, that of the task's container. Raises ImageError."""
         reference = parse(spec.reference)
         image = None if spec.force_pull else self._store.image(reference)
         if image is None:
-            image = await self.pull(spec, progress)
+            image = await self.pull(spec.reference, progress, credentials)
         # No await from here on: nothing can be removed before its use is known.
         uses.write(container, task, reference, image)
         self._store.used(reference)
         return image, self._store.lower(image)
 
-    async def pull(self, spec: ImageSpec, progress: Progress) -> Image:
-        """Whether it is here or not. Raises ImageError."""
-        reference = parse(spec.reference)
+    async def pull(self, name: str, progress: Progress, credentials: str = "") -> Image:
+        """Whether it is here or not. `credentials` is a Docker `config.json`. Raises ImageError."""
+        reference = parse(name)
         try:
-            return await self._pulls.pull(reference, spec.pull_config, progress)
+            return await self._pulls.pull(reference, credentials, progress)
         except ImageError as error:
-            raise type(error)(f"image {spec.reference}: {error}") from error
+            raise type(error)(f"image {name}: {error}") from error
 
     def listed(self) -> tuple[NodeImage, ...]:
         used = self._uses()

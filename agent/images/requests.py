@@ -14,7 +14,7 @@ from functools import partial
 from agent.images.errors import ImageError
 from agent.images.images import Images
 from agent.images.reference import parse
-from model.image import ImageSpec, NodeImage, PullProgress
+from model.image import NodeImage, PullProgress
 from wire import control_pb2 as pb
 
 REQUESTS_AT_ONCE = 16
@@ -83,7 +83,7 @@ class ImageRequests:
         def tell(progress: PullProgress) -> None:
             said[:] = [progress]
 
-        await self._images.pull(ImageSpec(reference), tell)
+        await self._images.pull(reference, tell)
         name = str(parse(reference))
         return next(kept for kept in self._images.listed() if kept.reference == name)
 
