@@ -12,6 +12,7 @@ import dataclasses
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from agent.fetch.errors import FetchError
@@ -20,9 +21,11 @@ from agent.fetch.fetcher import Fetcher
 from agent.images import command
 from agent.images.errors import ImageError, Refused
 from agent.images.images import Images
+from agent.images.secrets import PullSecrets
 from isolators import mount
 from isolators.base import IsolatorError, Sandbox, Unsupported
 from isolators.workspace import DESTINATION, DIRECTORY
+from model.image import PullProgress
 from model.task import TaskSpec
 
 CREDENTIALS = "/.docker/config.json"  # in the workspace, where apps for Mesos have it fetched to
@@ -41,9 +44,10 @@ class Provided:
 
 
 class Provision:
-    def __init__(self, images: Images, fetcher: Fetcher) -> None:
+    def __init__(self, images: Images, fetcher: Fetcher, secrets: PullSecrets) -> None:
         self._images = images
         self._fetcher = fetcher
+        self._secrets = secrets
 
     async def provide(self, task: TaskSpec, sandbox: Sandbox, tell: Tell) -> Provided:
         """All that the task needs is there afterwards. Raises Unsupported for what no other try would bring, else
@@ -65,10 +69,15 @@ class Provision:
             return Provided(task)
         if task.rootfs:
             raise Refused("a task has an image or a rootfs, not both")
-        if not spec.pull_config:
-            spec = dataclasses.replace(spec, pull_config=_fetched_credentials(workspace))
-        image, layers = await self._images.use(spec, task.id, sandbox.directory, tell)
+        named = spec.pull_secret
+        credentials = self._secrets.read(named, task.owner) if named else _fetched_credentials(workspace)
+        progress = partial(_tell_progress, tell)
+        image, layers = await self._images.use(spec, task.id, sandbox.directory, progress, credentials)
         return Provided(command.resolve(task, image.config, DESTINATION), layers)
+
+
+def _tell_progress(tell: Tell, progress: PullProgress) -> None:
+    tell(progress.describe())
 
 
 def _in_workspace(provided: Provided) -> Provided:

@@ -75,7 +75,7 @@ async def _ours(directory: Path, layout: Path) -> float:
     images = Images(Places(store, directory / "containers", directory, (directory,)))
     await images.open()
     begin = time.monotonic()
-    await images.pull(ImageSpec(f"oci:{layout}:{TAG}"), lambda text: None)
+    await images.pull(f"oci:{layout}:{TAG}", lambda text: None)
     took = time.monotonic() - begin
     await images.close()  # what it still writes must not meet the peers
     shutil.rmtree(store)

@@ -30,6 +30,7 @@ from agent.checkpoint import Checkpoint
 from agent.containers import Containers, Directories
 from agent.fetch.fetcher import Fetcher
 from agent.images.images import Images, Places
+from agent.images.secrets import PullSecrets
 from agent.launcher.client import Launcher
 from agent.provision import Provision
 from agent.reconciler import Reconciler
@@ -108,7 +109,7 @@ class Ours:
         isolators = standard_isolators(state, self._networks, f"tepui-bench-{os.getpid()}", NO_RIGHTS)
         self._images = Images(Places(state / "images", self._directories.bundles, state, local))
         await self._images.open()
-        provision = Provision(self._images, Fetcher(state / "fetch", local))
+        provision = Provision(self._images, Fetcher(state / "fetch", local), PullSecrets({}))
         self.containers = Containers(self._directories, isolators, self._launcher, provision=provision)
         checkpoint, ready = Checkpoint(self._directories.tasks), asyncio.Event()
         ready.set()

@@ -20,7 +20,9 @@ from agent.containers import Containers, Directories
 from agent.exec import ExecFeed
 from agent.fetch.fetcher import Fetcher
 from agent.files import FileFeed
+from agent.images.feed import ImageFeed
 from agent.images.images import Images, Places
+from agent.images.secrets import PullSecrets
 from agent.launcher.client import Launcher
 from agent.launcher.pump import Limits
 from agent.log_limits import MIB, LogPolicy
@@ -117,7 +119,7 @@ async def run(state: Path) -> None:
         stack.push_async_callback(images.close)
         fetcher = Fetcher(state / "fetch", local)
         fetcher.open()
-        provision = Provision(images, fetcher)
+        provision = Provision(images, fetcher, PullSecrets(settings.pull_secrets))
         containers = Containers(directories, isolators, launcher, _log_policy(settings), provision)
         sandboxes = Sandboxes(containers, ready)
         network = NodeNetwork(networks, vips, tuple(settings.vip_pools), sandboxes.drop)
@@ -133,6 +135,7 @@ async def run(state: Path) -> None:
                 "exec": ExecFeed(commands, reconciler.running).serve,
                 "files": FileFeed(commands, reconciler.running).serve,
                 "port": PortFeed(containers, reconciler.running, reconciler.addresses).serve,
+                "images": ImageFeed(images).serve,
             }
         )
         stack.push_async_callback(streams.close)

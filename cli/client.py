@@ -63,13 +63,12 @@ class Client:
         return self._send("DELETE", path)
 
     @contextmanager
-    def stream(self, path: str, **query: Any) -> Iterator[Iterator[bytes]]:
-        """The answer's body as it comes, without a deadline between its parts."""
+    def stream(self, path: str, body: object = None, **query: Any) -> Iterator[Iterator[bytes]]:
+        """The answer's body as it comes, without a deadline between its parts. With a `body` it is a POST."""
         timeout = httpx2.Timeout(REQUEST_DEADLINE_S, read=None)
-        with (
-            self._reachable(),
-            self._http.stream("GET", path, params=query, timeout=timeout, extensions=self._extensions()) as response,
-        ):
+        options: dict[str, Any] = {"params": query, "timeout": timeout, "extensions": self._extensions()}
+        verb = "GET" if body is None else "POST"
+        with self._reachable(), self._http.stream(verb, path, json=body, **options) as response:
             if response.is_error:
                 response.read()
             self._check(response)

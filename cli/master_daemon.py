@@ -39,6 +39,7 @@ from master.nodes import Nodes
 from master.rest.adjustments import adjustments_router
 from master.rest.app import create_app
 from master.rest.cluster import cluster_router
+from master.rest.images import images_router
 from master.rest.observe import observe_router
 from master.rest.server import ServerError, listen, serving
 from master.rest.streams import streams_router
@@ -223,7 +224,8 @@ class _Master:
         streams = streams_router(self.tasks, self.dispatcher.streams)
         observe = observe_router(self.tasks, self.nodes, self.events)
         adjustments = adjustments_router(self.tasks, Adjustments(self.tasks, self.allocator))
-        everything = [cluster, streams, observe, adjustments, *routers(self.store, self.services)]
+        images = images_router(self.nodes, self.dispatcher.streams)
+        everything = [cluster, streams, observe, adjustments, images, *routers(self.store, self.services)]
         return create_app(lambda token: admin_token.matches(token, self.digest), everything, PUBLIC)
 
     @asynccontextmanager

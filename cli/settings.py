@@ -63,7 +63,8 @@ class AgentSettings(_Settings):
     `log_keep_h` hours, or until the logs of ended tasks take more than `log_keep_mib`.
 
     `metrics_port` is on loopback (`agent/metrics.py`). `local_sources` are directories of the node from which tasks may
-    have images (`oci:`, `docker-archive:`) and files (`file:`)."""
+    have images (`oci:`, `docker-archive:`) and files (`file:`). `pull_secrets` are the files with credentials for
+    registries that stand for what definitions name."""
 
     model_config = SettingsConfigDict(env_prefix="TEPUI_AGENT_", extra="forbid")
 
@@ -80,6 +81,7 @@ class AgentSettings(_Settings):
     devices: list[str] = []
     runtime: Literal["native", "crun", "runc"] = "native"
     local_sources: list[Path] = []
+    pull_secrets: dict[str, Path] = {}
     vip_pools: list[IPv4Network | IPv6Network] = [ip_network("100.127.0.0/16")]
     log_file_mib: int = Field(10, ge=1)
     log_files: int = Field(3, ge=1)

@@ -558,12 +558,12 @@ class Image(_message.Message):
     FORCE_PULL_FIELD_NUMBER: _builtins.int
     RULES_FIELD_NUMBER: _builtins.int
     ARGUMENTS_FIELD_NUMBER: _builtins.int
-    PULL_CONFIG_FIELD_NUMBER: _builtins.int
+    PULL_SECRET_FIELD_NUMBER: _builtins.int
     reference: _builtins.str
     force_pull: _builtins.bool
     rules: _builtins.str
     arguments: _builtins.bool
-    pull_config: _builtins.str
+    pull_secret: _builtins.str
     def __init__(
         self,
         *,
@@ -571,11 +571,11 @@ class Image(_message.Message):
         force_pull: _builtins.bool = ...,
         rules: _builtins.str = ...,
         arguments: _builtins.bool = ...,
-        pull_config: _builtins.str = ...,
+        pull_secret: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arguments", b"arguments", "force_pull", b"force_pull", "pull_config", b"pull_config", "reference", b"reference", "rules", b"rules"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arguments", b"arguments", "force_pull", b"force_pull", "pull_secret", b"pull_secret", "reference", b"reference", "rules", b"rules"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1337,6 +1337,7 @@ class Open(_message.Message):
     EXEC_FIELD_NUMBER: _builtins.int
     PORT_FIELD_NUMBER: _builtins.int
     FILES_FIELD_NUMBER: _builtins.int
+    IMAGES_FIELD_NUMBER: _builtins.int
     request: _builtins.str
     @_builtins.property
     def log(self) -> Global___OpenLog: ...
@@ -1346,6 +1347,8 @@ class Open(_message.Message):
     def port(self) -> Global___OpenPort: ...
     @_builtins.property
     def files(self) -> Global___OpenFiles: ...
+    @_builtins.property
+    def images(self) -> Global___OpenImages: ...
     def __init__(
         self,
         *,
@@ -1354,12 +1357,13 @@ class Open(_message.Message):
         exec: Global___OpenExec | None = ...,
         port: Global___OpenPort | None = ...,
         files: Global___OpenFiles | None = ...,
+        images: Global___OpenImages | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["exec", b"exec", "files", b"files", "log", b"log", "port", b"port", "what", b"what"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["exec", b"exec", "files", b"files", "images", b"images", "log", b"log", "port", b"port", "what", b"what"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["exec", b"exec", "files", b"files", "log", b"log", "port", b"port", "request", b"request", "what", b"what"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["exec", b"exec", "files", b"files", "images", b"images", "log", b"log", "port", b"port", "request", b"request", "what", b"what"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_what: _TypeAlias = _typing.Literal["log", "exec", "port", "files"]  # noqa: Y015
+    _WhichOneofReturnType_what: _TypeAlias = _typing.Literal["log", "exec", "port", "files", "images"]  # noqa: Y015
     _WhichOneofArgType_what: _TypeAlias = _typing.Literal["what", b"what"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_what) -> _WhichOneofReturnType_what | None: ...
 
@@ -1379,6 +1383,7 @@ class Frame(_message.Message):
     ERROR_FIELD_NUMBER: _builtins.int
     END_FIELD_NUMBER: _builtins.int
     TAKEN_FIELD_NUMBER: _builtins.int
+    IMAGES_FIELD_NUMBER: _builtins.int
     data: _builtins.bytes
     stderr: _builtins.bytes
     """of a command"""
@@ -1404,6 +1409,8 @@ class Frame(_message.Message):
     def end(self) -> Global___Empty:
         """that was all; a call that ends without it broke"""
 
+    @_builtins.property
+    def images(self) -> Global___ImageNews: ...
     def __init__(
         self,
         *,
@@ -1417,12 +1424,13 @@ class Frame(_message.Message):
         error: _builtins.str = ...,
         end: Global___Empty | None = ...,
         taken: _builtins.int = ...,
+        images: Global___ImageNews | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "data", b"data", "end", b"end", "eof", b"eof", "error", b"error", "exit", b"exit", "opened", b"opened", "resize", b"resize", "signal", b"signal", "stderr", b"stderr", "taken", b"taken"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "data", b"data", "end", b"end", "eof", b"eof", "error", b"error", "exit", b"exit", "images", b"images", "opened", b"opened", "resize", b"resize", "signal", b"signal", "stderr", b"stderr", "taken", b"taken"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "data", b"data", "end", b"end", "eof", b"eof", "error", b"error", "exit", b"exit", "opened", b"opened", "resize", b"resize", "signal", b"signal", "stderr", b"stderr", "taken", b"taken"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "data", b"data", "end", b"end", "eof", b"eof", "error", b"error", "exit", b"exit", "images", b"images", "opened", b"opened", "resize", b"resize", "signal", b"signal", "stderr", b"stderr", "taken", b"taken"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["opened", "data", "stderr", "eof", "resize", "signal", "exit", "error", "end", "taken"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["opened", "data", "stderr", "eof", "resize", "signal", "exit", "error", "end", "taken", "images"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -1602,3 +1610,143 @@ class OpenFiles(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___OpenFiles: _TypeAlias = OpenFiles  # noqa: Y015
+
+@_typing.final
+class OpenImages(_message.Message):
+    """About the images that the node has. Answered with `images`: while it is at work with how far it is, and once, as the
+    last, with what came of it.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LIST_FIELD_NUMBER: _builtins.int
+    PULL_FIELD_NUMBER: _builtins.int
+    REMOVE_FIELD_NUMBER: _builtins.int
+    PRUNE_FIELD_NUMBER: _builtins.int
+    pull: _builtins.str
+    """reference"""
+    remove: _builtins.str
+    """reference"""
+    @_builtins.property
+    def list(self) -> Global___Empty: ...
+    @_builtins.property
+    def prune(self) -> Global___Empty:
+        """those that no task uses"""
+
+    def __init__(
+        self,
+        *,
+        list: Global___Empty | None = ...,
+        pull: _builtins.str = ...,
+        remove: _builtins.str = ...,
+        prune: Global___Empty | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["list", b"list", "prune", b"prune", "pull", b"pull", "remove", b"remove", "what", b"what"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["list", b"list", "prune", b"prune", "pull", b"pull", "remove", b"remove", "what", b"what"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_what: _TypeAlias = _typing.Literal["list", "pull", "remove", "prune"]  # noqa: Y015
+    _WhichOneofArgType_what: _TypeAlias = _typing.Literal["what", b"what"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_what) -> _WhichOneofReturnType_what | None: ...
+
+Global___OpenImages: _TypeAlias = OpenImages  # noqa: Y015
+
+@_typing.final
+class ImageNews(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROGRESS_FIELD_NUMBER: _builtins.int
+    IMAGES_FIELD_NUMBER: _builtins.int
+    FREED_BYTES_FIELD_NUMBER: _builtins.int
+    freed_bytes: _builtins.int
+    @_builtins.property
+    def progress(self) -> Global___PullProgress: ...
+    @_builtins.property
+    def images(self) -> _containers.RepeatedCompositeFieldContainer[Global___NodeImage]:
+        """all, or the one that was pulled"""
+
+    def __init__(
+        self,
+        *,
+        progress: Global___PullProgress | None = ...,
+        images: _abc.Iterable[Global___NodeImage] | None = ...,
+        freed_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["progress", b"progress"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["freed_bytes", b"freed_bytes", "images", b"images", "progress", b"progress"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImageNews: _TypeAlias = ImageNews  # noqa: Y015
+
+@_typing.final
+class PullProgress(_message.Message):
+    """As in model/image.py."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REFERENCE_FIELD_NUMBER: _builtins.int
+    LAYERS_FIELD_NUMBER: _builtins.int
+    LAYERS_DONE_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    BYTES_DONE_FIELD_NUMBER: _builtins.int
+    NOTE_FIELD_NUMBER: _builtins.int
+    reference: _builtins.str
+    layers: _builtins.int
+    layers_done: _builtins.int
+    bytes: _builtins.int
+    bytes_done: _builtins.int
+    note: _builtins.str
+    def __init__(
+        self,
+        *,
+        reference: _builtins.str = ...,
+        layers: _builtins.int = ...,
+        layers_done: _builtins.int = ...,
+        bytes: _builtins.int = ...,
+        bytes_done: _builtins.int = ...,
+        note: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "bytes_done", b"bytes_done", "layers", b"layers", "layers_done", b"layers_done", "note", b"note", "reference", b"reference"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PullProgress: _TypeAlias = PullProgress  # noqa: Y015
+
+@_typing.final
+class NodeImage(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REFERENCE_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    PULLED_AT_FIELD_NUMBER: _builtins.int
+    USED_AT_FIELD_NUMBER: _builtins.int
+    TASKS_FIELD_NUMBER: _builtins.int
+    reference: _builtins.str
+    digest: _builtins.str
+    bytes: _builtins.int
+    pulled_at: _builtins.float
+    used_at: _builtins.float
+    @_builtins.property
+    def tasks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        reference: _builtins.str = ...,
+        digest: _builtins.str = ...,
+        bytes: _builtins.int = ...,
+        pulled_at: _builtins.float = ...,
+        used_at: _builtins.float = ...,
+        tasks: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "digest", b"digest", "pulled_at", b"pulled_at", "reference", b"reference", "tasks", b"tasks", "used_at", b"used_at"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NodeImage: _TypeAlias = NodeImage  # noqa: Y015

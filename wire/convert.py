@@ -11,7 +11,7 @@ from ipaddress import ip_address, ip_network
 
 from model.adjustment import Adjustment, adjustment_of
 from model.fetch import Fetch
-from model.image import ImageSpec, Rules
+from model.image import ImageSpec, NodeImage, PullProgress, Rules
 from model.limits import Device, HugePages, IoLimit, TaskLimits, Tmpfs
 from model.network import Block, Network, NetworkKind, Vtep
 from model.node import Node
@@ -110,7 +110,29 @@ def task_from_wire(message: pb.Task) -> TaskSpec:
 
 def image_from_wire(message: pb.Image) -> ImageSpec:
     rules = Rules(message.rules)
-    return ImageSpec(message.reference, message.force_pull, rules, message.arguments, message.pull_config)
+    return ImageSpec(message.reference, message.force_pull, rules, message.arguments, message.pull_secret)
+
+
+def pull_progress_from_wire(message: pb.PullProgress) -> PullProgress:
+    return PullProgress(
+        message.reference,
+        message.layers,
+        message.layers_done,
+        message.bytes,
+        message.bytes_done,
+        message.note,
+    )
+
+
+def node_image_from_wire(message: pb.NodeImage) -> NodeImage:
+    return NodeImage(
+        message.reference,
+        message.digest,
+        message.bytes,
+        message.pulled_at,
+        message.used_at,
+        tuple(message.tasks),
+    )
 
 
 def fetch_from_wire(message: pb.Fetch) -> Fetch:

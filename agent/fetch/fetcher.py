@@ -59,7 +59,7 @@ class Fetcher:
         for fetch in wanted:
             if wrong := problem(fetch):
                 raise Refused(f"fetch {public(fetch.uri)}: {wrong}")
-            tell(f"fetching {public(fetch.uri)}")
+            tell(f"fetches {public(fetch.uri)}")
             try:
                 async with self._file(fetch, uid) as file:
                     await self._check(fetch, file)

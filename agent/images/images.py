@@ -27,7 +27,7 @@ from agent.images.registry import Registry
 from agent.images.source import Archive, Layout, Source
 from agent.images.store import Store
 from model.codec import Damaged
-from model.image import ImageSpec
+from model.image import ImageSpec, NodeImage
 from pki.files import PRIVATE, write_new
 
 log = structlog.get_logger()
@@ -50,18 +50,6 @@ class Places:
     local: tuple[Path, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Listed:
-    """`bytes` is what its layers take, shared ones included. Times are seconds since the epoch."""
-
-    reference: str
-    digest: str
-    bytes: int
-    pulled_at: float
-    used_at: float
-    tasks: tuple[str, ...]
-
-
 class Images:
     def __init__(self, places: Places) -> None:
         self._places = places
@@ -76,28 +64,28 @@ class Images:
         await self._pulls.close()
 
     async def use(
-        self, spec: ImageSpec, task: str, container: Path, progress: Progress
+        self, spec: ImageSpec, task: str, container: Path, progress: Progress, credentials: str = ""
     ) -> tuple[Image, tuple[Path, ...]]:
         """The image, and its layers' directories, the uppermost first. They stay as long as the directory `container`
         does, that of the task's container. Raises ImageError."""
         reference = parse(spec.reference)
         image = None if spec.force_pull else self._store.image(reference)
         if image is None:
-            image = await self.pull(spec, progress)
+            image = await self.pull(spec.reference, progress, credentials)
         # No await from here on: nothing can be removed before its use is known.
         uses.write(container, task, reference, image)
         self._store.used(reference)
         return image, self._store.lower(image)
 
-    async def pull(self, spec: ImageSpec, progress: Progress) -> Image:
-        """Whether it is here or not. Raises ImageError."""
-        reference = parse(spec.reference)
+    async def pull(self, name: str, progress: Progress, credentials: str = "") -> Image:
+        """Whether it is here or not. `credentials` is a Docker `config.json`. Raises ImageError."""
+        reference = parse(name)
         try:
-            return await self._pulls.pull(reference, spec.pull_config, progress)
+            return await self._pulls.pull(reference, credentials, progress)
         except ImageError as error:
-            raise type(error)(f"image {spec.reference}: {error}") from error
+            raise type(error)(f"image {name}: {error}") from error
 
-    def listed(self) -> tuple[Listed, ...]:
+    def listed(self) -> tuple[NodeImage, ...]:
         used = self._uses()
         return tuple(self._describe(kept, used) for kept in self._kept())
 
@@ -161,11 +149,11 @@ class Images:
             for reference, image in self._store.described()
         ]
 
-    def _describe(self, kept: Kept, used: dict[str, uses.Use]) -> Listed:
+    def _describe(self, kept: Kept, used: dict[str, uses.Use]) -> NodeImage:
         stored = self._store.images[kept.reference]
         size = sum(self._store.layers[diff_id].bytes for diff_id in set(kept.layers))
         tasks = tuple(_tasks(kept.reference, used))
-        return Listed(kept.reference, stored.manifest, size, stored.pulled_at, kept.used_at, tasks)
+        return NodeImage(kept.reference, stored.manifest, size, stored.pulled_at, kept.used_at, tasks)
 
     @asynccontextmanager
     async def _source(self, reference: Reference, credentials: str, staging: Path) -> AsyncIterator[Source]:

@@ -22,13 +22,14 @@ from agent.images.manifest import Image, Layer
 from agent.images.reference import Reference
 from agent.images.source import Source
 from agent.images.store import ROOT, Store
+from model.image import PullProgress
 
 TRIES = 6
 RETRY_FIRST_S = 1.0  # doubles: 31 s of waiting in all
 TELL_S = 1.0
 UNPACKS_AT_ONCE = 4
 
-Progress = Callable[[str], None]
+Progress = Callable[[PullProgress], None]
 # Reference, credentials (a Docker `config.json`, or nothing), a directory for this pull alone.
 OpenSource = Callable[[Reference, str, Path], AbstractAsyncContextManager[Source]]
 MakeRoom = Callable[[], Awaitable[int]]  # returns the bytes that it freed
@@ -40,16 +41,18 @@ class _Pull:
     work: asyncio.Task[Image] | None = None
     waiting: int = 0
     source: Source | None = None
+    image: Image | None = None
     total_bytes: int = 0
     read_bytes: dict[str, int] = field(default_factory=dict)  # by blob
 
-    def describe(self) -> str:
-        """`pulling nginx:1.25 42%`. Bringing and unpacking count half each."""
-        if not self.total_bytes or self.source is None:
-            return f"pulling {self.reference}"
-        read, fetched = sum(self.read_bytes.values()), self.source.fetched_bytes()
-        share = read / self.total_bytes if fetched is None else (read + fetched) / self.total_bytes / 2
-        return f"pulling {self.reference} {min(99, int(100 * share))}%"
+    def progress(self, store: Store) -> PullProgress:
+        if self.image is None or self.source is None:
+            return PullProgress(str(self.reference))
+        fetched = self.source.fetched_bytes()
+        brought = sum(self.read_bytes.values()) if fetched is None else fetched
+        layers = set(self.image.layers)
+        done = sum(store.has(layer) for layer in layers)
+        return PullProgress(str(self.reference), len(layers), done, self.total_bytes, min(brought, self.total_bytes))
 
 
 class Pulls:
@@ -84,7 +87,8 @@ class Pulls:
             except Unreachable as error:
                 if attempt == TRIES:
                     raise Unreachable(f"{error} (tried {TRIES} times)") from error
-                progress(f"image {reference}: {error}; trying again in {delay:g} s ({attempt} of {TRIES})")
+                note = f"{error}; trying again in {delay:g} s ({attempt} of {TRIES})"
+                progress(PullProgress(str(reference), note=note))
             except DiskFull:
                 if relieved or not await self._make_room():
                     raise
@@ -102,9 +106,9 @@ class Pulls:
         assert pull.work is not None
         pull.waiting += 1
         try:
-            progress(pull.describe())
+            progress(pull.progress(self._store))
             while not (await asyncio.wait({pull.work}, timeout=TELL_S))[0]:
-                progress(pull.describe())
+                progress(pull.progress(self._store))
             return pull.work.result()
         finally:
             pull.waiting -= 1
@@ -127,7 +131,7 @@ class Pulls:
         ):
             pull.source = source
             manifest_data, config_data = await source.image()
-            image = manifest.image_of(manifest_data, config_data)
+            image = pull.image = manifest.image_of(manifest_data, config_data)
             diff_ids = {layer.diff_id for layer in image.layers}
             self._pinned.update(diff_ids)
             try:

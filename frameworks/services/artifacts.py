@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
@@ -14,6 +15,9 @@ from model.image import ImageSpec, Rules
 
 REFERENCE_MOST = 1024
 FETCHES_MOST = 100
+SECRETS_MOST = 100
+SOURCE_MOST = 256
+SOURCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
 
 
 def _reference(value: str) -> str:
@@ -23,19 +27,36 @@ def _reference(value: str) -> str:
     return value
 
 
+def _source(value: str) -> str:
+    if not SOURCE.fullmatch(value):
+        raise invalid(f"{value!r} must be a name like team/registry: letters, digits, . _ - and single slashes")
+    return value
+
+
 def _not_privileged(value: object) -> None:
     if value:
         raise invalid("privileged containers are not run, for they are none: ask for single capabilities instead")
 
 
-def _no_pull_config(value: object) -> None:
-    if value:
-        raise invalid("is not supported by this version: fetch a .docker/config.json, or put it on the nodes")
-
-
 def _no_network(value: object) -> None:
     if value:
         raise invalid("is from before Marathon 1.5: use networks and container/portMappings")
+
+
+class SecretSource(BaseModel):
+    """What the nodes call it (`pull_secrets` in agent.toml)."""
+
+    model_config = STRICT
+
+    source: Annotated[str, Field(max_length=SOURCE_MOST), AfterValidator(_source)]
+
+
+class PullConfig(BaseModel):
+    """One of the definition's `secrets`."""
+
+    model_config = STRICT
+
+    secret: Annotated[str, Field(min_length=1)]
 
 
 class DockerImage(BaseModel):
@@ -45,16 +66,23 @@ class DockerImage(BaseModel):
     forcePullImage: bool = False
     privileged: Annotated[None, BeforeValidator(_not_privileged)] = None
     parameters: Parameters = []
-    pullConfig: Annotated[None, BeforeValidator(_no_pull_config)] = None
+    pullConfig: PullConfig | None = None
     network: Annotated[None, BeforeValidator(_no_network)] = None
     portMappings: Annotated[None, BeforeValidator(_no_network)] = None
 
-    def of_task(self, kind: Literal["MESOS", "DOCKER"], with_cmd: bool) -> ImageSpec | None:
+    @model_validator(mode="after")
+    def _pulls_something(self) -> DockerImage:
+        if self.pullConfig is not None and self.image is None:
+            raise invalid("pullConfig needs an image")
+        return self
+
+    def of_task(self, kind: Literal["MESOS", "DOCKER"], with_cmd: bool, secrets: Secrets) -> ImageSpec | None:
         """`args` are the entrypoint's; `cmd` is all that is executed. None: the node's own file system."""
         if self.image is None:
             return None
         rules = Rules.DOCKER if kind == "DOCKER" else Rules.MESOS
-        return ImageSpec(self.image, self.forcePullImage, rules, arguments=not with_cmd)
+        secret = secrets[self.pullConfig.secret].source if self.pullConfig else ""
+        return ImageSpec(self.image, self.forcePullImage, rules, arguments=not with_cmd, pull_secret=secret)
 
 
 class Artifact(BaseModel):
@@ -85,6 +113,7 @@ def _sensible_uri(uri: str) -> str:
     return uri
 
 
+Secrets = Annotated[dict[str, SecretSource], Field(max_length=SECRETS_MOST)]
 Artifacts = Annotated[list[Artifact], Field(max_length=FETCHES_MOST)]
 Uris = Annotated[list[Annotated[str, AfterValidator(_sensible_uri)]], Field(max_length=FETCHES_MOST)]
 

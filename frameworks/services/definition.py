@@ -14,12 +14,12 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, Field, model_validator
 
 from frameworks.services import confinement, health
-from frameworks.services.artifacts import Artifacts, DockerImage, Uris, fetches
+from frameworks.services.artifacts import Artifacts, DockerImage, Secrets, Uris, fetches
 from frameworks.services.confinement import LinuxInfo, Parameters, ResourceLimits
 from frameworks.services.fields import STRICT, Refused, invalid, invalid_at
 from frameworks.services.health import HealthChecks, ReadinessChecks
 from model.fetch import Fetch
-from model.image import ImageSpec
+from model.image import ImageSpec, may_use
 from model.network import NETWORK_NAME
 from model.resources import Resources
 from model.task import Port, Protocol, TaskSpec
@@ -199,6 +199,7 @@ class Definition(Strict):
     container: Container = Container()
     fetch: Artifacts = []
     uris: Uris = []
+    secrets: Secrets = {}
     taskKillGracePeriodSeconds: Seconds = 3.0
     backoffSeconds: Seconds = 1.0
     backoffFactor: Annotated[float, Field(ge=1, le=1000, allow_inf_nan=False)] = 1.15
@@ -221,7 +222,6 @@ class Definition(Strict):
     residency: Refused = None
     resourceLimits: ResourceLimits | None = None
     role: Refused = None
-    secrets: Refused = None
     storeUrls: Refused = None
     taskRateLimit: Refused = None
     tty: Refused = None
@@ -248,6 +248,20 @@ class Definition(Strict):
         return self
 
     @model_validator(mode="after")
+    def _pull_secret_is_known(self) -> Definition:
+        docker = self.container.docker
+        if docker is None or docker.pullConfig is None:
+            return self
+        place, name = ("container", "docker", "pullConfig", "secret"), docker.pullConfig.secret
+        if name not in self.secrets:
+            raise invalid_at({place: f"{name!r} is none of the definition's secrets"})
+        if not may_use(self.id, source := self.secrets[name].source):
+            raise invalid_at(
+                {("secrets", name, "source"): f"{source!r} is for apps below its path, which {self.id} is not"}
+            )
+        return self
+
+    @model_validator(mode="after")
     def _confinement_fits(self) -> Definition:
         task = TaskSpec("probe", "services", self.id, self.argv, self.resources, self.network)
         if found := dict(confinement.problems(task, self.options, self.resourceLimits)):
@@ -265,7 +279,7 @@ class Definition(Strict):
     @property
     def image(self) -> ImageSpec | None:
         docker = self.container.docker
-        return docker.of_task(self.container.type, self.cmd is not None) if docker else None
+        return docker.of_task(self.container.type, self.cmd is not None, self.secrets) if docker else None
 
     @property
     def fetches(self) -> tuple[Fetch, ...]:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from lab.daemons import tepui
+from lab.errors import LabError
 from tests.cluster import bed
 from tests.cluster.bed import Cluster, Json, Unlike, eventually
 from tests.images import Entry, busybox, layer, make, write_layout
@@ -21,7 +23,7 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
         with open(node.state / "agent.toml", "a", encoding="utf-8") as settings:
             settings.write(f'local_sources = ["{tmp_path}"]\n')
         made.lab.kill_daemon(node.name, "agent")
-        eventually(lambda: made.connected() == {node.name}, "the node is back")
+        eventually(partial(images_known, made), "the node is back")
         yield made
         made.await_empty()
 
@@ -54,6 +56,12 @@ def test_why_an_image_can_not_be_had_is_told(cluster: Cluster, tmp_path: Path) -
         cluster.remove(app)
 
 
+def images_known(cluster: Cluster) -> bool:
+    """The node answers: its agent has begun anew, for the session with the old one is over."""
+    answer = cluster.request("GET", "/api/v1/images")
+    return answer.is_success and not answer.json()["errors"]
+
+
 def says(cluster: Cluster, task: str, text: str) -> bool:
     written = cluster.log_of(task) + cluster.log_of(task, "stderr")
     if written != text:
@@ -64,3 +72,26 @@ def says(cluster: Cluster, task: str, text: str) -> bool:
 def failed(cluster: Cluster, app: str) -> Json:
     failure: Json = cluster.get(f"/v2/apps{app}")["app"].get("lastTaskFailure") or {}
     return failure
+
+
+def test_images_are_pulled_listed_removed_and_pruned_on_nodes(cluster: Cluster, tmp_path: Path) -> None:
+    made = make([layer(busybox())], {"Cmd": ["sleep", "3600"]})
+    write_layout(tmp_path / "layout", {"1": made, "2": make([layer([Entry("b", b"b")])])})
+    names = [f"oci:{tmp_path}/layout:{tag}" for tag in ("1", "2")]
+    for name in names:
+        (pulled,) = tepui(cluster.lab, "image", "pull", name)
+        assert pulled["done"]["image"]["reference"] == name
+    cluster.run(bed.app_json("/image", container={"docker": {"image": names[0]}}))
+    (task,) = cluster.await_running("/image", 1)
+    listed = {image["reference"]: image["tasks"] for image in tepui(cluster.lab, "image", "list")}
+    assert listed == {names[0]: [task], names[1]: []}
+    with pytest.raises(LabError, match=f"is in use by {task}"):
+        tepui(cluster.lab, "image", "remove", names[0])
+    with pytest.raises(LabError, match="no OCI layout"):
+        tepui(cluster.lab, "image", "pull", f"oci:{tmp_path}/nothing:1")
+    tepui(cluster.lab, "image", "prune")
+    assert [image["reference"] for image in tepui(cluster.lab, "image", "list")] == names[:1]
+    cluster.remove("/image")
+    eventually(lambda: not cluster.tasks(), "the task is gone")
+    tepui(cluster.lab, "image", "remove", names[0])
+    assert tepui(cluster.lab, "image", "list") == []

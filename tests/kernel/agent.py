@@ -12,6 +12,7 @@ from agent.checkpoint import Checkpoint
 from agent.containers import Containers, Directories, Made
 from agent.fetch.fetcher import Fetcher
 from agent.images.images import Images, Places
+from agent.images.secrets import PullSecrets
 from agent.launcher.client import NATIVE
 from agent.provision import Provision
 from agent.reconciler import Reconciler
@@ -38,7 +39,7 @@ class Agent:
         self.images = Images(Places(state / "images", self.directories.bundles, state / "registries", (state,)))
         self.fetcher = Fetcher(state / "fetch", (state,))
         self.fetcher.open()
-        provision = Provision(self.images, self.fetcher)
+        provision = Provision(self.images, self.fetcher, PullSecrets({"shop": state / "shop.json"}))
         self.containers = Containers(self.directories, self.node.isolators, self.node.launcher, provision=provision)
         self.sandboxes = Sandboxes(self.containers, self.ready)
         checkpoint = Checkpoint(self.directories.tasks)

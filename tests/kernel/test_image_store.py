@@ -16,7 +16,6 @@ import pytest
 from agent.images.errors import ImageError, Refused
 from agent.images.images import Images, Places
 from isolators import mount
-from model.image import ImageSpec
 from model.task import TaskState
 from tests.images import Entry, busybox, layer
 from tests.kernel.agent import Agent
@@ -32,14 +31,14 @@ async def test_a_full_disk_is_the_reason_and_nothing_is_left(node: Agent, shelf:
         places = Places(tmp_path / "disk/images", tmp_path / "containers", tmp_path, (tmp_path,))
         images = Images(places)
         await images.open()
-        unused = ImageSpec(shelf.layout(small, name="small"))
+        unused = shelf.layout(small, name="small")
         await images.pull(unused, lambda text: None)
-        big = ImageSpec(shelf.layout(layer([Entry("big", os.urandom(9 << 20))]), name="big"))
+        big = shelf.layout(layer([Entry("big", os.urandom(9 << 20))]), name="big")
         with pytest.raises(ImageError, match="No space left on device"):
             await images.pull(big, lambda text: None)
         assert images.listed() == ()  # room was made, and it was not enough
         assert list((tmp_path / "disk/images/staging").iterdir()) == []
-        fits = ImageSpec(shelf.layout(layer([Entry("fits", os.urandom(6 << 20))]), name="fits"))
+        fits = shelf.layout(layer([Entry("fits", os.urandom(6 << 20))]), name="fits")
         await images.pull(unused, lambda text: None)
         await images.pull(fits, lambda text: None)
         await images.close()
@@ -55,7 +54,7 @@ async def test_images_in_use_are_never_removed(node: Agent, shelf: Shelf, tmp_pa
         await node.images.remove(first)
     assert await node.images.prune() == 0
     shelf.layout(layer(busybox()), layer([Entry("second", b"2")]))
-    await node.images.pull(ImageSpec(first, force_pull=True), lambda text: None)
+    await node.images.pull(first, lambda text: None)
     assert len(list((tmp_path / "images/layers").iterdir())) == 3
     await node.images.prune()
     assert len(list((tmp_path / "images/layers").iterdir())) == 3
@@ -72,7 +71,7 @@ async def test_layers_are_shared_and_go_with_the_last_image(node: Agent, shelf: 
     one = shelf.layout(base, layer([Entry("one", b"1")]), name="one")
     two = shelf.layout(base, layer([Entry("two", b"2")]), name="two")
     for reference in (one, two):
-        await node.images.pull(ImageSpec(reference), lambda text: None)
+        await node.images.pull(reference, lambda text: None)
     assert [len(list((tmp_path / "images/layers").iterdir())), len(node.images.listed())] == [3, 2]
     freed = await node.images.remove(one)
     assert freed < 20_000
@@ -98,7 +97,7 @@ async def test_nothing_half_used_after_a_kill(node: Agent, shelf: Shelf, tmp_pat
         for path in (store / "layers").iterdir():
             assert (path / "layer.json").exists()
         await images.close()
-    await images.pull(ImageSpec(reference), lambda text: None)
+    await images.pull(reference, lambda text: None)
     assert len(images.listed()) == 1
 
 
@@ -106,7 +105,7 @@ async def test_a_layer_of_another_boot_is_trusted_only_when_it_reached_the_disk(
     shelf: Shelf, node: Agent, tmp_path: Path
 ) -> None:
     reference = shelf.layout(layer(busybox()))
-    await node.images.pull(ImageSpec(reference), lambda text: None)
+    await node.images.pull(reference, lambda text: None)
     record = next((tmp_path / "images/layers").glob("*/layer.json"))
     await until(lambda: json.loads(record.read_text())["boot"] == "", "it is on disk")
     record.write_text(record.read_text().replace('"boot":""', '"boot":"before"'))
@@ -125,7 +124,7 @@ async def main():
     base = Path(sys.argv[1])
     images = Images(Places(base / "other", base / "containers", base, (base,)))
     await images.open()
-    await images.pull(ImageSpec(sys.argv[2]), lambda text: None)
+    await images.pull(sys.argv[2], lambda text: None)
 asyncio.run(main())
 """
 

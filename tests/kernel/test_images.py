@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 
 from agent.images.errors import WrongDigest
-from model.image import ImageSpec
 from model.task import TaskState
 from tests import images as make
 from tests.images import Entry, busybox, directory, hard_link, layer, symlink, write_layout
@@ -115,7 +114,7 @@ async def test_an_image_that_is_there_is_not_read_again(node: Agent, shelf: Shel
 async def test_images_with_125_layers_run(node: Agent, shelf: Shelf) -> None:
     layers = [layer([Entry(f"file{number}", b"x")]) for number in range(124)]
     reference = shelf.layout(layer(busybox()), *layers)
-    await node.images.pull(ImageSpec(reference), lambda text: None)
+    await node.images.pull(reference, lambda text: None)
     _, output = await run(node, of_image(reference, "ls", "/"))
     assert output.count("file") == 124
 
@@ -181,5 +180,5 @@ async def test_a_wrong_digest_is_told_from_a_broken_archive(node: Agent, shelf: 
     swapped = make.Made(honest.manifest, honest.config, {**honest.blobs, first: make.gzipped(other)})
     write_layout(tmp_path / "swapped", {"test": swapped})
     with pytest.raises(WrongDigest, match=f"a layer should be {first} and is sha256:"):
-        await node.images.pull(ImageSpec(f"oci:{tmp_path}/swapped:test"), lambda text: None)
+        await node.images.pull(f"oci:{tmp_path}/swapped:test", lambda text: None)
     assert list((tmp_path / "images/layers").iterdir()) == []

@@ -34,6 +34,10 @@ def with_mapping(**fields: object) -> dict[str, Any]:
     return {**LEAST, "container": {"portMappings": [{**MAPPING, **fields}]}}
 
 
+def secret(source: str) -> dict[str, Any]:
+    return {"secrets": {"x": {"source": source}}}
+
+
 def docker(**fields: object) -> dict[str, Any]:
     return {"container": {"type": "DOCKER", "docker": {"image": "nginx", **fields}}}
 
@@ -102,7 +106,11 @@ def test_defaults_are_marathons() -> None:
         ({"container": {"type": "APPC"}}, "/container/type", "MESOS"),
         ({"container": {"docker": {"image": "a b"}}}, "/container/docker/image", "no name of an image"),
         (docker(privileged=True), "/container/docker/privileged", "ask for single capabilities"),
-        (docker(pullConfig={"secret": "x"}), "/container/docker/pullConfig", ".docker/config.json"),
+        (docker(pullConfig={"secret": "x"}), "/container/docker/pullConfig/secret", "none of the definition's secrets"),
+        ({"container": {"docker": {"pullConfig": {"secret": "x"}}}}, "/container/docker", "needs an image"),
+        (docker(pullConfig={"secret": "x"}) | secret("other/pull"), "/secrets/x/source", "for apps below its path"),
+        (secret("a//b"), "/secrets/x/source", "must be a name"),
+        (secret("../b"), "/secrets/x/source", "must be a name"),
         (docker(network="BRIDGE"), "/container/docker/network", "use networks"),
         (docker() | {"args": ["x"]}, "/", "exactly one of cmd and args"),
         ({"fetch": [{"uri": "ftp://a/b"}]}, "/fetch(0)", "must begin with one of"),
@@ -202,6 +210,11 @@ IMAGE = {"id": "/web", "networks": LEAST["networks"]}
         (docker(forcePullImage=True) | {"args": ["-v"]}, ("-v",), ImageSpec("nginx", True, arguments=True)),
         (docker(privileged=False, parameters=[]) | {"cmd": "x"}, ("/bin/sh", "-c", "x"), ImageSpec("nginx")),
         ({"container": {"docker": {"image": "a"}}, "args": ["b"]}, ("b",), ImageSpec("a", False, Rules.MESOS, True)),
+        (
+            docker(pullConfig={"secret": "x"}) | secret("pull"),
+            (),
+            ImageSpec("nginx", arguments=True, pull_secret="pull"),
+        ),
     ],
 )
 def test_a_service_of_an_image(fields: dict[str, Any], argv: tuple[str, ...], image: ImageSpec) -> None:

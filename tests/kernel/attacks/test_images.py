@@ -272,12 +272,12 @@ async def test_a_configuration_can_not_name_a_layer_of_somebody_else(tmp_path: P
     async with agent(tmp_path) as node:
         secret = make.make([layer(busybox()), layer([Entry("secret", b"x")])])
         make.write_layout(tmp_path / "secret", {"test": secret})
-        await node.images.pull(ImageSpec(f"oci:{tmp_path}/secret:test"), lambda text: None)
+        await node.images.pull(f"oci:{tmp_path}/secret:test", lambda text: None)
         decoy = make.make([layer(busybox()), layer([Entry("decoy", b"x")])])
         stolen = _claiming(decoy, make.digest(layer([Entry("secret", b"x")])))
         make.write_layout(tmp_path / "stolen", {"test": stolen})
         with pytest.raises(WrongDigest, match="content should be"):
-            await node.images.pull(ImageSpec(f"oci:{tmp_path}/stolen:test"), lambda text: None)
+            await node.images.pull(f"oci:{tmp_path}/stolen:test", lambda text: None)
 
 
 @pytest.mark.parametrize("reference", ["oci:/etc:x", "docker-archive:/etc/shadow", "oci:/{tmp}/../../etc:x"])
