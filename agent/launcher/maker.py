@@ -205,7 +205,7 @@ def _connect(sandbox: Sandbox, bundle: Bundle, fill: Message) -> list[int]:
 def _open_sources(bundle: Bundle) -> list[int]:
     """The root file system, then what is bound into it: copies of mounts, attached nowhere."""
     with _step("open root file system"):
-        trees = [sc.open_tree(bundle.rootfs, sc.OPEN_TREE_CLONE | sc.AT_RECURSIVE)]
+        trees = [sc.copy_tree(bundle.rootfs, recursive=True)]
     for source in bundle.sources:
         with _step(source.describe()):
             trees.append(source.opened().tree)

@@ -87,10 +87,7 @@ class Bind:
     attributes: int
 
     def opened(self) -> Attach:
-        recursive = sc.AT_RECURSIVE if self.recursive else 0
-        tree = sc.open_tree(self.source, sc.OPEN_TREE_CLONE | recursive)
-        if self.attributes:
-            sc.mount_setattr(tree, recursive, self.source, attr_set=self.attributes)
+        tree = sc.copy_tree(self.source, recursive=self.recursive, attributes=self.attributes)
         return Attach(tree, self.source, self.destination)
 
     def describe(self) -> str:
@@ -132,12 +129,11 @@ class Device:
         return self.path
 
     def opened(self) -> Attach:
-        tree = sc.open_tree(self.path, sc.OPEN_TREE_CLONE)
+        tree = sc.copy_tree(self.path, recursive=False, attributes=sc.MOUNT_ATTR_NOSUID | sc.MOUNT_ATTR_NOEXEC)
         status = os.fstat(tree)
         is_kind = stat.S_ISBLK if self.kind == "b" else stat.S_ISCHR
         if not is_kind(status.st_mode) or status.st_rdev != os.makedev(self.major, self.minor):
             raise OSError(errno.ENODEV, "not the device it should be", self.path)
-        sc.mount_setattr(tree, 0, self.path, attr_set=sc.MOUNT_ATTR_NOSUID | sc.MOUNT_ATTR_NOEXEC)
         return Attach(tree, self.path, self.path)
 
     def describe(self) -> str:

@@ -127,6 +127,15 @@ def open_tree(path: str, flags: int) -> int:
     return _syscall(path, NR_OPEN_TREE, AT_FDCWD, os.fsencode(path), flags | os.O_CLOEXEC)
 
 
+def copy_tree(path: str, *, recursive: bool, attributes: int = 0) -> int:
+    """A detached copy of the mount at `path`. What is mounted in one of the two later does not appear in the other,
+    as it would where systemd runs: all mounts are shared there, and a shared one can not become a root."""
+    flags = AT_RECURSIVE if recursive else 0
+    tree = open_tree(path, OPEN_TREE_CLONE | flags)
+    mount_setattr(tree, flags, path, attr_set=attributes, propagation=MS_PRIVATE)
+    return tree
+
+
 def clone_mount(directory: int, path: str) -> int:
     """A detached copy of the mount under the open `directory`, with all mounts below; `path` is for the error."""
     return _syscall(path, NR_OPEN_TREE, directory, b"", OPEN_TREE_CLONE | AT_EMPTY_PATH | AT_RECURSIVE | os.O_CLOEXEC)

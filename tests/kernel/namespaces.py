@@ -24,6 +24,7 @@ CLONE_NEWNS = 0x00020000
 CLONE_NEWNET = 0x40000000
 MS_REC = 0x4000
 MS_PRIVATE = 1 << 18
+MS_SHARED = 1 << 20
 COMMAND_DEADLINE_S = 20.0 * PATIENCE
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -76,13 +77,15 @@ def network_of(pid: int) -> Iterator[None]:
 
 @contextmanager
 def fresh_mounts() -> Iterator[None]:
-    """The calling thread is in a new mount namespace, from which nothing propagates, until the block ends."""
+    """The calling thread is in a new mount namespace, from which nothing propagates, until the block ends. In it mounts
+    are shared, as they are where systemd runs."""
     before = os.open("/proc/thread-self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
     directory = os.getcwd()
     try:
         unshare(CLONE_NEWNS | CLONE_FS)
         try:
-            _checked("mount / private", _libc.mount(b"none", b"/", None, MS_REC | MS_PRIVATE, None))
+            for propagation in (MS_PRIVATE, MS_SHARED):
+                _checked("change propagation", _libc.mount(b"none", b"/", None, MS_REC | propagation, None))
             yield
         finally:
             unshare(CLONE_FS)  # threads of the test may share it, and setns refuses a shared one

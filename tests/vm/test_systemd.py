@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +21,8 @@ pytestmark = pytest.mark.timeout(900)
 
 DEADLINE_S = 180.0
 CONTAINERS = "/sys/fs/cgroup/tepui"
+SETTINGS = "/var/lib/tepui/agent/agent.toml"
+BUNDLES = "/var/lib/tepui/agent/run/containers"
 APP = {
     "id": "/web",
     "cmd": "trap 'exit 0' TERM; while :; do sleep 1 & wait; done",
@@ -30,6 +33,14 @@ APP = {
     "taskKillGracePeriodSeconds": 1,
 }
 MIB = 1 << 20
+LIMITS = {
+    "cpu.max": "25000 100000",
+    "memory.max": str(48 * MIB),
+    "memory.swap.max": "0",
+    "memory.oom.group": "1",
+    "pids.max": "1024",
+}
+WAITING = "tepui-maker"  # whoever waits for a task has the name of what made it
 
 Task = dict[str, Any]
 
@@ -69,11 +80,19 @@ class Cluster:
         return dict(line.split() for line in lines.splitlines())
 
     def groups(self) -> list[str]:
-        """Without those that wait for a task: the name of such a process is its maker's."""
+        """The cgroups of containers, less the spares'."""
+        return [directory for directory, name in self._first_processes() if name != WAITING]
+
+    def spares(self) -> list[str]:
+        """Those of sandboxes that wait for a task."""
+        return [directory for directory, name in self._first_processes() if name == WAITING]
+
+    def _first_processes(self) -> list[tuple[str, str]]:
+        """Their names, by cgroup; an empty one when there is none."""
         name = "cat /proc/$(head -n 1 $directory/cgroup.procs)/comm"
         look = f"for directory in {CONTAINERS}/*/; do [ -d $directory ] && echo $directory $({name}); done; true"
-        found = (line.split() for line in self.vm.run(look).splitlines())
-        return [directory for directory, *name in found if name != ["tepui-maker"]]
+        parts = (line.partition(" ") for line in self.vm.run(look).splitlines())
+        return [(directory, name) for directory, _, name in parts]
 
 
 @pytest.fixture(scope="module")
@@ -105,11 +124,10 @@ def test_the_master_is_confined(cluster: Cluster) -> None:
 
 def test_limits_are_the_kernels(cluster: Cluster) -> None:
     for task in cluster.running(2):
-        files = ("cpu.max", "memory.max", "memory.swap.max", "memory.oom.group", "pids.max")
         group = cluster.vm.run(f"cat /proc/{task['pid']}/cgroup").strip().removeprefix("0::/tepui/")
-        limits = cluster.vm.run(f"cd {CONTAINERS}/{group} && cat {' '.join(files)}").splitlines()
-        assert limits == ["25000 100000", str(48 * MIB), "0", "1", str(task["limits"]["pids"])]
-        assert (task["limits"]["cpus"], task["limits"]["mem_bytes"]) == (0.25, 48 * MIB)
+        assert limits(cluster, f"{CONTAINERS}/{group}") == LIMITS
+        told = task["limits"]
+        assert (told["cpus"], told["mem_bytes"], told["pids"]) == (0.25, 48 * MIB, int(LIMITS["pids.max"]))
 
 
 def test_systemd_reloaded_takes_no_controller_away(cluster: Cluster) -> None:
@@ -129,14 +147,33 @@ def test_a_restart_of_the_agent_leaves_containers_alone(cluster: Cluster, action
     assert cluster.processes() == before
 
 
-def test_a_stop_of_the_agent_leaves_containers_alone(cluster: Cluster) -> None:
+def test_a_stop_of_the_agent_leaves_containers_alone_and_no_spares(cluster: Cluster) -> None:
     before = cluster.processes()
+    eventually(lambda: len(cluster.spares()) == SPARES, "sandboxes wait for tasks")
     cluster.systemctl("stop tepui-agent")
     assert cluster.main_pid("tepui-agent") == "0"
+    assert cluster.spares() == []
     assert cluster.processes() == before
     cluster.systemctl("start tepui-agent")
     taken_over(cluster)
     assert cluster.processes() == before
+
+
+def test_crun_makes_containers_where_the_node_says_so(cluster: Cluster) -> None:
+    before, groups = cluster.processes(), cluster.groups()
+    cluster.vm.run(f"""echo 'runtime = "crun"' >>{SETTINGS}""")
+    cluster.systemctl("restart tepui-agent")
+    eventually(cluster.connected, "the agent has come back")
+    cluster.scale(3)
+    eventually(lambda: cluster.running(3), "a third task runs")
+    (group,) = set(cluster.groups()) - set(groups)
+    assert limits(cluster, group) == LIMITS
+    assert cluster.vm.run(f"cat {BUNDLES}/{Path(group).name}/runtime/name") == "crun"
+    cluster.vm.run(f"sed -i /^runtime/d {SETTINGS}")
+    cluster.systemctl("restart tepui-agent")
+    eventually(cluster.connected, "the agent has come back")
+    cluster.scale(2)
+    eventually(lambda: cluster.processes() == before, "an agent that uses its own has ended it")
 
 
 def test_what_ended_while_the_agent_was_away_is_replaced(cluster: Cluster) -> None:
@@ -160,12 +197,17 @@ def test_a_restart_of_the_master_leaves_containers_alone(cluster: Cluster) -> No
 def test_nothing_is_left_of_a_service_that_is_removed(cluster: Cluster) -> None:
     cluster.api.delete("/v2/apps/web")
     eventually(lambda: cluster.groups() == [], "all cgroups are removed")
-    assert "/var/lib/tepui/agent/run/" not in cluster.vm.run("cat /proc/mounts")
+    assert f"{BUNDLES}/" not in cluster.vm.run("cat /proc/mounts")
     members = "/sys/fs/cgroup/system.slice/tepui-agent.service/cgroup.procs"
     names = f"for process in $(cat {members}); do cat /proc/$process/comm; done"
     # One keeper is kept ready, once nothing has been asked for a moment, and there is one for each spare sandbox.
     keepers = SPARES + 1
     eventually(lambda: cluster.vm.run(names).split().count("tepui-keeper") == keepers, "other keepers have ended")
+
+
+def limits(cluster: Cluster, group: str) -> dict[str, str]:
+    values = cluster.vm.run(f"cd {group} && cat {' '.join(LIMITS)}").splitlines()
+    return dict(zip(LIMITS, values, strict=True))
 
 
 def taken_over(cluster: Cluster) -> None:
