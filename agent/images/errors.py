@@ -11,10 +11,13 @@
      +- DiskFull             room has to be made first
      +- Unreachable          the registry is down, or too slow: try again later
 
-The text is for people and names the image.
+The text is for people, and begins with the reason in the same few words each time.
 """
 
 from __future__ import annotations
+
+import errno
+import os
 
 
 class ImageError(Exception):
@@ -55,3 +58,11 @@ class DiskFull(ImageError):
 
 class Unreachable(ImageError):
     pass
+
+
+def of_disk(operation: str, path: str, number: int) -> ImageError:
+    """What a failed system call on the node's own files means."""
+    failure = f"{operation} {path}: {os.strerror(number)}"
+    if number in (errno.ENOSPC, errno.EDQUOT):
+        return DiskFull(f"disk full: {failure}")
+    return ImageError(failure)

@@ -120,7 +120,7 @@ def digest_of(data: bytes) -> str:
 def check(data: bytes, digest: str, what: str) -> bytes:
     """`data`, when it has this digest. Raises WrongDigest."""
     if (actual := digest_of(data)) != digest:
-        raise WrongDigest(f"{what} should be {digest} and is {actual}")
+        raise WrongDigest(f"wrong digest: {what} should be {digest} and is {actual}")
     return data
 
 
@@ -133,11 +133,11 @@ def choose(data: bytes, tag: str = "") -> str:
     """The digest of the manifest for this machine, of those in an index; with `tag`, of those that bear it."""
     found = [entry for entry in _read(_Index, data, "index").manifests if not tag or _tag(entry) == tag]
     if not found:
-        raise NotFound(f"there is no image with the tag {tag!r}")
+        raise NotFound(f"not found: there is no image with the tag {tag!r}")
     fitting = [entry for entry in found if entry.platform is None or _fits(entry.platform)]
     if not fitting:
         offered = sorted({f"{entry.platform.os}/{entry.platform.architecture}" for entry in found if entry.platform})
-        raise WrongArchitecture(f"it is for {', '.join(offered)}, and this node is linux/{MACHINE}")
+        raise _for_others(", ".join(offered))
     return fitting[0].digest
 
 
@@ -151,7 +151,9 @@ def parse_config(data: bytes) -> tuple[Config, tuple[str, ...]]:
     """The process, and the diff-ids of the layers. Raises WrongArchitecture for an image of other machines."""
     config = _read(_Config, data, "configuration")
     if not _fits(_Platform(architecture=config.architecture, os=config.os)):
-        raise WrongArchitecture(f"it is for {config.os}/{config.architecture}, and this node is linux/{MACHINE}")
+        raise WrongArchitecture(
+            f"wrong architecture: it is for {config.os}/{config.architecture}, and this node is linux/{MACHINE}"
+        )
     process = config.config or _Process()
     variables = (variable.partition("=") for variable in process.Env or ())
     read = Config(
@@ -172,6 +174,10 @@ def image_of(manifest_data: bytes, config_data: bytes) -> Image:
         raise Hostile(f"its manifest has {len(manifest.layers)} layers, and its configuration {len(diff_ids)}")
     layers = (Layer(blob, diff_id, size) for (blob, size), diff_id in zip(manifest.layers, diff_ids, strict=True))
     return Image(manifest.digest, tuple(layers), config)
+
+
+def _for_others(machines: str) -> WrongArchitecture:
+    return WrongArchitecture(f"wrong architecture: it is for {machines}, and this node is linux/{MACHINE}")
 
 
 def _fits(machine: _Platform) -> bool:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from agent.images import manifest, unpack
-from agent.images.errors import DiskFull, ImageError, Unreachable, WrongDigest
+from agent.images.errors import DiskFull, NotFound, Unreachable, WrongDigest, of_disk
 from agent.images.manifest import Image, Layer
 from agent.images.reference import Reference
 from agent.images.source import Source
@@ -121,8 +121,7 @@ class Pulls:
         try:
             return await self._bring_image(pull, credentials)
         except OSError as error:  # of the store's own files
-            kind = DiskFull if error.errno in (errno.ENOSPC, errno.EDQUOT) else ImageError
-            raise kind(f"{error.filename or 'store'}: {error.strerror}") from error
+            raise of_disk("write", error.filename or "store", error.errno or errno.EIO) from error
 
     async def _bring_image(self, pull: _Pull, credentials: str) -> Image:
         async with (
@@ -183,7 +182,7 @@ class Pulls:
             try:
                 unpacked = await unpack.unpack(blob, root, read)
             except FileNotFoundError as error:
-                raise ImageError(f"its layer {layer.blob} is missing") from error
+                raise NotFound(f"not found: its layer {layer.blob} is missing") from error
             for what, expected, actual in (
                 ("layer", layer.blob, unpacked.blob),
                 ("layer's content", layer.diff_id, unpacked.diff_id),

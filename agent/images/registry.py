@@ -34,7 +34,7 @@ PASSED_ON = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy
 
 # What skopeo and the registries behind it say, most telling first.
 REASONS: tuple[tuple[str, type[ImageError], str], ...] = (
-    (r"no space left on device|disk quota exceeded", errors.DiskFull, "the node's disk is full"),
+    (r"no space left on device|disk quota exceeded", errors.DiskFull, "disk full"),
     (r"digest.* (?:did|does) not match", errors.WrongDigest, "wrong digest"),
     (r"x509:|tls: failed|certificate|HTTP response to HTTPS", errors.BadCertificate, "bad certificate"),
     (
@@ -95,7 +95,7 @@ class Registry(Source):
             if self._copying.done():
                 self._copying.result()
                 if not path.exists():
-                    raise errors.NotFound(f"the registry has no layer {layer.blob}")
+                    raise errors.NotFound(f"not found: the registry has no layer {layer.blob}")
             await asyncio.wait({self._copying}, timeout=LOOK_S)
         return Blob(path)
 

@@ -101,7 +101,7 @@ class Archive(Source):
                 config = self._content(archive, chosen["Config"])
                 return self._manifest(config, chosen["Layers"]), config
         except FileNotFoundError as error:
-            raise NotFound("there is no such file") from error
+            raise NotFound("not found: there is no such file") from error
         except (tarfile.TarError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise Refused(f"no archive of docker save: {type(error).__name__} {error}") from error
 
@@ -116,7 +116,7 @@ class Archive(Source):
         entries: list[dict[str, Any]] = json.loads(self._content(archive, "manifest.json"))
         fitting = [entry for entry in entries if not self._tag or self._tag in (entry.get("RepoTags") or ())]
         if not fitting:
-            raise NotFound(f"there is no image {self._tag!r} in it")
+            raise NotFound(f"not found: there is no image {self._tag!r} in it")
         return fitting[0]
 
     def _content(self, archive: tarfile.TarFile, name: str) -> bytes:
@@ -163,6 +163,6 @@ def _read(path: Path, absent: str) -> bytes:
         with open(path, "rb") as file:
             return file.read(manifest.MOST_BYTES + 1)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise NotFound(f"{absent}: there is no {path}") from error
+        raise NotFound(f"not found: {absent}: there is no {path}") from error
     except OSError as error:
         raise ImageError(f"read {path}: {error.strerror}") from error

@@ -7,7 +7,6 @@ filling the disk; a deadline keeps a slow one from staying for ever.
 from __future__ import annotations
 
 import asyncio
-import errno
 import json
 import os
 import sys
@@ -16,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agent.images.errors import DiskFull, Hostile, ImageError
+from agent.images.errors import Hostile, ImageError, of_disk
 from agent.launcher import syscalls as sc
 
 MAIN = Path(__file__).with_name("layer") / "main.py"
@@ -106,8 +105,7 @@ def _result(answer: bytes) -> dict[str, Any]:
     if "refused" in result:
         raise Hostile(f"hostile or broken layer: {result['refused']}")
     if "failed" in result:
-        kind = DiskFull if result["errno"] in (errno.ENOSPC, errno.EDQUOT) else ImageError
-        raise kind(f"unpack layer: {result['failed']}")
+        raise of_disk("unpack layer", result["failed"], result["errno"])
     return result
 
 

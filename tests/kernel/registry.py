@@ -79,6 +79,13 @@ def credentials(password: str) -> str:
     return json.dumps({"auths": {HOST: {"auth": token}}})
 
 
+def knows(state: Path, shop: Registry) -> None:
+    """An agent with this state trusts the registry, and has its credentials as the pull secret `shop`."""
+    shop.trusted(state / "registries/certs.d" / HOST)
+    (state / "shop.json").touch(0o600)
+    (state / "shop.json").write_text(shop.credentials)
+
+
 @contextmanager
 def registry(directory: Path) -> Iterator[Registry]:
     directory.mkdir()

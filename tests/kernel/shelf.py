@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from isolators import mount
 from model.image import ImageSpec
 from model.task import TaskSpec, TaskStatus
 from tests import images as make
@@ -36,3 +39,13 @@ async def run(node: Agent, spec: TaskSpec) -> tuple[TaskStatus, str]:
     status = await node.run(spec)
     logs = [node.directories.log(spec.id, stream) for stream in ("stdout", "stderr")]
     return status, "".join(log.read_text() for log in logs if log.exists())
+
+
+@contextmanager
+def mounted_tmpfs(path: Path, options: str) -> Iterator[None]:
+    path.mkdir()
+    mount.mount("tmpfs", path, "tmpfs", 0, options)
+    try:
+        yield
+    finally:
+        mount.umount2(path, mount.MNT_DETACH)

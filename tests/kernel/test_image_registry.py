@@ -19,7 +19,7 @@ from model.image import ImageSpec, PullProgress
 from model.task import TaskState
 from tests.images import Entry, busybox, layer, make
 from tests.kernel.agent import agent
-from tests.kernel.registry import HOST, Registry, credentials, registry
+from tests.kernel.registry import HOST, Registry, credentials, knows, registry
 from tests.kernel.sandbox import task
 
 pytestmark = pytest.mark.anyio
@@ -52,12 +52,6 @@ async def images(places: Places) -> AsyncIterator[Images]:
 def spec(reference: str, force_pull: bool = False) -> ImageSpec:
     """For a node that `knows` the registry."""
     return ImageSpec(reference, force_pull, pull_secret="shop")
-
-
-def knows(state: Path, shop: Registry) -> None:
-    shop.trusted(state / "registries/certs.d" / HOST)
-    (state / "shop.json").touch(0o600)
-    (state / "shop.json").write_text(shop.credentials)
 
 
 def quiet(progress: PullProgress) -> None:
@@ -203,21 +197,6 @@ async def test_a_layer_that_the_registry_lost(shop: Registry, images: Images) ->
     shop.blob(next(iter(made.blobs))).unlink()
     with pytest.raises(ImageError, match=f"image {reference}: "):
         await pull(images, shop, reference)
-
-
-async def test_each_reason_is_on_the_task(tmp_path: Path, shop: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pulls, "RETRY_FIRST_S", 0.01)
-    knows(tmp_path / "state", shop)
-    async with agent(tmp_path / "state") as node:
-        ended = {}
-        for number, (name, secret) in enumerate([("gone:1", "shop"), ("web:1", "")]):
-            image = ImageSpec(shop.push("web:1", make([SMALL])).replace("web:1", name), pull_secret=secret)
-            ended[name] = await node.run(task(f"web.{number}", image=image, user="", cwd=""))
-        shop.stop()
-        ended["down"] = await node.run(task("web.9", image=spec(f"{HOST}/down:1"), user="", cwd=""))
-    assert [status.state for status in ended.values()] == [TaskState.REJECTED, TaskState.REJECTED, TaskState.FAILED]
-    for name, reason in (("gone:1", "not found"), ("web:1", "not authorised"), ("down", "registry down")):
-        assert reason in ended[name].reason
 
 
 async def test_a_task_that_is_killed_while_its_image_is_pulled_ends(tmp_path: Path, shop: Registry) -> None:

@@ -6,8 +6,6 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -15,12 +13,11 @@ import pytest
 
 from agent.images.errors import ImageError, Refused
 from agent.images.images import Images, Places
-from isolators import mount
 from model.task import TaskState
 from tests.images import Entry, busybox, layer
 from tests.kernel.agent import Agent
 from tests.kernel.sandbox import until
-from tests.kernel.shelf import Shelf, of_image
+from tests.kernel.shelf import Shelf, mounted_tmpfs, of_image
 
 pytestmark = pytest.mark.anyio
 
@@ -119,7 +116,6 @@ PULL = """
 import asyncio, sys
 from pathlib import Path
 from agent.images.images import Images, Places
-from model.image import ImageSpec
 async def main():
     base = Path(sys.argv[1])
     images = Images(Places(base / "other", base / "containers", base, (base,)))
@@ -147,13 +143,3 @@ def unpackers(store: Path) -> list[str]:
         except OSError:
             continue
     return found
-
-
-@contextmanager
-def mounted_tmpfs(path: Path, options: str) -> Iterator[None]:
-    path.mkdir()
-    mount.mount("tmpfs", path, "tmpfs", 0, options)
-    try:
-        yield
-    finally:
-        mount.umount2(path, mount.MNT_DETACH)

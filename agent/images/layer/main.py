@@ -11,6 +11,7 @@ put there.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -45,7 +46,7 @@ def _unpack(layer: decompress.Layer, most_bytes: int, most_entries: int) -> int:
     except tree.Refused as error:
         result = {"refused": str(error)}
     except OSError as error:
-        result = {"failed": f"{error.filename or 'layer'}: {error.strerror}", "errno": error.errno}
+        result = {"failed": error.filename or "layer", "errno": error.errno or errno.EIO}
     except MemoryError:
         result = {"refused": "it takes too much memory to read"}
     _write(json.dumps(result).encode())
