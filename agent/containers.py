@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -23,7 +24,7 @@ import structlog
 from agent import ending, runtime
 from agent.launcher import record
 from agent.launcher.adopt import wait_exit
-from agent.launcher.client import Launch, Launcher
+from agent.launcher.client import Launch, Launcher, LauncherGone, LaunchError
 from agent.log_limits import DEFAULT_POLICY, LogPolicy
 from agent.pumps import Pumps
 from isolators import mount
@@ -156,6 +157,13 @@ class Containers:
         except BaseException:
             await made.launch.abort()
             raise
+
+    def never_ran(self, made: Made, error: LaunchError) -> bool:
+        """Whether it was the end of the sandbox that made the start fail, before a program was executed in it."""
+        if isinstance(error, LauncherGone):
+            keeper = record.read_keeper(str(made.sandbox.directory))
+            return keeper is not None and keeper.phase != record.STARTING
+        return (error.path, error.errno) == ("init", errno.ESRCH)
 
     def keeper(self, container: Container) -> record.Keeper | None:
         """What the keeper of an earlier launch left; None when there was none in this boot."""

@@ -25,6 +25,7 @@ import asyncio
 import contextlib
 import dataclasses
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager
 from functools import partial
@@ -56,7 +57,7 @@ SEQUENCE_BITS = 32  # for the observations of one life of an agent; the lives ar
 KILL_DEADLINE_S = 10.0  # after SIGKILL
 ABORT_DEADLINE_S = 5.0  # for a keeper that lost its agent before the start
 CLEANUP_TRIES = 3
-SEQUENCE_BITS = 32  # for the observations of one life of an agent; the lives are counted above
+SANDBOX_TRIES = 3  # of a task whose sandboxes are killed before its program runs
 RETRY_S = 1.0  # after the disk, or a step, failed
 
 Report = Callable[[TaskStatus], None]
@@ -89,6 +90,7 @@ class Reconciler:
         self._adjustments: dict[str, asyncio.Event] = {}
         self._withdrawn: set[str] = set()
         self._made: dict[str, Made] = {}  # sandboxes of tasks that are not started yet
+        self._tried: Counter[str] = Counter()  # sandboxes that ended before the task's program ran
         self._saving: dict[str, asyncio.Task[None]] = {}  # tasks that are not on disk yet: nobody hears of them
         self._unsaved: dict[str, str] = {}  # those of them that could not be written, and why
         self._checks = Checks(Prober(Commands(containers, containers.launcher)))
@@ -234,7 +236,7 @@ class Reconciler:
             except Exception:  # a fault of ours must not leave a task that nobody looks after
                 log.exception("step failed, trying again", task=task_id, state=record.status.state.name)
                 await asyncio.sleep(RETRY_S)
-        del self._loops[task_id], self._kills[task_id], self._adjustments[task_id]
+        del self._loops[task_id], self._kills[task_id], self._adjustments[task_id], self._tried[task_id]
         if task_id in self._withdrawn:
             self._forget(task_id)
 
@@ -275,15 +277,19 @@ class Reconciler:
         try:
             async with self._launching:
                 made = self._made.get(record.spec.id) or await self._make(record)
-                await self._start(self._records[record.spec.id], made)
+                try:
+                    await self._start(self._records[record.spec.id], made)
+                except LaunchError as error:
+                    await self._try_another(record.spec.id, made, error)
         except Unsupported as error:
             await self._end(record, TaskState.REJECTED, str(error))
         except (IsolatorError, NetworkError, LaunchError, OSError) as error:
             await self._end(record, TaskState.FAILED, str(error))
 
     async def _make(self, record: TaskRecord) -> Made:
-        """None was ready."""
-        made = self._made[record.spec.id] = await self._sandboxes.make(record.spec.network)
+        """None was ready when it was accepted."""
+        network = record.spec.network
+        made = self._made[record.spec.id] = self._sandboxes.take(network) or await self._sandboxes.make(network)
         await self._save_aside(record.spec.id, **_place(record.status, made))
         return made
 
@@ -293,6 +299,17 @@ class Reconciler:
         del self._made[record.spec.id]
         usage = await self._containers.usage(self._container(record))
         self._observe(starting, TaskState.RUNNING, usage=usage, pid=pid)
+
+    async def _try_another(self, task_id: str, made: Made, error: LaunchError) -> None:
+        """A sandbox that was killed while it waited is no fault of the task's. Raises what was no such thing."""
+        self._tried[task_id] += 1
+        if not self._containers.never_ran(made, error) or self._tried[task_id] == SANDBOX_TRIES:
+            raise error
+        log.warning("sandbox was killed before it got its task, taking another", task=task_id, reason=str(error))
+        await self._saved(task_id)
+        del self._made[task_id]
+        record = self._records[task_id]
+        await self._begin_again(record, self._container(record))
 
     async def _adjust(self, record: TaskRecord, adjustment: Adjustment) -> None:
         self._adjustments[record.spec.id].clear()
@@ -481,7 +498,7 @@ class Reconciler:
             await self._begin_again(record, container)
 
     async def _begin_again(self, record: TaskRecord, container: Container) -> None:
-        """Its sandbox ended with the agent that had made it."""
+        """Its sandbox ended before its program ran, by itself or with the agent that had made it."""
         async with asyncio.timeout(ABORT_DEADLINE_S):
             await self._containers.exited(container)
         again = self._next(record.status, TaskState.ACCEPTED, addresses=(), pid=None)
