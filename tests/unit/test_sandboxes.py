@@ -181,7 +181,7 @@ async def test_a_network_that_is_asked_for_does_not_wait_for_one_in_which_none_c
     life.sandboxes.take("fail create")
     life.sandboxes.begin()
     with capture_logs() as logs:
-        await until(lambda: logs)
+        await until(lambda: bool(logs))
         assert life.sandboxes.take(NETWORK) is None
         await until(lambda: len(life.world.waiting()) == SPARES)
     assert [entry["network"] for entry in logs] == ["fail create"]
