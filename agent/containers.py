@@ -122,7 +122,7 @@ class Containers:
         for orphan in orphans:
             await _try_delete(self._directories.bundles / orphan)
         for isolator in self._isolators:
-            await isolator.recover(known, orphans)
+            await _try_recover(isolator, known, orphans)
         await asyncio.gather(*(self._remove_orphan(orphan) for orphan in orphans))
 
     async def make(self, sandbox: Sandbox) -> Made:
@@ -290,6 +290,14 @@ async def _all(works: Iterable[Awaitable[T]]) -> list[T | BaseException]:
 
 async def _delete_by_runtime(sandbox: Sandbox) -> None:
     await runtime.delete(sandbox.directory, sandbox.id)
+
+
+async def _try_recover(isolator: Isolator, known: list[Container], orphans: list[str]) -> None:
+    """What can not be cleared away must not keep the agent from what runs."""
+    try:
+        await isolator.recover(known, orphans)
+    except (IsolatorError, OSError) as error:
+        log.error("not all of an earlier agent's was cleared away", isolator=isolator.name, error=str(error))
 
 
 async def _try_delete(orphan: Path) -> None:

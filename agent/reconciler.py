@@ -44,6 +44,7 @@ from agent.launcher.record import STARTING, Exit, age
 from agent.sandboxes import Sandboxes
 from isolators.base import Container, IsolatorError, Limit, Unsupported
 from model.adjustment import Adjustment
+from model.fit import misfits
 from model.health import well
 from model.resources import Resources, describe
 from model.signals import parse_signal, signal_name
@@ -118,6 +119,10 @@ class Reconciler:
 
     def statuses(self) -> list[TaskStatus]:
         return [record.status for task_id, record in self._records.items() if task_id not in self._saving]
+
+    def misfits(self, rights: frozenset[str]) -> list[str]:
+        """What of the tasks that are not over no longer fits this node."""
+        return misfits([record.spec for record in self._records.values() if not record.over], self._capacity, rights)
 
     def living(self) -> list[Container]:
         """Those that live, as far as is known."""
@@ -547,7 +552,10 @@ class Reconciler:
         self._records[record.spec.id] = record
 
     def _forget(self, task_id: str) -> None:
-        self._checkpoint.forget(task_id)
+        try:
+            self._checkpoint.forget(task_id)
+        except OSError as error:  # the next agent finds it, is told that nobody knows it, and tries again
+            log.error("checkpoint not removed", task=task_id, error=str(error))
         self._records.pop(task_id, None)
         self._withdrawn.discard(task_id)
 

@@ -19,6 +19,7 @@ from agent.commands import Commands
 from agent.containers import Containers, Directories
 from agent.exec import ExecFeed
 from agent.files import FileFeed
+from agent.instance import InUse, alone_in
 from agent.launcher.client import Launcher
 from agent.launcher.pump import Limits
 from agent.log_limits import MIB, LogPolicy
@@ -84,6 +85,14 @@ def pki_directory(state: Path) -> Path:
 
 async def run(state: Path) -> None:
     structlog.contextvars.bind_contextvars(daemon="agent")
+    try:
+        with alone_in(state):
+            await _run(state)
+    except InUse as error:
+        raise Problem(str(error)) from error
+
+
+async def _run(state: Path) -> None:
     name = await _joined(state)
     structlog.contextvars.bind_contextvars(node=name)
     settings = _settings(state)
@@ -129,6 +138,8 @@ async def run(state: Path) -> None:
         stack.push_async_callback(sandboxes.close)
         stack.push_async_callback(reconciler.close)
         await reconciler.recover()
+        for misfit in reconciler.misfits(node.rights):
+            log.warning("tasks no longer fit this node", reason=misfit)
         sandboxes.begin()
         async with asyncio.TaskGroup() as group:
             group.create_task(session.run(reconciler, streams))
