@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from bench import burst, density, launch, logs, usage, vip
+from bench import burst, density, launch, logs, recovery, usage, vip
 from bench.report import Report
 
 BENCHES: dict[str, Callable[[], Report]] = {
@@ -20,6 +20,7 @@ BENCHES: dict[str, Callable[[], Report]] = {
     "density": density.run,
     "launch": launch.run,
     "logs": logs.run,
+    "recovery": recovery.run,
     "usage": usage.run,
     "vip": vip.run,
 }

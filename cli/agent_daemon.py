@@ -22,6 +22,7 @@ from agent.files import FileFeed
 from agent.instance import InUse, alone_in
 from agent.launcher.client import Launcher
 from agent.launcher.pump import Limits
+from agent.launcher.record import age, identify
 from agent.log_limits import MIB, LogPolicy
 from agent.log_retention import Retention, keep_bounded
 from agent.logs import LogFeed
@@ -142,6 +143,7 @@ async def _run(state: Path) -> None:
             log.warning("tasks no longer fit this node", reason=misfit)
         sandboxes.begin()
         async with asyncio.TaskGroup() as group:
+            group.create_task(_tell_when_reconciled(ready, reconciler))
             group.create_task(session.run(reconciler, streams))
             group.create_task(keep_renewed(pki_directory(state), dial))
             retention = Retention(3600 * settings.log_keep_h, MIB * settings.log_keep_mib)
@@ -150,6 +152,14 @@ async def _run(state: Path) -> None:
             render = partial(metrics.render, reconciler, sampler, state)
             group.create_task(metrics.serve(settings.metrics_port, render))
             group.create_task(keep_bounded(directories.logs, retention, reconciler.over))
+
+
+async def _tell_when_reconciled(ready: asyncio.Event, reconciler: Reconciler) -> None:
+    """How long it took from the start of this process until the node was as the master wants it."""
+    await ready.wait()
+    me = identify(os.getpid())
+    assert me is not None
+    log.info("reconciled", tasks=len(reconciler.living()), after_s=round(age(me), 3))
 
 
 async def _joined(state: Path) -> str:
