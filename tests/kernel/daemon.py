@@ -54,6 +54,7 @@ class NodeDaemon:
     prefix: str
     process: subprocess.Popen[bytes] | None = None
     told: list[TaskStatus] = field(default_factory=list)
+    began_at: int = 0  # in the log
     settings: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -81,6 +82,7 @@ class NodeDaemon:
         }
         argv = [sys.executable, "-m", "cli.main", "agent", "run", "--state", str(self.state)]
         with self.log.open("ab") as log:
+            self.began_at = log.tell()
             self.process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env)
         return self.process
 
@@ -97,7 +99,18 @@ class NodeDaemon:
 
     async def connected(self) -> None:
         """Until it has a session, and has applied what it was told by it."""
-        await until(lambda: self.connected_now(), "the agent has a session", self.tail)
+        await self.at_work()
+        await until(self.connected_now, "the agent has a session", self.tail)
+
+    async def at_work(self) -> None:
+        """Until this agent has said that it is, whatever the master has not heard yet of the end of the one before."""
+        await until(lambda: "reconciled" in self.said(), "the agent is at work", self.tail)
+
+    def said(self) -> list[object]:
+        """Events that this agent has logged."""
+        with self.log.open(encoding="utf-8") as log:
+            log.seek(self.began_at)
+            return [json.loads(line)["event"] for line in log if line.startswith("{")]
 
     def connected_now(self) -> bool:
         return any(view.node.id == NAME and view.connected for view in self.master.nodes.all())

@@ -159,6 +159,7 @@ class Agent(RuleBasedStateMachine):
     @rule(more=st.integers(min_value=0, max_value=12))
     @precondition(lambda self: self.node.process is not None and not self.short_of_descriptors)
     def take_descriptors(self, more: int) -> None:
+        self.wait(self.node.at_work())
         self.disturb()
         self.disturbed = self.short_of_descriptors = True
         self.node.limit_descriptors(more)
