@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -24,7 +25,7 @@ from agent import ending, runtime
 from agent.execution import explain
 from agent.launcher import record
 from agent.launcher.adopt import wait_exit
-from agent.launcher.client import Launch, Launcher, LaunchError
+from agent.launcher.client import Launch, Launcher, LauncherGone, LaunchError
 from agent.log_limits import DEFAULT_POLICY, LogPolicy
 from agent.provision import Provided, Provision, Tell
 from agent.pumps import Pumps
@@ -126,7 +127,7 @@ class Containers:
         for orphan in orphans:
             await _try_delete(self._directories.bundles / orphan)
         for isolator in self._isolators:
-            await isolator.recover(known, orphans)
+            await _try_recover(isolator, known, orphans)
         await asyncio.gather(*(self._remove_orphan(orphan) for orphan in orphans))
 
     async def make(self, sandbox: Sandbox) -> Made:
@@ -174,6 +175,13 @@ class Containers:
     def explain(self, container: Container, error: LaunchError) -> str:
         """Why it was not launched, for people. Before it is cleaned up."""
         return explain(container, error)
+
+    def never_ran(self, made: Made, error: LaunchError) -> bool:
+        """Whether it was the end of the sandbox that made the start fail, before a program was executed in it."""
+        if isinstance(error, LauncherGone):
+            keeper = record.read_keeper(str(made.sandbox.directory))
+            return keeper is not None and keeper.phase != record.STARTING
+        return (error.path, error.errno) == ("init", errno.ESRCH)
 
     def keeper(self, container: Container) -> record.Keeper | None:
         """What the keeper of an earlier launch left; None when there was none in this boot."""
@@ -300,6 +308,14 @@ async def _all(works: Iterable[Awaitable[T]]) -> list[T | BaseException]:
 
 async def _delete_by_runtime(sandbox: Sandbox) -> None:
     await runtime.delete(sandbox.directory, sandbox.id)
+
+
+async def _try_recover(isolator: Isolator, known: list[Container], orphans: list[str]) -> None:
+    """What can not be cleared away must not keep the agent from what runs."""
+    try:
+        await isolator.recover(known, orphans)
+    except (IsolatorError, OSError) as error:
+        log.error("not all of an earlier agent's was cleared away", isolator=isolator.name, error=str(error))
 
 
 async def _try_delete(orphan: Path) -> None:

@@ -55,14 +55,15 @@ def _command(asked: pb.OpenExec) -> Command:
 
 async def _converse(running: Running, stream: Stream) -> int:
     """Until the command has exited and everything that it wrote was sent. Its exit code."""
-    async with _listening(running, stream):
+    async with listening(running, stream):
         sending = asyncio.gather(_send_output(running, stream), _send_errors(running, stream))
         code, _ = await asyncio.gather(running.exited(), sending)
         return code
 
 
 @asynccontextmanager
-async def _listening(running: Running, stream: Stream) -> AsyncIterator[None]:
+async def listening(running: Running, stream: Stream) -> AsyncIterator[None]:
+    """Within the block what the other end says reaches the command."""
     listening = asyncio.create_task(_listen(running, stream))
     try:
         yield

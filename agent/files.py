@@ -11,6 +11,7 @@ from collections.abc import Callable
 import structlog
 
 from agent.commands import Command, CommandFailed, Commands, Running
+from agent.exec import listening
 from agent.launcher import descriptors
 from agent.streams import Refused, Stream
 from isolators.base import Container
@@ -18,7 +19,7 @@ from wire import control_pb2 as pb
 
 log = structlog.get_logger()
 
-VERBS = ("list", "read", "pack")
+VERBS = ("list", "read", "pack", "unpack")
 REASON_BYTES = 4096
 
 
@@ -41,8 +42,10 @@ class FileFeed:
         try:
             async with self._commands.running(container, look) as running:
                 await stream.opened()
-                running.close_stdin()
-                await _send(running, stream)
+                if wanted.verb != "unpack":
+                    running.close_stdin()
+                async with listening(running, stream):
+                    await _send(running, stream)
         except CommandFailed as error:
             raise Refused(f"files of {wanted.task_id}: {error}") from error
 

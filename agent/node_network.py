@@ -69,6 +69,8 @@ class NodeNetwork:
         held |= {f"peer/{network}/{node}" for network, peers in self._peers.items() for node in peers}
         for key in held - keys:
             self.remove(key)
+        # Also those that only an earlier agent has heard of, which were removed while none was here.
+        self._stale |= {name for name in self._driver.known() if f"network/{name}" not in keys}
         self._tables.add(VIPS)
 
     async def apply(self) -> list[str]:

@@ -25,6 +25,7 @@ import asyncio
 import contextlib
 import dataclasses
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager
 from functools import partial
@@ -44,6 +45,7 @@ from agent.provision import Provided
 from agent.sandboxes import Sandboxes
 from isolators.base import Container, IsolatorError, Limit, Unsupported
 from model.adjustment import Adjustment
+from model.fit import misfits
 from model.health import well
 from model.resources import Resources, describe
 from model.signals import parse_signal, signal_name
@@ -57,7 +59,7 @@ SEQUENCE_BITS = 32  # for the observations of one life of an agent; the lives ar
 KILL_DEADLINE_S = 10.0  # after SIGKILL
 ABORT_DEADLINE_S = 5.0  # for a keeper that lost its agent before the start
 CLEANUP_TRIES = 3
-SEQUENCE_BITS = 32  # for the observations of one life of an agent; the lives are counted above
+SANDBOX_TRIES = 3  # of a task whose sandboxes are killed before its program runs
 RETRY_S = 1.0  # after the disk, or a step, failed
 
 Report = Callable[[TaskStatus], None]
@@ -90,6 +92,7 @@ class Reconciler:
         self._adjustments: dict[str, asyncio.Event] = {}
         self._withdrawn: set[str] = set()
         self._made: dict[str, Made] = {}  # sandboxes of tasks that are not started yet
+        self._tried: Counter[str] = Counter()  # sandboxes that ended before the task's program ran
         self._saving: dict[str, asyncio.Task[None]] = {}  # tasks that are not on disk yet: nobody hears of them
         self._unsaved: dict[str, str] = {}  # those of them that could not be written, and why
         self._checks = Checks(Prober(Commands(containers, containers.launcher)))
@@ -117,6 +120,10 @@ class Reconciler:
 
     def statuses(self) -> list[TaskStatus]:
         return [record.status for task_id, record in self._records.items() if task_id not in self._saving]
+
+    def misfits(self, rights: frozenset[str]) -> list[str]:
+        """What of the tasks that are not over no longer fits this node."""
+        return misfits([record.spec for record in self._records.values() if not record.over], self._capacity, rights)
 
     def living(self) -> list[Container]:
         """Those that live, as far as is known."""
@@ -235,7 +242,7 @@ class Reconciler:
             except Exception:  # a fault of ours must not leave a task that nobody looks after
                 log.exception("step failed, trying again", task=task_id, state=record.status.state.name)
                 await asyncio.sleep(RETRY_S)
-        del self._loops[task_id], self._kills[task_id], self._adjustments[task_id]
+        del self._loops[task_id], self._kills[task_id], self._adjustments[task_id], self._tried[task_id]
         if task_id in self._withdrawn:
             self._forget(task_id)
 
@@ -288,8 +295,9 @@ class Reconciler:
             await self._end(record, TaskState.FAILED, str(error))
 
     async def _make(self, record: TaskRecord) -> Made:
-        """None was ready."""
-        made = self._made[record.spec.id] = await self._sandboxes.make(record.spec.network)
+        """None was ready when it was accepted."""
+        network = record.spec.network
+        made = self._made[record.spec.id] = self._sandboxes.take(network) or await self._sandboxes.make(network)
         await self._save_aside(record.spec.id, **_place(record.status, made))
         return made
 
@@ -319,14 +327,28 @@ class Reconciler:
         """The task as it is executed, with what its image says, is what the books have of it from then on."""
         task_id = record.spec.id
         starting = self._observe(record, TaskState.STARTING, message="")
-        if provided is None:
-            pid = await self._containers.start(made, record.spec, partial(self._saved, task_id))
-        else:
-            noted = partial(self._save_aside, task_id, spec=provided.task)
-            pid = await self._containers.start(made, provided.task, noted, provided.layers)
+        try:
+            if provided is None:
+                pid = await self._containers.start(made, record.spec, partial(self._saved, task_id))
+            else:
+                noted = partial(self._save_aside, task_id, spec=provided.task)
+                pid = await self._containers.start(made, provided.task, noted, provided.layers)
+        except LaunchError as error:
+            return await self._try_another(task_id, made, error)
         del self._made[task_id]
         usage = await self._containers.usage(self._container(record))
         self._observe(starting, TaskState.RUNNING, usage=usage, pid=pid)
+
+    async def _try_another(self, task_id: str, made: Made, error: LaunchError) -> None:
+        """A sandbox that was killed while it waited is no fault of the task's. Raises what was no such thing."""
+        self._tried[task_id] += 1
+        if not self._containers.never_ran(made, error) or self._tried[task_id] == SANDBOX_TRIES:
+            raise error
+        log.warning("sandbox was killed before it got its task, taking another", task=task_id, reason=str(error))
+        await self._saved(task_id)
+        del self._made[task_id]
+        record = self._records[task_id]
+        await self._begin_again(record, self._container(record))
 
     async def _adjust(self, record: TaskRecord, adjustment: Adjustment) -> None:
         self._adjustments[record.spec.id].clear()
@@ -515,7 +537,7 @@ class Reconciler:
             await self._begin_again(record, container)
 
     async def _begin_again(self, record: TaskRecord, container: Container) -> None:
-        """Its sandbox ended with the agent that had made it."""
+        """Its sandbox ended before its program ran, by itself or with the agent that had made it."""
         async with asyncio.timeout(ABORT_DEADLINE_S):
             await self._containers.exited(container)
         again = self._next(record.status, TaskState.ACCEPTED, addresses=(), pid=None)
@@ -564,7 +586,10 @@ class Reconciler:
         self._records[record.spec.id] = record
 
     def _forget(self, task_id: str) -> None:
-        self._checkpoint.forget(task_id)
+        try:
+            self._checkpoint.forget(task_id)
+        except OSError as error:  # the next agent finds it, is told that nobody knows it, and tries again
+            log.error("checkpoint not removed", task=task_id, error=str(error))
         self._records.pop(task_id, None)
         self._withdrawn.discard(task_id)
 

@@ -45,6 +45,7 @@ class Sandboxes:
         self._ranges: set[int] = set()
         self._asked = asyncio.Event()
         self._one_more = asyncio.Lock()
+        self._retry_at: dict[str, float] = {}  # of networks in which none could be made
         self._making: asyncio.Task[None] | None = None
         self._discarding: set[asyncio.Task[None]] = set()
 
@@ -98,14 +99,14 @@ class Sandboxes:
 
     async def _keep_making(self) -> None:
         await self._networks_ready.wait()
+        loop = asyncio.get_running_loop()
         while True:
             await self._quiet()
             for network in list(self._spares)[:-NETWORKS]:
                 await self.drop(network)
-            complete = [await self._fill(network, spares) for network, spares in list(self._spares.items())]
-            if not all(complete):
-                await asyncio.sleep(RETRY_S)
-                self._asked.set()
+            for network, spares in list(self._spares.items()):
+                if self._retry_at.get(network, 0.0) <= loop.time():
+                    await self._fill(network, spares)
 
     async def _quiet(self) -> None:
         """Until somebody has asked, and then nobody for a moment."""
@@ -114,16 +115,19 @@ class Sandboxes:
             self._asked.clear()
             await asyncio.sleep(QUIET_S)
 
-    async def _fill(self, network: str, spares: deque[Made]) -> bool:
-        """As long as nobody asks. False when one could not be made."""
+    async def _fill(self, network: str, spares: deque[Made]) -> None:
+        """As long as nobody asks. A network in which none can be made has its next turn later, and keeps no other from
+        having some."""
+        self._retry_at.pop(network, None)
         try:
             while len(spares) < SPARES and not self._asked.is_set() and self._spares.get(network) is spares:
                 async with self._one_more:
                     await self._add(network, spares)
         except FAILURES as error:
             log.warning("no sandbox made ahead", network=network, error=str(error))
-            return False
-        return True
+            loop = asyncio.get_running_loop()
+            self._retry_at[network] = loop.time() + RETRY_S
+            loop.call_later(RETRY_S, self._asked.set)
 
     async def _add(self, network: str, spares: deque[Made]) -> None:
         made = await self.make(network)

@@ -23,8 +23,10 @@ from agent.files import FileFeed
 from agent.images.feed import ImageFeed
 from agent.images.images import Images, Places
 from agent.images.secrets import PullSecrets
+from agent.instance import InUse, alone_in
 from agent.launcher.client import Launcher
 from agent.launcher.pump import Limits
+from agent.launcher.record import age, identify
 from agent.log_limits import MIB, LogPolicy
 from agent.log_retention import Retention, keep_bounded
 from agent.logs import LogFeed
@@ -89,6 +91,14 @@ def pki_directory(state: Path) -> Path:
 
 async def run(state: Path) -> None:
     structlog.contextvars.bind_contextvars(daemon="agent")
+    try:
+        with alone_in(state):
+            await _run(state)
+    except InUse as error:
+        raise Problem(str(error)) from error
+
+
+async def _run(state: Path) -> None:
     name = await _joined(state)
     structlog.contextvars.bind_contextvars(node=name)
     settings = _settings(state)
@@ -142,8 +152,11 @@ async def run(state: Path) -> None:
         stack.push_async_callback(sandboxes.close)
         stack.push_async_callback(reconciler.close)
         await reconciler.recover()
+        for misfit in reconciler.misfits(node.rights):
+            log.warning("tasks no longer fit this node", reason=misfit)
         sandboxes.begin()
         async with asyncio.TaskGroup() as group:
+            group.create_task(_tell_when_reconciled(ready, reconciler))
             group.create_task(session.run(reconciler, streams))
             group.create_task(images.keep_tidy())
             group.create_task(keep_renewed(pki_directory(state), dial))
@@ -153,6 +166,14 @@ async def run(state: Path) -> None:
             render = partial(metrics.render, reconciler, sampler, state)
             group.create_task(metrics.serve(settings.metrics_port, render))
             group.create_task(keep_bounded(directories.logs, retention, reconciler.over))
+
+
+async def _tell_when_reconciled(ready: asyncio.Event, reconciler: Reconciler) -> None:
+    """How long it took from the start of this process until the node was as the master wants it."""
+    await ready.wait()
+    me = identify(os.getpid())
+    assert me is not None
+    log.info("reconciled", tasks=len(reconciler.living()), after_s=round(age(me), 3))
 
 
 async def _joined(state: Path) -> str:

@@ -1,4 +1,7 @@
-"""`tepui task ls`, `cat` and `cp`: a task's files, as its container sees them."""
+"""`tepui task ls`, `cat` and `cp`: a task's files, as its container sees them.
+
+What is copied into a container is written by a process inside of it, with the rights of its root.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import json
 import stat
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,6 +17,7 @@ from typing import Any
 from cli.channel import Channel, opened
 from cli.client import Client
 from cli.output import print_table
+from cli.pack import Packing
 from cli.problem import Problem
 from cli.unpack import Blocks, unpack
 
@@ -40,18 +45,46 @@ def show(client: Client, where: str) -> None:
     sys.stdout.buffer.flush()
 
 
-def copy(client: Client, where: str, target: Path) -> None:
-    """Says what was left out: it was of no kind that is copied, or leads elsewhere."""
-    for name in unpack(Blocks(_bytes(client, where, "pack")), target):
+def copy(client: Client, source: str, target: str) -> None:
+    """One of them is TASK:PATH. Says what was left out: it was of no kind that is copied, or leads elsewhere."""
+    if _of_task(source) == _of_task(target):
+        raise Problem(f"{source} {target}: one of them must be TASK:PATH, and the other a path here")
+    if _of_task(source):
+        left_out = unpack(Blocks(_bytes(client, source, "pack")), Path(target))
+    else:
+        left_out = _send(client, Path(source), target)
+    for name in left_out:
         print(f"tepui: left out: {name}", file=sys.stderr)
 
 
+def _of_task(text: str) -> bool:
+    """As others have it, a path here that has a colon in its first part begins with `./`."""
+    return ":" in text.partition("/")[0]
+
+
+def _send(client: Client, source: Path, where: str) -> list[str]:
+    with _opened(client, where, "unpack") as channel:
+        packing = Packing(source, channel)
+        try:
+            for _ in channel.messages():
+                pass
+        except Problem as problem:
+            raise Problem(str(packing.failure or problem)) from problem
+        return packing.left_out
+
+
 def _bytes(client: Client, where: str, verb: str) -> Iterator[bytes]:
+    with _opened(client, where, verb) as channel:
+        yield from _data(channel)
+
+
+@contextmanager
+def _opened(client: Client, where: str, verb: str) -> Iterator[Channel]:
     task, colon, path = where.partition(":")
     if not colon or not path:
         raise Problem(f"{where}: must be TASK:PATH")
     with opened(client, f"/api/v1/tasks/{task}/files", {"verb": verb, "path": path}) as channel:
-        yield from _data(channel)
+        yield channel
 
 
 def _data(channel: Channel) -> Iterator[bytes]:

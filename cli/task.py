@@ -6,7 +6,6 @@ import asyncio
 import sys
 import time
 from contextlib import suppress
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -110,9 +109,12 @@ def cat(where: Where) -> None:
 
 
 @app.command()
-def cp(where: Where, target: Annotated[Path, typer.Argument(help="A directory, or the new name.")]) -> None:
-    """Copy a file or a directory out of a task."""
-    files.copy(connect(), where, target)
+def cp(
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="TASK:PATH, or a path here.")],
+    target: Annotated[str, typer.Argument(metavar="TARGET", help="The other one: a directory, or the new name.")],
+) -> None:
+    """Copy a file or a directory out of a task, or into one."""
+    files.copy(connect(), source, target)
 
 
 def _variables(pairs: list[str]) -> dict[str, str]:

@@ -17,6 +17,7 @@ import structlog
 from master.desired import Desired
 from master.nodes import Nodes, NodeView
 from master.store.base import Put, Store, StoreError
+from master.store.damaged import readable
 from master.tasks import TaskRecord, Tasks
 from model.network import Address, Subnet
 from model.node import NodeState
@@ -57,8 +58,8 @@ class Discovery:
         nodes.listen(self._node_changed)
 
     async def load(self) -> None:
-        for entry in await self._store.range(PREFIX):
-            self._addresses[entry.key.removeprefix(PREFIX)] = ip_address(entry.value.decode())
+        for key, address in await readable(self._store, PREFIX, lambda value: ip_address(value.decode())):
+            self._addresses[key.removeprefix(PREFIX)] = address
         for view in self._nodes.all():
             self._reachable[view.node.id] = view.state is NodeState.ONLINE
         for record in self._tasks.all():

@@ -9,6 +9,7 @@ from __future__ import annotations
 from ipaddress import ip_network
 
 from master.store.base import Conflict, Put, Store, StoreError
+from master.store.damaged import readable
 from model.codec import Codec
 from model.network import Block, Network, NetworkKind, Vtep, free_subnet, vtep_mac
 from model.node import Node
@@ -42,11 +43,9 @@ class Networks:
                 await self._store.transaction(Put(NETWORKS + network.name, NETWORK_CODEC.encode(network), expected=0))
             except Conflict:
                 continue
-        for entry in await self._store.range(NETWORKS):
-            network = NETWORK_CODEC.decode(entry.value)
+        for _, network in await readable(self._store, NETWORKS, NETWORK_CODEC.decode):
             self._networks[network.name] = network
-        for entry in await self._store.range(BLOCKS):
-            block = BLOCK_CODEC.decode(entry.value)
+        for _, block in await readable(self._store, BLOCKS, BLOCK_CODEC.decode):
             self._blocks.setdefault(block.network, {})[block.node] = block
 
     def all(self) -> list[Network]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import structlog
 
 from master.store.base import Put, Store
+from master.store.damaged import readable
 from model.codec import Codec
 from model.node import LOST_AFTER_S, UNREACHABLE_AFTER_S, Node, NodeState
 
@@ -49,8 +50,7 @@ class Nodes:
         self._listeners: list[Listener] = []
 
     async def load(self) -> None:
-        for entry in await self._store.range(PREFIX):
-            node = CODEC.decode(entry.value)
+        for _, node in await readable(self._store, PREFIX, CODEC.decode):
             self._views[node.id] = NodeView(node, NodeState.ONLINE)
             self._start_timers(node.id)
 

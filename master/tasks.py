@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import structlog
 
 from master.store.base import Conflict, Delete, Put, Store
+from master.store.damaged import readable
 from model.adjustment import Adjustment, adjusted, adjustment_of
 from model.codec import Codec
 from model.resources import Resources
@@ -67,8 +68,8 @@ class Tasks:
         self._locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
 
     async def load(self) -> None:
-        for entry in await self._store.range(PREFIX):
-            self._keep(CODEC.decode(entry.value))
+        for _, record in await readable(self._store, PREFIX, CODEC.decode):
+            self._keep(record)
 
     def listen(self, listener: Listener) -> None:
         self._listeners.append(listener)

@@ -45,6 +45,10 @@ class Driver(Protocol):
     async def remove(self, network: str) -> None:
         """Remove what `configure` made. Accepts a network that was never there."""
 
+    def known(self) -> frozenset[str]:
+        """Networks of which there may be something in the kernel: configured, also by an earlier agent, and not removed
+        since."""
+
     async def attach(self, attachment: Attachment) -> tuple[Address, ...]:
         """Connect the container and return its addresses; the lease is on disk before the kernel knows it."""
 

@@ -21,7 +21,7 @@ from typing import Self
 
 import structlog
 
-from model.network import Address, Block, NetworkKind, Subnet
+from model.network import NETWORK_NAME, Address, Block, NetworkKind, Subnet
 from netns.address import link_with
 from netns.container import Endpoint, connect, loopback_only, vanish
 from netns.driver import Attachment, NetworkError, NetworkSpec
@@ -88,6 +88,13 @@ class Networks:
                     await self._configure_links(spec)
                 self._specs[name] = spec
                 await self._reconcile_vip_routes()
+
+    def known(self) -> frozenset[str]:
+        try:
+            recorded = {path.name for path in self._records.iterdir() if NETWORK_NAME.fullmatch(path.name)}
+        except FileNotFoundError:
+            recorded = set()
+        return frozenset(recorded | self._specs.keys())
 
     async def remove(self, network: str) -> None:
         async with self._configuring:

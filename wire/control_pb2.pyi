@@ -1595,7 +1595,7 @@ class OpenFiles(_message.Message):
     task_id: _builtins.str
     path: _builtins.str
     verb: _builtins.str
-    """"list": a line of JSON for each entry; "read": a file; "pack": a tar archive"""
+    """"list": a line of JSON for each entry; "read": a file; "pack": a tar archive; "unpack": one that comes"""
     def __init__(
         self,
         *,

@@ -5,7 +5,8 @@ nothing but the container's files in reach: a link, also one that is swapped mea
 has anyway (CVE-2018-15664). Links into other processes (/proc/PID/exe) are not followed. No user or group is looked up
 by name: that would load code from the container's files (CVE-2019-14271).
 
-Writes to standard output: JSON lines, a file's bytes, or a tar archive; why it could not, to standard error.
+Writes to standard output: JSON lines, a file's bytes, or a tar archive; why it could not, to standard error. Files that
+are put into the container come by standard input (`unpack.py`).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import tarfile
 from collections.abc import Callable
 
 from agent.launcher import syscalls as sc
+from agent.launcher.unpack import unpack
 
 CHUNK_BYTES = 64 * 1024
 IN_ROOT = sc.RESOLVE_IN_ROOT | sc.RESOLVE_NO_MAGICLINKS
@@ -42,6 +44,8 @@ def serve(verb: str, path: str) -> int:
         VERBS[verb](path)
     except OSError as error:
         return _failed(f"{path}: {error.strerror}")
+    except tarfile.TarError as error:
+        return _failed(f"{path}: {error}")
     except RecursionError:
         return _failed(f"{path}: Directories are nested too deeply")
     return 0
@@ -172,4 +176,4 @@ def _write(data: bytes) -> None:
         left = left[os.write(1, left) :]
 
 
-VERBS: dict[str, Callable[[str], None]] = {"list": _list, "read": _read, "pack": _pack}
+VERBS: dict[str, Callable[[str], None]] = {"list": _list, "read": _read, "pack": _pack, "unpack": unpack}

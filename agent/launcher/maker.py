@@ -46,6 +46,10 @@ class Sandbox:
     keeper: socket.socket
 
 
+class Told(SetupError):
+    """By init, which then ends."""
+
+
 class Aborted(Exception):
     """The agent took the container back, or ended, before the start."""
 
@@ -116,6 +120,16 @@ def _fill(sandbox: Sandbox, noted: Keeper, agent: socket.socket) -> int:
     """Puts a task into it. Each side does what it can while the others are at work: init mounts, the agent sets limits
     and then says `start`."""
     fill = _await(agent, "fill", sandbox.init)
+    try:
+        return _execute(sandbox, noted, agent, fill)
+    except (SetupError, BrokenPipeError, ConnectionResetError) as error:
+        if isinstance(error, Told) or not _ended(sandbox.pidfd):
+            raise
+        # It was killed, which is not what the operation that met with it would say.
+        raise SetupError("prepare container", "init", errno.ESRCH) from error
+
+
+def _execute(sandbox: Sandbox, noted: Keeper, agent: socket.socket, fill: Message) -> int:
     bundle = _read_bundle(sandbox)
     send_open(sandbox.init, {"op": "move in"}, [_memory(bundle), *_open_sources(bundle)])
     ends = _connect(sandbox, bundle, fill)
@@ -261,17 +275,21 @@ def _expect(channel: socket.socket, event: str) -> None:
         raise _told(message)
 
 
-def _told(message: Message) -> SetupError:
-    return SetupError(message["operation"], message["path"], message["errno"])
+def _told(message: Message) -> Told:
+    return Told(message["operation"], message["path"], message["errno"])
 
 
 def _kill(pidfd: int) -> None:
     """Returns when the container is gone. Only the keeper can reap it; its end is seen by all."""
     with suppress(ProcessLookupError):  # another runtime that fails may have ended all that is in the cgroup
         signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    _ended(pidfd, None)
+
+
+def _ended(pidfd: int, patience_ms: int | None = 0) -> bool:
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
-    poll.poll()
+    return bool(poll.poll(patience_ms))
 
 
 def _tell(agent: socket.socket, message: Message) -> None:

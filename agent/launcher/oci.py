@@ -37,6 +37,13 @@ PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 UNIFIED = "/sys/fs/cgroup/unified"
 JOINED = {"user": "user", "network": "net"}  # what a runtime joins, and the names that /proc has for it
 FAILED = 127
+# How runc and crun begin when it is the program that can not be executed, and the ends of what they say then.
+EXECUTION = ("exec: ", "executable file ", "open executable")
+EXECUTION_ERRORS = {
+    "not found in $PATH": errno.ENOENT,
+    "no such file or directory": errno.ENOENT,
+    "permission denied": errno.EACCES,
+}
 OCI_VERSION = "1.0.2"  # Debian's crun knows no later one, and nothing of ours is later
 
 
@@ -99,7 +106,17 @@ def _run(runtime: str, container: str, bundle: Bundle, verb: tuple[str, ...], st
     status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     if status != 0:
         said = _complaint(container) or f"ended with {status}"
+        if (number := execution_error(said)) is not None:
+            raise SetupError("execute", bundle.process.argv[0], number)
         raise SetupError(f"{runtime} {verb[0]}: {said}", container, errno.EINVAL)
+
+
+def execution_error(said: str) -> int | None:
+    """The errno, when what a runtime `said` is that it can not execute the program: then it is told as `init.py` tells
+    it. One of a format that the kernel does not know both start, and it exits with 1."""
+    if not any(said.startswith(words) or f": {words}" in said for words in EXECUTION):
+        return None
+    return next((number for words, number in EXECUTION_ERRORS.items() if words.lower() in said.lower()), None)
 
 
 def _execute(argv: list[str], container: str, bundle: Bundle, streams: tuple[int, ...], parent: int) -> NoReturn:

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from frameworks.services.app import CODEC, PREFIX, App, create, key, scale
 from frameworks.services.definition import Definition
 from master.store.base import Conflict, Delete, Entry, Put, Store
+from model.codec import Damaged
 
 
 class AppExists(Exception):
@@ -34,7 +35,8 @@ async def read(store: Store, app_id: str) -> App:
 
 
 async def read_all(store: Store) -> list[App]:
-    return [CODEC.decode(entry.value) for entry in await store.range(PREFIX + "/")]
+    """Without those that can not be read, of which `framework.py` tells in the log."""
+    return [app for entry in await store.range(PREFIX + "/") if (app := _readable(entry)) is not None]
 
 
 async def resize(store: Store, app_id: str, instances: int) -> App:
@@ -61,6 +63,13 @@ async def remove(store: Store, app_id: str) -> App:
     app = scale(CODEC.decode(entry.value), 0, _now())
     await store.transaction(Delete(entry.key, expected=entry.revision))
     return app
+
+
+def _readable(entry: Entry) -> App | None:
+    try:
+        return CODEC.decode(entry.value)
+    except Damaged:
+        return None
 
 
 async def _entry(store: Store, app_id: str) -> Entry:

@@ -19,8 +19,9 @@ from master.logs import LogError, Logs
 from master.nodes import Nodes, NodeView
 from master.offers import TaskView
 from master.rest.errors import ApiError
-from master.tasks import TaskRecord, Tasks
+from master.tasks import TaskRecord, Tasks, active
 from master.tokens import Tokens
+from model.fit import misfits
 from model.health import describe
 from model.resources import Resources
 from model.task import TaskState, Usage
@@ -145,6 +146,7 @@ def _node(view: NodeView, tasks: Tasks, allocator: Allocator) -> dict[str, Any]:
         "used": resources_json(tasks.used(node.id)),
         "tasks": sum(record.status.state is TaskState.RUNNING for record in tasks.on(node.id)),
         "errors": list(view.errors),
+        "misfits": misfits([record.spec for record in active(tasks.on(node.id))], node.resources, node.rights),
     }
 
 

@@ -13,10 +13,11 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
 import uvicorn
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 START_DEADLINE_S = 10.0
 STOP_DEADLINE_S = 3  # for requests under way when the master stops
+FAREWELL_S = 0.3  # for connections without a request
 CONNECTIONS = 512
 BACKLOG = 256
 MESSAGE_LIMIT = 2**20  # of a WebSocket
@@ -31,7 +32,8 @@ class ServerError(Exception):
 async def serving(app: ASGIApp, host: str, port: int, context: ssl.SSLContext) -> AsyncIterator[int]:
     """Serve while the block runs. Gives the port (for 0: the one that was free). Raises ServerError."""
     listener = listen(host, port)
-    server = _Server(_configuration(app, context))
+    endings = _Endings(app)
+    server = _Server(_configuration(endings, context))
     # No TaskGroup: it would cancel uvicorn before that has closed its connections, and wrap what the block raises.
     task = asyncio.create_task(server.serve(sockets=[listener]))
     try:
@@ -39,7 +41,10 @@ async def serving(app: ASGIApp, host: str, port: int, context: ssl.SSLContext) -
         yield listener.getsockname()[1]
     finally:
         server.should_exit = True
+        endings.stop()
+        parting = asyncio.create_task(_part(server))
         await task
+        parting.cancel()
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -83,6 +88,53 @@ async def _started(server: uvicorn.Server, task: asyncio.Task[None]) -> None:
     if task.done():
         task.result()
         raise ServerError("the web server ended at once: see its log")
+
+
+async def _part(server: uvicorn.Server) -> None:
+    """Breaks connections on which nothing is left to be answered: a client that does not listen to the farewell of
+    TLS would be waited for."""
+    while server.server_state.tasks:  # noqa: ASYNC110 - uvicorn has no event for it
+        await asyncio.sleep(0.02)
+    await asyncio.sleep(FAREWELL_S)
+    for connection in list(server.server_state.connections):
+        connection.transport.abort()
+
+
+class _Endings:
+    """Has answers that go on for ever end when the master stops, as if their clients had left: uvicorn would wait for
+    them to end, and then for its deadline. What it has not answered yet is answered."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self._stopping = asyncio.Event()
+
+    def stop(self) -> None:
+        self._stopping.set()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        begun = False
+
+        async def sent(message: Message) -> None:
+            nonlocal begun
+            begun = begun or message["type"] == "http.response.start"
+            await send(message)
+
+        async def received() -> Message:
+            waiting = asyncio.ensure_future(receive())
+            stopping = asyncio.ensure_future(self._stopping.wait())
+            try:
+                await asyncio.wait((waiting, stopping), return_when=asyncio.FIRST_COMPLETED)
+                if begun and not waiting.done():
+                    return {"type": "http.disconnect"}
+                return await waiting
+            finally:
+                waiting.cancel()
+                stopping.cancel()
+
+        if scope["type"] == "http":
+            await self._app(scope, received, sent)
+        else:  # uvicorn closes WebSockets
+            await self._app(scope, receive, send)
 
 
 class _Server(uvicorn.Server):

@@ -68,9 +68,10 @@ class Port(Body):
 
 
 class Files(Body):
-    """`list`: a line of JSON for each entry. `read`: the bytes of a file. `pack`: a tar archive."""
+    """`list`: a line of JSON for each entry. `read`: the bytes of a file. `pack`: a tar archive. `unpack`: the other
+    way around, a tar archive from the client."""
 
-    verb: Literal["list", "read", "pack"]
+    verb: Literal["list", "read", "pack", "unpack"]
     path: Annotated[Text, Field(min_length=1, max_length=4096)]
 
 

@@ -42,6 +42,28 @@ def test_files_are_listed_shown_and_copied(cluster: Cluster, task: str, tmp_path
     assert (tmp_path / "new").read_text() == "two\n"
 
 
+def test_files_are_copied_into_a_task(cluster: Cluster, task: str, tmp_path: Path) -> None:
+    (tmp_path / "tree/sub").mkdir(parents=True)
+    (tmp_path / "tree/blob").write_bytes(os.urandom(5_000_000))
+    (tmp_path / "tree/sub/run").write_text("#!/bin/sh\necho ran")
+    (tmp_path / "tree/sub/run").chmod(0o750)
+    os.mkfifo(tmp_path / "tree/pipe")
+    copied = run(cluster, "cp", str(tmp_path / "tree"), f"{task}:/data")
+    assert (copied.returncode, copied.stderr) == (0, b"tepui: left out: tree/pipe\n")
+    assert run(cluster, "exec", task, "--", "/data/tree/sub/run").stdout == b"ran\n"
+    assert run(cluster, "cat", f"{task}:/data/tree/blob").stdout == (tmp_path / "tree/blob").read_bytes()
+    for arguments, reason in (
+        ((str(tmp_path / "none"), f"{task}:/data"), f"tepui: {tmp_path}/none: no such file or directory\n"),
+        ((str(tmp_path / "tree"), f"{task}:/no/where"), "tepui: /no/where: No such file or directory\n"),
+        (
+            (str(tmp_path), "/tmp"),
+            f"tepui: {tmp_path} /tmp: one of them must be TASK:PATH, and the other a path here\n",
+        ),
+    ):
+        done = run(cluster, "cp", *arguments)
+        assert (done.returncode, done.stderr.decode()) == (1, reason)
+
+
 def test_what_can_not_be_shown_has_its_reason(cluster: Cluster, task: str, tmp_path: Path) -> None:
     for arguments, reason in (
         (("cat", f"{task}:/missing"), b"tepui: /missing: No such file or directory\n"),

@@ -96,3 +96,9 @@ async def node(tmp_path: Path) -> AsyncIterator[Agent]:
 @pytest.fixture
 def shelf(node: Agent, tmp_path: Path) -> Shelf:
     return Shelf(tmp_path)
+
+
+@pytest.fixture(scope="session")
+async def one_loop(anyio_backend: str) -> AsyncIterator[None]:
+    """As for the unit tests that use gRPC (tests/unit/conftest.py)."""
+    yield

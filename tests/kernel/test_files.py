@@ -7,7 +7,8 @@ import io
 import json
 import os
 import tarfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,33 @@ from agent.commands import Command, Commands
 from agent.containers import Containers, Directories
 from agent.launcher import descriptors
 from isolators.base import Container
+from model.limits import Tmpfs
 from tests.kernel.sandbox import Sandbox, root_directory, sandbox, task, until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("host_mounts")]
 DEADLINE_S = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    name: str
+    content: bytes | None = None  # None: a directory
+    mode: int = 0o755
+    link: str = ""
+
+
+def archived(members: Iterable[Member]) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as archive:
+        for member in members:
+            info = tarfile.TarInfo(member.name)
+            info.mode, info.uid, info.mtime = member.mode, 4242, 1_000_000
+            info.size = len(member.content or b"")
+            info.type = tarfile.REGTYPE if member.content is not None else tarfile.DIRTYPE
+            if member.link:
+                info.type, info.linkname = tarfile.SYMTYPE, member.link
+            archive.addfile(info, io.BytesIO(member.content or b""))
+    return out.getvalue()
 
 
 @dataclass
@@ -43,6 +67,18 @@ class Node:
             assert running.stderr is not None
             out, err = await asyncio.gather(everything(running.stdout), everything(running.stderr))
             return await running.exited(), out, err.decode()
+
+    async def put(self, container: Container, path: str, *members: Member) -> str:
+        """The reason why it could not; empty when it could."""
+        command = Command(("files",), user="0:0", cwd="/", files=("unpack", path))
+        async with asyncio.timeout(DEADLINE_S), self.commands.running(container, command) as running:
+            assert running.stderr is not None
+            with suppress(OSError):  # it may have ended of what came first
+                await descriptors.write(running.stdin, archived(members))
+            running.close_stdin()
+            reason = (await everything(running.stderr)).decode()
+            assert (await running.exited() == 0) == (reason == "")
+            return reason
 
     async def archive(self, container: Container, path: str) -> dict[str, tarfile.TarInfo]:
         code, out, reason = await self.look(container, "pack", path)
@@ -176,3 +212,71 @@ async def test_cve_2019_14271_nothing_of_the_containers_is_loaded(node: Node, im
 async def test_a_task_without_capabilities_shows_what_its_root_may_see(node: Node, image: Path) -> None:
     container = await node.start("mkdir /data; echo one > /data/a", rootfs=str(image), capabilities_drop=("ALL",))
     assert await node.look(container, "read", "/data/a") == (0, b"one\n", "")
+
+
+async def test_what_is_put_into_it_has_its_mode_and_belongs_to_whom_the_directory_does(node: Node, image: Path) -> None:
+    container = await node.start("mkdir -p /home/web; chown 1000:1000 /home/web", rootfs=str(image))
+    tree = (
+        Member("new"),
+        Member("new/run", b"#!", 0o4755),
+        Member("new/sub", None, 0o700),
+        Member("new/l", link="run"),
+    )
+    assert await node.put(container, "/home/web", *tree) == ""
+    members = await node.archive(container, "/home/web/new")
+    assert members.keys() == {"new", "new/run", "new/sub", "new/l"}
+    assert {(member.uid, member.gid) for member in members.values() if not member.issym()} == {(1000, 1000)}
+    assert (members["new/run"].mode, members["new/run"].mtime, members["new/sub"].mode) == (0o755, 1_000_000, 0o700)
+    assert await node.put(container, "/home/other", *tree) == ""
+    assert (await node.archive(container, "/home/other"))["other/run"].uid == 0
+    blob = os.urandom(3 << 20)
+    assert await node.put(container, "/home/other/run", Member("x", blob)) == ""
+    assert await node.look(container, "read", "/home/other/run") == (0, blob, "")
+
+
+@pytest.mark.parametrize(
+    ("path", "members", "reason"),
+    [
+        ("/missing/x", [Member("a", b"")], "/missing/x: No such file or directory"),
+        ("/data", [Member("../a", b"")], "/data: The archive has a member '../a'"),
+        ("/data", [Member("/a", b"")], "/data: The archive has a member '/a'"),
+        ("/data", [Member("l", link="/etc"), Member("l/passwd", b"mine")], "/data: Not a directory"),
+        ("/data", [Member("out/x", b"")], "/data: Not a directory"),
+        ("/data/a", [Member("d")], "/data/a: Not a directory"),
+        ("/proc/1/root/data", [Member("a", b"")], "/proc/1/root/data: Too many levels of symbolic links"),
+        ("/proc/sys", [Member("a", b"")], "/proc/sys: Read-only file system"),
+    ],
+)
+async def test_what_can_not_be_put_into_it_has_its_reason(
+    node: Node, image: Path, path: str, members: list[Member], reason: str
+) -> None:
+    container = await node.start(TREE, rootfs=str(image))
+    assert await node.put(container, path, *members) == reason
+    assert (image / "etc/passwd").read_text().startswith("root:")
+
+
+async def test_a_directory_that_is_swapped_for_a_link_gets_nothing_of_what_is_put_into_it(
+    node: Node, victim: Path, image: Path
+) -> None:
+    swap = f"""
+mkdir -p /trap/box; ln -s {victim} /trap/link; cd /trap
+(while :; do mv box tmp; mv link box; mv box link; mv tmp box; done) 2>/dev/null &
+"""
+    container = await node.start(swap, rootfs=str(image))
+    for _ in range(15):
+        for target in ("/trap/box", "/trap"):
+            await node.put(container, target, Member("box"), Member("box/secret", b"overwritten"))
+    assert os.listdir(victim) == ["secret"] and (victim / "secret").read_text() == "of the node"
+
+
+async def test_a_task_without_capabilities_gets_files_too(node: Node, image: Path) -> None:
+    container = await node.start("mkdir /data", rootfs=str(image), capabilities_drop=("ALL",))
+    assert await node.put(container, "/data", Member("a", b"one\n", 0o640)) == ""
+    assert (await node.archive(container, "/data"))["data/a"].mode == 0o640
+
+
+async def test_there_is_no_more_room_than_it_has_and_nothing_is_left_half(node: Node, image: Path) -> None:
+    scratch = (Tmpfs("/scratch", 1, "1777", False),)
+    container = await node.start(rootfs=str(image), tmpfs=scratch)
+    assert await node.put(container, "/scratch", Member("a", bytes(2 << 20))) == "/scratch: No space left on device"
+    assert (await node.archive(container, "/scratch")).keys() == {"scratch"}

@@ -250,6 +250,9 @@ class Network:
     attached: set[str] = field(default_factory=set)
     fails: bool = False
 
+    def known(self) -> frozenset[str]:
+        return frozenset()
+
     def validate(self, spec: NetworkSpec) -> None: ...
 
     async def configure(self, spec: NetworkSpec) -> None: ...

@@ -158,9 +158,19 @@ async def test_it_is_resized_and_paused(by: Agent) -> None:
     assert (by.reports[-1].paused, by.reports[-1].usage.pids_limit) == (True, 77)
 
 
-async def test_a_missing_program_is_told(by: Agent) -> None:
-    ended = await by.run(task("web.1", "no-such-program"))
-    assert ended.state is TaskState.FAILED and "no-such-program" in ended.reason
+UNEXECUTABLE = {
+    "no-such-program": "execute: no-such-program: No such file or directory",
+    "/no/such/program": "execute: /no/such/program: No such file or directory",
+    "/etc/passwd": "execute: /etc/passwd: Permission denied",
+}
+
+
+@pytest.mark.parametrize("runtime", ["native", *RUNTIMES])
+async def test_why_a_program_can_not_be_executed_is_told_alike(tmp_path: Path, runtime: str) -> None:
+    async with node(tmp_path, runtime) as made:
+        for number, (program, reason) in enumerate(UNEXECUTABLE.items()):
+            ended = await made.run(task(f"web.{number}", program))
+            assert (ended.state, ended.reason) == (TaskState.FAILED, reason)
 
 
 async def test_an_image_is_idmapped_for_it_too(by: Agent, tmp_path: Path) -> None:

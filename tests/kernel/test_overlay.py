@@ -221,8 +221,10 @@ async def test_remove_after_a_restart_leaves_nothing(hosts: tuple[Host, Host]) -
     await one.configure(two)
     with one.inside():
         async with Networks(one.state, one.name, "boot-1", one.underlay) as driver:
+            assert driver.known() == {"prod"}
             await driver.remove("prod")
             await driver.remove("prod")
+            assert driver.known() == frozenset()
     assert _kernel(one) == before
 
 

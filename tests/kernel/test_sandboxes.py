@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from agent.containers import Directories
+from agent.containers import Directories, Made
 from agent.node_network import NodeNetwork
 from agent.sandboxes import QUIET_S, SPARES
 from isolators.network import NetworkIsolator
@@ -159,6 +159,32 @@ async def test_a_spare_that_was_killed_is_not_given_out(node: Node, whom: str) -
         gone = {made.sandbox.id for made in spares}
         await until(lambda: not node.places() & gone, "nothing is left of those that were killed")
         assert not any(alive(made.launch.pid) for made in spares)
+
+
+@pytest.mark.parametrize("whom", ["init", "keeper", "maker"])
+async def test_a_task_whose_spare_was_killed_at_that_moment_takes_another(node: Node, whom: str) -> None:
+    async with recovered(node.agent()) as agent:
+        await agent.with_spares("prod")
+        for number in range(5):
+            await until(lambda: len(agent.spares("prod")) == SPARES, "all are ready")
+            made, *_ = agent.spares("prod")
+            os.kill(victim(made.launch.pid, made.sandbox.directory, whom), signal.SIGKILL)
+            ended = await agent.run(spec(f"web.{number}", "true"))
+            assert (ended.state, ended.reason) == (TaskState.FINISHED, "exited with 0")
+            assert made.sandbox.id not in node.places()
+
+
+async def test_a_task_whose_sandboxes_are_all_killed_is_given_up(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with recovered(node.agent()) as agent:
+        start = agent.containers.start
+
+        async def killed(made: Made, *rest: Any) -> int:
+            os.kill(made.launch.pid, signal.SIGKILL)
+            return await start(made, *rest)
+
+        monkeypatch.setattr(agent.containers, "start", killed)
+        ended = await agent.run(spec("web.1", "true"))
+        assert ended.state is TaskState.FAILED and ended.reason.endswith("init: No such process")
 
 
 async def test_nothing_is_left_of_spares_that_are_dropped(node: Node) -> None:

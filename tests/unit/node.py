@@ -348,6 +348,7 @@ class Driver:
 
     def __init__(self) -> None:
         self.configured: dict[str, NetworkSpec] = {}
+        self.earlier: frozenset[str] = frozenset()  # networks of an agent before this one
         self.log: list[str] = []
         self.failing: set[str] = set()
         self.held = ""
@@ -365,6 +366,10 @@ class Driver:
     async def remove(self, network: str) -> None:
         await self.work(f"remove {network}")
         self.configured.pop(network, None)
+        self.earlier -= {network}
+
+    def known(self) -> frozenset[str]:
+        return self.earlier | self.configured.keys()
 
     async def attach(self, attachment: Attachment) -> tuple[Address, ...]:
         return ()

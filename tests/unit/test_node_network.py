@@ -131,6 +131,15 @@ async def test_a_network_that_comes_back_before_it_was_removed_stays() -> None:
     assert "remove a" not in await node.apply()
 
 
+async def test_a_network_that_was_removed_while_no_agent_was_here_is_removed_at_its_start() -> None:
+    node = Node()
+    node.driver.earlier = frozenset({"a", "old"})
+    node.network.keep_only({"network/a"})
+    put_network(node.network, "a")
+    assert await node.apply() == ["vacate old", "remove old", "configure a", "vips"]
+    assert node.driver.known() == {"a"}
+
+
 async def test_spares_are_dropped_before_the_blocks_that_they_are_in_change() -> None:
     node = Node()
     put_network(node.network, "a")

@@ -7,7 +7,7 @@ import json
 import socket
 import ssl
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated
@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from fastapi import APIRouter
+from fastapi.responses import StreamingResponse
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, Field
@@ -26,7 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from master.auth import token as admin_token
 from master.rest.app import BODY_LIMIT, DRAIN_LIMIT, create_app
 from master.rest.errors import ApiError, json_path
-from master.rest.server import ServerError, serving
+from master.rest.server import STOP_DEADLINE_S, ServerError, serving
 from master.store.base import StoreError
 
 pytestmark = pytest.mark.anyio
@@ -294,3 +295,33 @@ async def test_a_request_under_way_is_finished_when_the_server_stops(served: Ser
                 await started.wait()
             asyncio.get_running_loop().call_later(0.2, go_on.set)
         assert (await request).json() == "late"
+
+
+async def test_an_answer_without_end_does_not_hold_up_the_stop(served: Served) -> None:
+    endless = APIRouter()
+
+    @endless.get("/endless")
+    async def answer_for_ever() -> StreamingResponse:
+        async def chunks() -> AsyncIterator[str]:
+            while True:
+                yield "more\n"
+                await asyncio.sleep(3600)
+
+        return StreamingResponse(chunks())
+
+    async with (
+        httpx2.AsyncClient(
+            verify=served.client, trust_env=False, headers={"Authorization": f"Bearer {TOKEN}"}
+        ) as client,
+        AsyncExitStack() as stack,
+    ):
+        app = create_app(matches, [endless])
+        port = await stack.enter_async_context(serving(app, "127.0.0.1", 0, served.server))
+        async with client.stream("GET", f"https://localhost:{port}/endless") as answer:
+            chunks = answer.aiter_text()
+            assert await anext(chunks) == "more\n"
+            began = asyncio.get_running_loop().time()
+            await stack.aclose()
+            assert asyncio.get_running_loop().time() - began < STOP_DEADLINE_S / 2
+            with pytest.raises(httpx2.RemoteProtocolError):
+                await anext(chunks)

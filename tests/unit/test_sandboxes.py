@@ -173,6 +173,21 @@ async def test_a_network_in_which_none_can_be_made_leaves_nothing_and_does_not_k
     assert {entry["log_level"] for entry in logs} == {"warning"}
 
 
+async def test_a_network_that_is_asked_for_does_not_wait_for_one_in_which_none_can_be_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.sandboxes.RETRY_S", 3600)
+    life = Life(World(tmp_path))
+    life.sandboxes.take("fail create")
+    life.sandboxes.begin()
+    with capture_logs() as logs:
+        await until(lambda: bool(logs))
+        assert life.sandboxes.take(NETWORK) is None
+        await until(lambda: len(life.world.waiting()) == SPARES)
+    assert [entry["network"] for entry in logs] == ["fail create"]
+    await life.end()
+
+
 async def test_it_goes_on_when_one_can_be_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     life = Life(World(tmp_path))
     calls = []
