@@ -20,7 +20,7 @@ from typing import TypeVar
 import structlog
 
 from agent import runtime
-from agent.execution import explain
+from agent.execution import explained
 from agent.launcher import record
 from agent.launcher.adopt import wait_exit
 from agent.launcher.client import Launch, Launcher, LaunchError
@@ -160,13 +160,12 @@ class Containers:
                 await isolator.enforce(container)
             await noted()
             return await made.launch.start()
+        except LaunchError as error:
+            await made.launch.abort()
+            raise explained(container, error) from error
         except BaseException:
             await made.launch.abort()
             raise
-
-    def explain(self, container: Container, error: LaunchError) -> str:
-        """Why it was not launched, for people. Before it is cleaned up."""
-        return explain(container, error)
 
     def keeper(self, container: Container) -> record.Keeper | None:
         """What the keeper of an earlier launch left; None when there was none in this boot."""
