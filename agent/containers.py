@@ -22,7 +22,7 @@ from typing import TypeVar
 import structlog
 
 from agent import ending, runtime
-from agent.execution import explain
+from agent.execution import explained
 from agent.launcher import record
 from agent.launcher.adopt import wait_exit
 from agent.launcher.client import Launch, Launcher, LauncherGone, LaunchError
@@ -168,13 +168,12 @@ class Containers:
                 await isolator.enforce(container)
             await noted()
             return await made.launch.start()
+        except LaunchError as error:
+            await made.launch.abort()
+            raise explained(container, error) from error
         except BaseException:
             await made.launch.abort()
             raise
-
-    def explain(self, container: Container, error: LaunchError) -> str:
-        """Why it was not launched, for people. Before it is cleaned up."""
-        return explain(container, error)
 
     def never_ran(self, made: Made, error: LaunchError) -> bool:
         """Whether it was the end of the sandbox that made the start fail, before a program was executed in it."""

@@ -26,15 +26,25 @@ PT_INTERP = 3
 EXECUTABLE = 0o111
 
 
-def explain(container: Container, error: LaunchError) -> str:
+class NotExecuted(LaunchError):
+    """`error`, told as `reason`."""
+
+    def __init__(self, error: LaunchError, reason: str) -> None:
+        super().__init__(error.operation, error.path, error.errno)
+        self.args = (reason,)
+
+
+def explained(container: Container, error: LaunchError) -> LaunchError:
+    """Before the container is cleaned up. What can not be looked into is told as it was heard."""
     if error.operation == "change directory" and error.errno == errno.ENOENT:
-        return f"its working directory {error.path} is not in its file system"
+        return NotExecuted(error, f"its working directory {error.path} is not in its file system")
     if error.operation != "execute":
-        return str(error)
+        return error
     try:
-        return _explain(container, error.path) or str(error)
+        reason = _explain(container, error.path)
     except (OSError, struct.error, ValueError):
-        return str(error)  # what can not be looked into is told as it was heard
+        reason = ""
+    return NotExecuted(error, reason) if reason else error
 
 
 def _explain(container: Container, program: str) -> str:

@@ -284,14 +284,11 @@ class Reconciler:
             async with self._launching:
                 made = self._made.get(record.spec.id) or await self._make(record)
                 if not record.spec.needs_provision:
-                    return await self._start(self._records[record.spec.id], made)
+                    return await self._start(self._records[record.spec.id], made, Provided(record.spec))
             await self._provide(record, made)
         except Unsupported as error:
             await self._end(record, TaskState.REJECTED, str(error))
-        except LaunchError as error:
-            container = self._container(self._records[record.spec.id])
-            await self._end(record, TaskState.FAILED, self._containers.explain(container, error))
-        except (IsolatorError, NetworkError, OSError) as error:
+        except (IsolatorError, NetworkError, LaunchError, OSError) as error:
             await self._end(record, TaskState.FAILED, str(error))
 
     async def _make(self, record: TaskRecord) -> Made:
@@ -311,7 +308,7 @@ class Reconciler:
         finally:
             killed.cancel()
             providing.cancel()
-            await asyncio.wait({providing})
+            await asyncio.gather(providing, return_exceptions=True)
         if self._records[task_id].kill:
             return await self._end(record, TaskState.KILLED, "killed before it was started")
         async with self._launching:
@@ -323,16 +320,11 @@ class Reconciler:
         if message != record.status.message:
             self._observe(record, TaskState.PREPARING, message=message)
 
-    async def _start(self, record: TaskRecord, made: Made, provided: Provided | None = None) -> None:
-        """The task as it is executed, with what its image says, is what the books have of it from then on."""
-        task_id = record.spec.id
+    async def _start(self, record: TaskRecord, made: Made, provided: Provided) -> None:
         starting = self._observe(record, TaskState.STARTING, message="")
+        task_id = record.spec.id
         try:
-            if provided is None:
-                pid = await self._containers.start(made, record.spec, partial(self._saved, task_id))
-            else:
-                noted = partial(self._save_aside, task_id, spec=provided.task)
-                pid = await self._containers.start(made, provided.task, noted, provided.layers)
+            pid = await self._containers.start(made, provided.task, partial(self._saved, task_id), provided.layers)
         except LaunchError as error:
             return await self._try_another(task_id, made, error)
         del self._made[task_id]

@@ -22,13 +22,11 @@ from model.task import TaskSpec
 
 
 def resolve(task: TaskSpec, config: Config, workspace: str) -> TaskSpec:
-    """The task as it is executed; doing it again changes nothing. `workspace` is the path of its workspace in the
-    container. Raises Refused."""
+    """The task as it is executed. `workspace` is the path of its workspace in the container. Raises Refused."""
     image = task.image
     assert image is not None
     return dataclasses.replace(
         task,
-        image=dataclasses.replace(image, arguments=False),  # they are in there now
         argv=_argv(task.argv, image, config),
         env=tuple((dict(config.env) | dict(task.env)).items()),
         user=_user(task.user or config.user),

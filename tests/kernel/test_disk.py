@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from isolators import project_quota
+from isolators import base, project_quota
 from isolators.disk import DiskIsolator
 from isolators.disk_usage import MOST_NESTED, TooDeep, used_bytes
 from isolators.mount import mount_points
+from model.fetch import Fetch
 from model.resources import Resources
 from model.task import TaskState, Usage
 from tests.kernel.agent import Agent, agent
@@ -64,6 +65,14 @@ async def test_a_task_over_its_disk_limit_fails_with_the_reason(node: Agent) -> 
 async def test_a_task_below_its_limit_runs_on(node: Agent) -> None:
     ended = await node.run(task("web.1", "sh", "-c", "head -c 500000 /dev/zero > /var/tmp/x", resources=SMALL))
     assert ended.state is TaskState.FINISHED
+
+
+async def test_what_is_fetched_is_the_tasks_disk(node: Agent, tmp_path: Path) -> None:
+    file = tmp_path / "agent/large"
+    file.write_bytes(bytes(3 * MIB))
+    fetched = task("web.1", "sleep", "infinity", resources=SMALL, fetch=(Fetch(f"file://{file}"),))
+    ended = await node.run(fetched)
+    assert (ended.state, "disk limit 1 MiB exceeded" in ended.reason) == (TaskState.FAILED, True), ended.reason
 
 
 async def test_memory_is_no_disk(node: Agent) -> None:
@@ -122,6 +131,17 @@ def test_files_of_a_project_are_the_projects(xfs: Path) -> None:
     (xfs / "other").write_text("x")
     assert project_quota.project_of(layer / "below/file") == 1 << 20
     assert project_quota.project_of(xfs / "other") == 0
+
+
+async def test_what_is_put_into_a_workspace_is_the_sandboxes_project(xfs: Path) -> None:
+    disk = DiskIsolator(xfs)
+    disk._quotas = True  # this kernel may have been built without
+    made = base.Sandbox("c", xfs / "c", xfs / "c", 1 << 20, "none")
+    made.layer.mkdir()
+    await disk.open(made)
+    (made.layer / "workspace/archive").mkdir(parents=True)
+    (made.layer / "workspace/archive/file").write_text("x")
+    assert project_quota.project_of(made.layer / "workspace/archive/file") == made.id_base
 
 
 def test_quotas_are_used_where_they_are_enforced(xfs: Path) -> None:

@@ -329,7 +329,6 @@ def test_random_sequences(tmp_path: Path, loop: asyncio.AbstractEventLoop) -> No
     Agent.directory, Agent.loop = tmp_path, loop
     plan = settings(
         LONG if SECONDS else SHORT,
-        deadline=None,
         database=None,
         phases=[Phase.generate],  # a shorter sequence is seldom worth the time that it takes to find it
         suppress_health_check=list(HealthCheck),

@@ -292,7 +292,7 @@ async def check(history: list[tuple[object, ...]], directory: Path) -> None:
 
 
 @given(steps)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_what_is_used_and_offered_never_exceeds_a_node(history: list[tuple[object, ...]]) -> None:
     with tempfile.TemporaryDirectory() as directory:
         asyncio.run(check(history, Path(directory)))

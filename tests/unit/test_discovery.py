@@ -116,7 +116,7 @@ async def check(history: list[tuple[object, ...]], directory: Path) -> None:
 
 
 @given(steps)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_table_is_what_a_recomputation_gives(history: list[tuple[object, ...]]) -> None:
     with tempfile.TemporaryDirectory() as directory:
         asyncio.run(check(history, Path(directory)))

@@ -188,4 +188,4 @@ class LeaseMachine(RuleBasedStateMachine):
 
 
 TestLeaseMachine = LeaseMachine.TestCase
-TestLeaseMachine.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
+TestLeaseMachine.settings = settings(max_examples=40, stateful_step_count=30)

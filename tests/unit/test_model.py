@@ -8,7 +8,7 @@ from ipaddress import ip_address, ip_network
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from agent import checkpoint
@@ -173,7 +173,6 @@ SAVED: list[tuple[Any, st.SearchStrategy[Any]]] = [
 
 @pytest.mark.parametrize(("kind", "values"), SAVED, ids=[f"{kind.__module__}.{kind.__name__}" for kind, _ in SAVED])
 @given(data=st.data())
-@settings(deadline=None)  # the first one compiles the codec
 def test_what_is_written_to_disk_is_read_again(kind: Any, values: st.SearchStrategy[Any], data: st.DataObject) -> None:
     codec: Codec[Any] = Codec(kind)
     value = data.draw(values)

@@ -240,7 +240,7 @@ def _killed_at(monkeypatch: pytest.MonkeyPatch, moment: int) -> Iterator[None]:
             return
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(st.integers(1, 9000), st.booleans(), st.booleans()), max_size=30))
 def test_a_reader_gets_all_or_hears_how_much_it_missed(steps: list[tuple[int, bool, bool]]) -> None:
     """Whenever it reads, and whenever a pump is replaced."""

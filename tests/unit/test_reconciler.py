@@ -608,7 +608,7 @@ async def check(history: list[tuple[Any, ...]], directory: Path, spares: bool) -
 
 
 @given(steps, st.booleans())
-@settings(max_examples=160, deadline=None)
+@settings(max_examples=160)
 def test_whatever_happens_every_task_runs_at_most_once_and_ends(history: list[tuple[Any, ...]], spares: bool) -> None:
     with tempfile.TemporaryDirectory() as directory, capture_logs() as logs:
         asyncio.run(check(history, Path(directory), spares))

@@ -459,9 +459,7 @@ class Life(RuleBasedStateMachine):
         return all(len(tasks(app_id)) == self.wanted.get(app_id, 0) for app_id in self.APPS)
 
 
-Life.TestCase.settings = settings(
-    max_examples=60, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
-)
+Life.TestCase.settings = settings(max_examples=60, stateful_step_count=25, suppress_health_check=list(HealthCheck))
 
 
 @pytest.mark.usefixtures("no_gathering")

@@ -241,7 +241,7 @@ DELETES = st.builds(Delete, KEYS, st.one_of(st.none(), st.integers(0, 6)))
 TRANSACTIONS = st.lists(st.lists(PUTS | DELETES, max_size=3, unique_by=lambda operation: operation.key), max_size=12)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(transactions=TRANSACTIONS)
 async def test_it_is_a_map_with_a_log(reopen: Open, transactions: list[list[Put | Delete]]) -> None:
     """Against a model of ten lines; what the watch tells must add up to what the range shows."""
