@@ -12,7 +12,7 @@ from typing import Any
 
 from lab import daemons
 from lab.cluster import MASTER
-from tests.cluster import bed
+from tests.cluster import bed, traces
 from tests.cluster.bed import Cluster, eventually
 
 # Lines of 100 bytes that begin with a number, so that one that is lost, torn or repeated is seen.
@@ -58,6 +58,17 @@ def test_a_reader_that_is_too_slow_is_told_and_holds_up_nobody(cluster: Cluster)
     numbers = range(int(seen[-1]) + 1, int(following_line))
     missing = sum(len(str(number)) + 1 for number in (numbers[0], numbers[-1])) if len(numbers) < 3 else size(numbers)
     assert int(notice[1]) == missing - len(torn) - len(rest) - 1
+
+
+def test_both_streams_come_in_the_order_in_which_they_were_written(cluster: Cluster) -> None:
+    script = "for i in 1 2 3; do echo out $i; sleep 0.4; echo err $i >&2; sleep 0.4; done; exec sleep 3600"
+    cluster.run(bed.command("/both", script))
+    (task,) = cluster.await_running("/both", 1)
+    wanted = "".join(f"out {number}\nerr {number}\n" for number in (1, 2, 3))
+    eventually(lambda: output(cluster, task) == wanted, "all is written")
+    assert output(cluster, task, "--tail", "3") == "err 2\nout 3\nerr 3\n"
+    assert output(cluster, task, "--stdout") == "out 1\nout 2\nout 3\n"
+    assert output(cluster, task, "--stderr", "--tail", "1") == "err 3\n"
 
 
 def test_the_last_lines_and_those_since_a_time(cluster: Cluster) -> None:
@@ -142,6 +153,8 @@ def last_line(cluster: Cluster, task: str, beyond: int = 0) -> int:
 
 
 def kill_keeper(cluster: Cluster, task: dict[str, Any]) -> None:
-    record = cluster.lab.node(task["node"]).state / "containers" / task["id"] / "keeper.json"
-    keeper = json.loads(record.read_text())["keeper"]["pid"]
-    cluster.lab.exec(task["node"], ["kill", "-9", str(keeper)])
+    node = cluster.lab.node(task["node"])
+    noted = traces.bundles(node, cluster.lab.status(node.name).pid).glob("*/keeper.json")
+    records = [json.loads(path.read_text()) for path in noted]
+    (keeper,) = (record["keeper"]["pid"] for record in records if record["container"]["pid"] == task["pid"])
+    cluster.lab.exec(node.name, ["kill", "-9", str(keeper)])

@@ -39,7 +39,7 @@ from tests.unit.control import Certificates, Master, certificates, master, servi
 
 NAME = "n1"
 UNDERLAY = ip_address("192.0.2.1")
-DEADLINE_S = 30.0 * PATIENCE
+DEADLINE_S = 60.0 * PATIENCE
 POLL_S = 0.01
 LAUNCHER, KEEPER, MAKER = "tepui-launcher", "tepui-keeper", "tepui-maker"
 
