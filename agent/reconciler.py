@@ -218,7 +218,10 @@ class Reconciler:
         status = self._next(TaskStatus(task.id, TaskState.ASSIGNED), TaskState.ACCEPTED)
         asked = adjustment if adjustment is not None and adjustment.number else None
         record = TaskRecord(task, status, self._boot_id, kill=kill, adjustment=asked)
-        made = None if kill else self._sandboxes.take(task.network)
+        if task.id in self._checkpoint.damaged:
+            lost = self._next(status, TaskState.LOST, reason="what was written down of it is damaged: it may have run")
+            record = dataclasses.replace(record, end=lost)
+        made = None if kill or record.end is not None else self._sandboxes.take(task.network)
         if made is not None:
             self._made[task.id] = made
             record = dataclasses.replace(record, **_place(status, made))

@@ -156,7 +156,7 @@ class NodeDaemon:
         log = self.directories.log(task_id, "stdout")
         return "".join(path.read_text() for path in sorted(log.parent.glob("stdout*"), reverse=True) if _is_log(path))
 
-    def events(self) -> list[dict[str, object]]:
+    def events(self) -> list[dict[str, str]]:
         """What agents have logged."""
         return [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
 
