@@ -21,6 +21,8 @@ from pki.files import PRIVATE, sync_directory, write_atomic, write_unsynced
 
 log = structlog.get_logger()
 
+DAMAGED = ".damaged"
+
 
 @dataclass(frozen=True, slots=True)
 class TaskRecord:
@@ -51,6 +53,7 @@ class Checkpoint:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._lives = directory.with_name("lives")
+        self.damaged: frozenset[str] = frozenset()  # ids of tasks of which nothing is known but that they were here
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def new_life(self) -> int:
@@ -77,9 +80,10 @@ class Checkpoint:
             try:
                 records[path.stem] = CODEC.decode(path.read_bytes())
             except Damaged as error:
-                aside = path.with_suffix(".damaged")
+                aside = path.with_suffix(DAMAGED)
                 path.rename(aside)
                 log.error("checkpoint damaged, moved aside", path=str(aside), error=str(error))
+        self.damaged = frozenset(path.stem for path in self._directory.glob(f"*{DAMAGED}"))
         for unfinished in self._directory.glob(".*"):
             unfinished.unlink()
         return records

@@ -45,6 +45,12 @@ def opened(path: Path) -> Iterator[list[Segment]]:
             os.close(file)
 
 
+def read_notes(path: Path) -> list[Note]:
+    """Of all files of the stream, by their offsets."""
+    notes = {note for index in _indexes(path) for note in _read_notes(index)}
+    return sorted(notes, key=lambda note: note.offset)
+
+
 def offset_since(path: Path, segments: list[Segment], since: float) -> int:
     """Of the first byte that may have been written at `since` (seconds since the epoch) or later."""
     inodes = {segment.inode for segment in segments}

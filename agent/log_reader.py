@@ -38,6 +38,11 @@ class LogReader:
         # First what was written between the look and the rotation.
         return self._read() or self._next_file()
 
+    @property
+    def offset(self) -> int:
+        """In the stream, of what comes next."""
+        return self._offset
+
     def close(self) -> None:
         os.close(self._file)
 

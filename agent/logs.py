@@ -10,13 +10,14 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
+from agent.log_merge import MergedLog
 from agent.log_reader import LogReader
 from agent.streams import Refused, Stream
 from model.task import TASK_ID
 from wire import control_pb2 as pb
 
 POLL_S = 0.1
-STREAMS = ("stdout", "stderr")
+STREAMS = {"stdout": ("stdout",), "stderr": ("stderr",), "both": ("stdout", "stderr")}
 
 
 class LogFeed:
@@ -29,13 +30,12 @@ class LogFeed:
     async def serve(self, asked: pb.Open, stream: Stream) -> None:
         request = asked.log
         if request.stream not in STREAMS:
-            raise Refused(f"no stream {request.stream!r}: stdout or stderr")
+            raise Refused(f"no stream {request.stream!r}: stdout, stderr or both")
         if not TASK_ID.fullmatch(request.task_id):
             raise Refused(f"{request.task_id!r} is not a task id")
-        path = self._path(request.task_id, request.stream)
         try:
             # In a thread: to find the place may take a look at all that is there.
-            reader = await asyncio.to_thread(LogReader, path, request.tail, request.since)
+            reader = await asyncio.to_thread(self._opened, request)
         except OSError as error:
             raise Refused(f"{request.stream} of {request.task_id}: {error.strerror}") from error
         try:
@@ -45,7 +45,13 @@ class LogFeed:
         finally:
             reader.close()
 
-    async def _follow(self, reader: LogReader, request: pb.OpenLog) -> AsyncIterator[bytes]:
+    def _opened(self, request: pb.OpenLog) -> LogReader | MergedLog:
+        paths = [self._path(request.task_id, stream) for stream in STREAMS[request.stream]]
+        if len(paths) == 1:
+            return LogReader(paths[0], request.tail, request.since)
+        return MergedLog(paths, request.tail, request.since)
+
+    async def _follow(self, reader: LogReader | MergedLog, request: pb.OpenLog) -> AsyncIterator[bytes]:
         """What there is, then what is added while the task lives."""
         while True:
             over = self._over(request.task_id)  # before the read: what comes after the end was written before it

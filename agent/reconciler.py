@@ -65,6 +65,16 @@ RETRY_S = 1.0  # after the disk, or a step, failed
 Report = Callable[[TaskStatus], None]
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class PutOff:
+    """What the master wants of a task, and why it is not on disk yet."""
+
+    task: TaskSpec
+    kill: bool
+    adjustment: Adjustment | None
+    reason: str
+
+
 class Reconciler:
     """`ready` is awaited before a container is made: the node's networks must be there."""
 
@@ -95,6 +105,7 @@ class Reconciler:
         self._tried: Counter[str] = Counter()  # sandboxes that ended before the task's program ran
         self._saving: dict[str, asyncio.Task[None]] = {}  # tasks that are not on disk yet: nobody hears of them
         self._unsaved: dict[str, str] = {}  # those of them that could not be written, and why
+        self._put_off: dict[str, PutOff] = {}
         self._checks = Checks(Prober(Commands(containers, containers.launcher)))
         self._launching = asyncio.Semaphore(LAUNCHES_AT_ONCE)
 
@@ -145,8 +156,15 @@ class Reconciler:
         return record.status.addresses if record else ()
 
     def assign(self, task: TaskSpec, kill: bool, adjustment: Adjustment | None = None) -> None:
-        """The master wants this task, adjusted so, or its end. A new one is on disk when `settle` has returned, all
-        else at once."""
+        """The master wants this task, adjusted so, or its end. It is on disk when `settle` has returned without an
+        error; what the disk does not take is put off until it does."""
+        self._put_off.pop(task.id, None)
+        try:
+            self._assign(task, kill, adjustment)
+        except OSError as error:
+            self._put_off[task.id] = PutOff(task, kill, adjustment, f"task {task.id} is not written down: {error}")
+
+    def _assign(self, task: TaskSpec, kill: bool, adjustment: Adjustment | None) -> None:
         record = self._records.get(task.id)
         if record is None:
             self._accept(task, kill, adjustment)
@@ -163,9 +181,11 @@ class Reconciler:
 
     async def settle(self) -> list[str]:
         """Until what was assigned is on disk, or a moment has passed. Returns what is not, in words."""
+        for put_off in list(self._put_off.values()):
+            self.assign(put_off.task, put_off.kill, put_off.adjustment)
         if self._saving:
             await asyncio.wait(self._saving.values(), timeout=RETRY_S)
-        return list(self._unsaved.values())
+        return [*self._unsaved.values(), *(put_off.reason for put_off in self._put_off.values())]
 
     def withdraw(self, task_id: str) -> None:
         """The master no longer knows this task: end it if it runs, and forget it."""
@@ -199,7 +219,10 @@ class Reconciler:
         status = self._next(TaskStatus(task.id, TaskState.ASSIGNED), TaskState.ACCEPTED)
         asked = adjustment if adjustment is not None and adjustment.number else None
         record = TaskRecord(task, status, self._boot_id, kill=kill, adjustment=asked)
-        made = None if kill else self._sandboxes.take(task.network)
+        if task.id in self._checkpoint.damaged:
+            lost = self._next(status, TaskState.LOST, reason="what was written down of it is damaged: it may have run")
+            record = dataclasses.replace(record, end=lost)
+        made = None if kill or record.end is not None else self._sandboxes.take(task.network)
         if made is not None:
             self._made[task.id] = made
             record = dataclasses.replace(record, **_place(status, made))
@@ -583,6 +606,7 @@ class Reconciler:
         except OSError as error:  # the next agent finds it, is told that nobody knows it, and tries again
             log.error("checkpoint not removed", task=task_id, error=str(error))
         self._records.pop(task_id, None)
+        self._put_off.pop(task_id, None)
         self._withdrawn.discard(task_id)
 
     def _container(self, record: TaskRecord) -> Container:

@@ -14,15 +14,16 @@ from cli.problem import Problem
 Follow = Annotated[bool, typer.Option("--follow", "-f", help="Go on until the task ends.")]
 Tail = Annotated[int, typer.Option(min=-1, help="How many of the last lines; -1: all.", metavar="LINES")]
 Since = Annotated[str, typer.Option(help="What was written after that: 10m, 1h30m, or 2026-01-31T12:00:00Z.")]
-Stderr = Annotated[bool, typer.Option("--stderr", help="Its stderr instead of its stdout.")]
+Stdout = Annotated[bool, typer.Option("--stdout", help="Its stdout alone.")]
+Stderr = Annotated[bool, typer.Option("--stderr", help="Its stderr alone.")]
 
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 DURATION = re.compile(r"(?:\d+[smhd])+")
 
 
-def log_query(follow: bool, tail: int, since: str, stderr: bool) -> dict[str, Any]:
+def log_query(follow: bool, tail: int, since: str, stdout: bool, stderr: bool) -> dict[str, Any]:
     """Raises Problem."""
-    stream = "stderr" if stderr else "stdout"
+    stream = "both" if stdout == stderr else "stdout" if stdout else "stderr"
     return {"stream": stream, "follow": follow, "tail": tail, "since": moment(since, time.time()) if since else 0.0}
 
 

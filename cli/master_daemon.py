@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import partial
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from fastapi import FastAPI
 from cli.client import ADMIN_FILE, Admin
 from cli.problem import Problem
 from cli.settings import MasterSettings, SettingsError, load
+from frameworks.services import metrics as service_metrics
 from frameworks.services.app import FRAMEWORK
 from frameworks.services.framework import Services
 from frameworks.services.rest import PUBLIC, routers
@@ -43,7 +45,8 @@ from master.rest.images import images_router
 from master.rest.observe import observe_router
 from master.rest.server import ServerError, listen, serving
 from master.rest.streams import streams_router
-from master.store.base import Store, StoreError
+from master.store import metrics as store_metrics
+from master.store.base import StoreError
 from master.store.sqlite import SqliteStore
 from master.tasks import Tasks
 from master.tokens import Tokens
@@ -166,7 +169,12 @@ class _Master:
     """The parts of a master and how they hang together."""
 
     def __init__(
-        self, settings: MasterSettings, authority: Authority, credentials: MasterCredentials, digest: str, store: Store
+        self,
+        settings: MasterSettings,
+        authority: Authority,
+        credentials: MasterCredentials,
+        digest: str,
+        store: SqliteStore,
     ) -> None:
         self.settings = settings
         self.authority = authority
@@ -222,7 +230,8 @@ class _Master:
             self.tokens,
         )
         streams = streams_router(self.tasks, self.dispatcher.streams)
-        observe = observe_router(self.tasks, self.nodes, self.events)
+        others = (partial(service_metrics.families, self.services), partial(store_metrics.families, self.store))
+        observe = observe_router(self.tasks, self.nodes, self.events, others)
         adjustments = adjustments_router(self.tasks, Adjustments(self.tasks, self.allocator))
         images = images_router(self.nodes, self.dispatcher.streams)
         everything = [cluster, streams, observe, adjustments, images, *routers(self.store, self.services)]

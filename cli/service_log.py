@@ -12,16 +12,23 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from cli.client import connect
-from cli.log_options import Follow, Since, Stderr, Tail, log_query
+from cli.log_options import Follow, Since, Stderr, Stdout, Tail, log_query
 from cli.problem import Problem
 
 POLL_S = 2.0
 NAME_LENGTH = 8  # of what tells tasks of a service from each other: the beginning of an id's last part
 
 
-def log(service: str, follow: Follow = False, tail: Tail = -1, since: Since = "", stderr: Stderr = False) -> None:
+def log(
+    service: str,
+    follow: Follow = False,
+    tail: Tail = -1,
+    since: Since = "",
+    stdout: Stdout = False,
+    stderr: Stderr = False,
+) -> None:
     """What the tasks of a service write."""
-    readers = _Readers(log_query(follow, tail, since, stderr))
+    readers = _Readers(log_query(follow, tail, since, stdout, stderr))
     while True:
         tasks = connect().get(f"/api/v1/services/{service.lstrip('/')}")["tasks"]
         readers.read({task["id"] for task in tasks})

@@ -16,7 +16,7 @@ from cli.client import connect
 from cli.duration import duration
 from cli.execute import execute
 from cli.forward import forward, parse
-from cli.log_options import Follow, Since, Stderr, Tail, log_query
+from cli.log_options import Follow, Since, Stderr, Stdout, Tail, log_query
 from cli.output import Json, mebibytes, print_json, print_table
 from cli.problem import Problem
 from cli.task_show import kill, show
@@ -46,11 +46,12 @@ def log(
     follow: Follow = False,
     tail: Tail = -1,
     since: Since = "",
+    stdout: Stdout = False,
     stderr: Stderr = False,
     json: Json = False,
 ) -> None:
     """What a task wrote. One that has ended can be asked for by its whole id, until its node removes its log."""
-    with connect().stream(f"/api/v1/tasks/{task}/log", **log_query(follow, tail, since, stderr)) as chunks:
+    with connect().stream(f"/api/v1/tasks/{task}/log", **log_query(follow, tail, since, stdout, stderr)) as chunks:
         if json:
             print_json({"task": task, "output": b"".join(chunks).decode(errors="replace")})
             return

@@ -1464,7 +1464,7 @@ class OpenLog(_message.Message):
     SINCE_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
     stream: _builtins.str
-    """"stdout" or "stderr" """
+    """"stdout", "stderr" or "both" """
     tail: _builtins.int
     """lines from the end to begin with; negative: all"""
     follow: _builtins.bool

@@ -24,9 +24,9 @@ from dataclasses import dataclass
 LOG_FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 CHUNK_BYTES = 1 << 20
 RETRY_S = 1.0  # after the disk took no more
-NOTE_INTERVAL_S = 1.0
+NOTE_INTERVAL_S = 0.1
 # Once there are so many notes of a file: an index shall not outgrow the log of a stream that writes next to nothing.
-NOTES_FREE, NOTE_BYTES, NOTE_RARELY_S = 128, 256, 60.0
+NOTES_FREE, NOTE_BYTES, NOTE_RARELY_S = 128, 64, 60.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ import structlog
 from frameworks.services.app import CODEC, PREFIX, STAGED_LABEL, App, label, new_task
 from frameworks.services.backoff import Backoff, Failure, failed
 from frameworks.services.place import Demand, Refusal, explain, place, reason
-from frameworks.services.wanted import Run, illness, missing, surplus
+from frameworks.services.wanted import Run, illness, missing, settled, surplus
 from master.offers import Offer, OfferGone, Offers, Rescinded, Subscription, TaskView, UnknownTask, Update
 from master.store.base import Change, Compacted, Store, StoreError
 from model.codec import Damaged
@@ -70,6 +70,14 @@ class Services:
             group.create_task(self._follow_apps(revision))
             group.create_task(self._follow_events())
             group.create_task(self._keep())
+
+    def apps(self) -> list[App]:
+        """Those that can be read."""
+        return list(self._apps.values())
+
+    def deploying(self) -> int:
+        """How many apps are not yet as they were asked to be."""
+        return sum(not settled(app, self.runs(app.id)) for app in self._apps.values())
 
     def runs(self, app_id: str) -> list[Run]:
         """The app's tasks that are not over, oldest first."""

@@ -28,7 +28,7 @@ from model.task import TaskState, Usage
 from model.vip import Vip
 from wire import control_pb2 as pb
 
-Stream = Annotated[str, Query(pattern="^(stdout|stderr)$")]
+Stream = Annotated[str, Query(pattern="^(stdout|stderr|both)$")]
 Tail = Annotated[int, Query(ge=-1, lt=2**63)]  # lines; -1: all
 Since = Annotated[float, Query(ge=0, allow_inf_nan=False)]  # seconds since the epoch
 

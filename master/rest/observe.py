@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Annotated
 
 from fastapi import APIRouter, Header
@@ -26,7 +27,11 @@ KEEPALIVE = ": nothing happened\n\n"
 LastEventId = Annotated[str, Header(alias="Last-Event-ID", max_length=100)]
 
 
-def observe_router(tasks: Tasks, nodes: Nodes, events: Events) -> APIRouter:
+Source = Callable[[], Iterable[Family]]
+
+
+def observe_router(tasks: Tasks, nodes: Nodes, events: Events, others: Sequence[Source] = ()) -> APIRouter:
+    """`others` have metrics of their own."""
     router = APIRouter(tags=["cluster"])
 
     @router.get("/api/v1/events")
@@ -36,7 +41,8 @@ def observe_router(tasks: Tasks, nodes: Nodes, events: Events) -> APIRouter:
 
     @router.get("/metrics")
     async def read_metrics() -> Response:
-        return Response(expose(_families(tasks, nodes)), media_type=CONTENT_TYPE)
+        families = chain(_families(tasks, nodes), *(source() for source in others))
+        return Response(expose(families), media_type=CONTENT_TYPE)
 
     return router
 

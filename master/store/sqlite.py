@@ -17,6 +17,7 @@ import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -33,6 +34,15 @@ RETRY_S = 1.0  # between attempts to delete what belongs to a lease that ran out
 T = TypeVar("T")
 Outcome = int | StoreError
 Waiting = tuple[Write, "asyncio.Future[int]"]
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """Since the store was opened."""
+
+    writes: int = 0
+    commits: int = 0
+    seconds: float = 0.0
 
 
 class SqliteStore:
@@ -53,7 +63,8 @@ class SqliteStore:
     def __init__(
         self, path: Path, history: int, lock: int, writer: sqlite3.Connection, reader: sqlite3.Connection
     ) -> None:
-        self._path, self._history, self._lock = path, history, lock
+        self.path, self._history, self._lock = path, history, lock
+        self.written = Written()
         self._writer, self._reader = writer, reader
         # Threads, because fsync and long scans would hold up the event loop. One each: SQLite has one writer anyway,
         # and with a connection of its own, a reader never waits for a commit.
@@ -66,6 +77,11 @@ class SqliteStore:
         self._deadline = {lease: time.monotonic() + ttl for lease, ttl in self._ttl.items()}
         self._lease_granted = asyncio.Event()
         self._tasks = [asyncio.create_task(self._commit_groups()), asyncio.create_task(self._expire_leases())]
+
+    @property
+    def waiting(self) -> int:
+        """Writes that no commit has taken yet."""
+        return self._queue.qsize()
 
     async def get(self, key: str) -> Entry | None:
         return await self._read(lambda: schema.entry(self._reader, key))
@@ -158,11 +174,15 @@ class SqliteStore:
             while len(group) < GROUP and not self._queue.empty():
                 group.append(self._queue.get_nowait())
             writes = [write for write, _ in group]
+            began = time.monotonic()
             commit = loop.run_in_executor(self._write_thread, self._commit, writes)
             try:
                 outcomes = await asyncio.shield(commit)
             except asyncio.CancelledError:
                 outcomes = await commit  # the store is being closed; those who wait must still learn the truth
+            before = self.written
+            seconds = before.seconds + time.monotonic() - began
+            self.written = Written(before.writes + len(writes), before.commits + 1, seconds)
             for (_, done), outcome in zip(group, outcomes, strict=True):
                 _resolve(done, outcome)
             if self._closed:
@@ -217,7 +237,7 @@ class SqliteStore:
         self._committed = asyncio.Event()
 
     def _error(self, operation: str, cause: object) -> StoreError:
-        return StoreError(f"{operation} {self._path}: {cause}")
+        return StoreError(f"{operation} {self.path}: {cause}")
 
 
 def _lock(path: Path) -> int:

@@ -60,6 +60,17 @@ def test_a_reader_that_is_too_slow_is_told_and_holds_up_nobody(cluster: Cluster)
     assert int(notice[1]) == missing - len(torn) - len(rest) - 1
 
 
+def test_both_streams_come_in_the_order_in_which_they_were_written(cluster: Cluster) -> None:
+    script = "for i in 1 2 3; do echo out $i; sleep 0.4; echo err $i >&2; sleep 0.4; done; exec sleep 3600"
+    cluster.run(bed.command("/both", script))
+    (task,) = cluster.await_running("/both", 1)
+    wanted = "".join(f"out {number}\nerr {number}\n" for number in (1, 2, 3))
+    eventually(lambda: output(cluster, task) == wanted, "all is written")
+    assert output(cluster, task, "--tail", "3") == "err 2\nout 3\nerr 3\n"
+    assert output(cluster, task, "--stdout") == "out 1\nout 2\nout 3\n"
+    assert output(cluster, task, "--stderr", "--tail", "1") == "err 3\n"
+
+
 def test_the_last_lines_and_those_since_a_time(cluster: Cluster) -> None:
     script = "echo old; sleep 2; echo new; echo newer; exec sleep 3600"
     cluster.run(bed.command("/lines", script))

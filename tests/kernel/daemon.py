@@ -39,7 +39,7 @@ from tests.unit.control import Certificates, Master, certificates, master, servi
 
 NAME = "n1"
 UNDERLAY = ip_address("192.0.2.1")
-DEADLINE_S = 30.0 * PATIENCE
+DEADLINE_S = 60.0 * PATIENCE
 POLL_S = 0.01
 LAUNCHER, KEEPER, MAKER = "tepui-launcher", "tepui-keeper", "tepui-maker"
 
@@ -156,7 +156,7 @@ class NodeDaemon:
         log = self.directories.log(task_id, "stdout")
         return "".join(path.read_text() for path in sorted(log.parent.glob("stdout*"), reverse=True) if _is_log(path))
 
-    def events(self) -> list[dict[str, object]]:
+    def events(self) -> list[dict[str, str]]:
         """What agents have logged."""
         return [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
 

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import os
 import signal
 import time
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
+from model.health import HealthCheck, ProbeKind
 from model.task import TaskState
-from tests.kernel.daemon import KEEPER, LAUNCHER, NodeDaemon, node_daemon, spec, until
+from tests.kernel.agent import agent
+from tests.kernel.daemon import KEEPER, LAUNCHER, NodeDaemon, cgroup_processes, node_daemon, spec, until
+from tests.kernel.namespaces import run
+from tests.kernel.sandbox import task
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("host_mounts", "one_loop")]
 
+BOOT_ID = "/proc/sys/kernel/random/boot_id"
 MANY = 100
 COUNTING = "trap 'exit {code}' TERM; i=0; while :; do echo $i; i=$((i+1)); sleep 0.5; done"
 FOREVER = "echo started; exec sleep infinity"
@@ -59,6 +67,118 @@ async def test_a_hundred_containers_survive_their_agent_launcher_and_keepers(tmp
             assert known.status.exit_code == (None if lost else codes[known.spec.id])
             assert lost == (known.status.reason == "its exit code is lost: the keeper was killed")
             assert counted(node.output(known.spec.id)), node.output(known.spec.id)
+
+
+async def test_after_a_reboot_nothing_is_left_of_the_old_boot_and_each_task_is_lost_once(tmp_path: Path) -> None:
+    async with node_daemon(tmp_path) as node:
+        tasks = {f"stays.{number}" for number in range(6)}
+        await node.run(*(spec(name, FOREVER, "overlay" if name[-1] in "135" else "none") for name in tasks))
+        before = pids(node)
+        node.kill()
+        (tmp_path / "boot_id").write_text(f"{uuid4()}\n")
+        run("mount", "--bind", str(tmp_path / "boot_id"), BOOT_ID)
+        node.begin()
+        await node.connected()
+        await until(lambda: node.in_state(TaskState.LOST) == tasks, "all are lost", node.tail)
+        ends = [(status.task_id, status.sequence) for status in node.told if status.state.terminal]
+        assert {task for task, _ in ends} == tasks and len(set(ends)) == len(tasks)
+        assert not any(alive({pid}) for pid in before.values())
+        assert not any(node.traces().values()) and cgroup_processes(node.prefix) == set()
+        run("umount", BOOT_ID)
+
+
+async def test_a_damaged_record_is_put_aside_by_its_name_and_costs_its_own_task_alone(tmp_path: Path) -> None:
+    async with node_daemon(tmp_path) as node:
+        await node.run(*(spec(name, FOREVER) for name in ("a", "b", "c")))
+        before = pids(node)
+        node.kill()
+        (node.directories.tasks / "b.json").write_text("{nonsense")
+        node.begin()
+        await node.connected()
+        await until(lambda: node.in_state(TaskState.LOST) == {"b"}, "it is lost", node.tail)
+        assert node.in_state(TaskState.RUNNING) == {"a", "c"} and alive({before["a"], before["c"]})
+        assert not alive({before["b"]}) and node.output("b") == "started\n"
+        aside = node.directories.tasks / "b.damaged"
+        assert aside.read_text() == "{nonsense"
+        assert [event["path"] for event in node.events() if event["event"].startswith("checkpoint damaged")] == [
+            str(aside)
+        ]
+
+
+async def test_a_second_agent_on_the_same_state_is_refused(tmp_path: Path) -> None:
+    async with node_daemon(tmp_path) as node:
+        await node.run(spec("a", FOREVER))
+        first = node.process
+        assert first is not None
+        second = node.begin()
+        assert await asyncio.to_thread(second.wait, 60) == 1
+        node.process = first
+        assert f"another agent (process {first.pid}) uses this state directory" in node.tail()
+        assert first.poll() is None and node.in_state(TaskState.RUNNING) == {"a"} and alive(set(pids(node).values()))
+
+
+async def test_a_state_directory_that_can_not_be_written_is_named_and_costs_no_container(tmp_path: Path) -> None:
+    async with node_daemon(tmp_path) as node:
+        await node.run(spec("a", FOREVER))
+        before, state = pids(node), str(node.state)
+        node.kill()
+        run("mount", "--rbind", state, state)
+        run("mount", "-o", "remount,bind,ro", state)
+        refused = node.begin()
+        assert await asyncio.to_thread(refused.wait, 60) == 1
+        assert f"Read-only file system: '{state}" in node.tail()
+        run("umount", "-l", state)
+        node.begin()
+        await node.connected()
+        assert pids(node) == before and alive(set(before.values()))
+
+
+async def test_a_node_that_has_less_and_permits_less_than_before_starts_and_says_so(tmp_path: Path) -> None:
+    async with node_daemon(tmp_path, CAPABILITIES='["CAP_SYS_PTRACE"]') as node:
+        await node.run(spec("a", FOREVER, capabilities_add=("CAP_SYS_PTRACE",)))
+        before = pids(node)
+        node.kill(signal.SIGTERM)
+        node.settings |= {"CAPABILITIES": "[]", "MEM": "8", "ATTRIBUTES": '{"rack": "b"}'}
+        node.begin()
+        await node.connected()
+        said = [event["reason"] for event in node.events() if event["event"] == "tasks no longer fit this node"]
+        assert said == [
+            "its tasks hold 8 MiB memory more than it has",
+            "task a has capability CAP_SYS_PTRACE, which it no longer permits",
+        ]
+        assert pids(node) == before and node.in_state(TaskState.RUNNING) == {"a"}
+        (view,) = node.master.nodes.all()
+        assert view.node.resources.mem == 8 and view.node.attributes == (("rack", "b"),)
+
+
+async def test_every_line_of_an_agents_log_says_whose_it_is(tmp_path: Path) -> None:
+    async with node_daemon(tmp_path) as node:
+        await node.master.tasks.add("n1", [spec("a", FOREVER, user="4294967295:0"), spec("b", FOREVER, "nowhere")])
+        await until(lambda: all(known.over for known in node.known()), "both have failed", node.tail)
+        lines = [json.loads(line) for line in node.log.read_text().splitlines()]
+        assert {(line["daemon"], line["node"]) for line in lines} == {("agent", "n1")}
+        assert {line["level"] for line in lines} <= {"info", "warning", "error"}
+        assert {known.spec.id for known in node.known()} >= {line["task"] for line in lines if "task" in line}
+
+
+@pytest.mark.parametrize("jump_s", [-86_400.0, 86_400.0])
+async def test_a_clock_that_jumps_makes_no_grace_shorter_or_longer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jump_s: float
+) -> None:
+    now, loop = time.time, asyncio.get_running_loop()
+    check = HealthCheck(ProbeKind.COMMAND, argv=("true",), delay_s=0.0, interval_s=0.1, grace_s=60.0)
+    async with agent(tmp_path / "state") as made:
+        ignores = ("sh", "-c", "trap '' TERM; while :; do sleep 0.1; done")
+        wanted = task("web.1", *ignores, kill_grace_s=1.0, health_checks=(check,))
+        made.reconciler.assign(wanted, kill=False)
+        await made.reached("web.1", TaskState.RUNNING)
+        monkeypatch.setattr(time, "time", lambda: now() + jump_s)
+        await until(lambda: made.reports[-1].healthy is True, "it is found to be well")
+        began, sequence = loop.time(), made.reports[-1].sequence
+        made.reconciler.assign(wanted, kill=True)
+        ended = await made.reached("web.1", TaskState.FINISHED)
+        assert 1.0 <= loop.time() - began < 10.0
+        assert ended.reason == "killed with SIGKILL after 1 s of grace" and ended.sequence > sequence
 
 
 async def restarted(node: NodeDaemon) -> None:

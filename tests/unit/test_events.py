@@ -10,20 +10,27 @@ from pathlib import Path
 
 import httpx2
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from agent import metrics
 from agent.usage import Sampler
 from cli.events import describe, parse
+from frameworks.services import catalog
+from frameworks.services import metrics as service_metrics
+from frameworks.services.definition import Definition
+from frameworks.services.framework import Services
 from master.events import Event, Events
 from master.rest.app import create_app
 from master.rest.observe import observe_router
-from model.metrics import Family, Kind, container_families, expose
+from master.store import metrics as store_metrics
+from model.metrics import Family, Kind, container_families, expose, gauge
 from model.task import TaskState, Usage
 from tests.unit.cluster import node, until
 from tests.unit.control import Master, master, task
 from tests.unit.node import Life, World
 
 pytestmark = pytest.mark.anyio
+OVERLAY = [{"mode": "container", "name": "overlay"}]
 
 
 @pytest.fixture
@@ -141,6 +148,19 @@ async def test_metrics_of_the_master(parts: Master) -> None:
     assert 'task="a.1"' in cpu and 'node="n1"' in cpu and cpu.endswith("} 1.5")
 
 
+async def test_metrics_of_services_and_of_the_store(parts: Master) -> None:
+    services = Services(parts.store, parts.allocator.subscribe("services"))
+    await catalog.add(
+        parts.store, Definition.model_validate({"id": "/a", "cmd": "true", "instances": 2, "networks": OVERLAY})
+    )
+    await services._load_apps()
+    text = expose((*service_metrics.families(services), *store_metrics.families(parts.store)))
+    read = {family.name: family.samples[0].value for family in text_string_to_metric_families(text)}
+    assert (read["tepui_services"], read["tepui_deployments"], read["tepui_service_instances"]) == (1, 1, 2)
+    assert read["tepui_store_writes"] >= read["tepui_store_commits"] > 1 and read["tepui_store_commit_seconds"] > 0
+    assert read["tepui_store_size_bytes"] > 4096 and read["tepui_store_waiting_writes"] == 0
+
+
 async def test_metrics_of_a_node_are_on_loopback(tmp_path: Path, unused_port: int) -> None:
     life = Life(World(tmp_path))
     sampler = Sampler(life.reconciler.living, life.reconciler._containers.usage)
@@ -170,6 +190,19 @@ async def answered(http: httpx2.AsyncClient) -> str:
 async def test_a_port_that_is_taken_costs_the_metrics_and_nothing_else(unused_port: int) -> None:
     async with await asyncio.start_server(lambda *_: None, metrics.ADDRESS, unused_port):
         await asyncio.wait_for(metrics.serve(unused_port, str), 10)
+
+
+def test_a_parser_of_prometheus_reads_what_was_meant() -> None:
+    labels = (("task", 'web "1"\\'), ("owner", "/a\nb"))
+    usage = Usage(cpu_s=1.5, mem_bytes=7, mem_limit_bytes=None, net_sent_packets=3)
+    families = [*container_families([(labels, usage)]), gauge("node_load1", "Load.", 0.25)]
+    read = {family.name: family for family in text_string_to_metric_families(expose(families))}
+    for family in families:
+        found = read[family.name.removesuffix("_total")]
+        assert (found.type, found.documentation) == (family.kind.value, family.help)
+        samples = [(tuple(sample.labels.items()), sample.value) for sample in found.samples]
+        assert samples == [(each, float(value)) for each, value in family.samples]
+    assert len(read) == len(families)
 
 
 def test_metrics_are_written_as_prometheus_reads_them() -> None:

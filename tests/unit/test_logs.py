@@ -109,7 +109,7 @@ async def test_a_task_that_is_forgotten_while_it_is_followed(tmp_path: Path) -> 
     [
         ("absent", "stdout", "log of absent: stdout of absent: No such file or directory"),
         ("../a", "stdout", "log of ../a: '../a' is not a task id"),
-        ("a", "../../a/stdout", "no stream '../../a/stdout': stdout or stderr"),
+        ("a", "../../a/stdout", "no stream '../../a/stdout': stdout, stderr or both"),
         ("link", "stdout", "Too many levels of symbolic links"),
     ],
 )

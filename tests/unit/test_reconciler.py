@@ -73,6 +73,43 @@ async def start(directory: Path, *, spares: bool = False) -> tuple[World, Life]:
     return world, life
 
 
+async def test_an_end_that_can_not_be_written_down_is_put_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    world, life = await start(tmp_path)
+    for name in ("a", "b"):
+        life.reconciler.assign(spec(name), kill=False)
+    await until(lambda: world.running().keys() == {"a", "b"})
+
+    def full(record: TaskRecord) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(life.checkpoint, "save", full)
+        life.reconciler.assign(spec("a"), kill=True)
+        assert await life.reconciler.settle() == ["task a is not written down: [Errno 28] No space left on device"]
+        assert world.running().keys() == {"a", "b"}
+    assert await life.reconciler.settle() == []
+    await until(is_over(world, "a"))
+    assert state(world, "a") is TaskState.KILLED and world.running().keys() == {"b"}
+    await life.end()
+
+
+async def test_a_task_whose_record_is_damaged_does_not_run_again(tmp_path: Path) -> None:
+    world, life = await start(tmp_path)
+    for name in ("a", "b"):
+        life.reconciler.assign(spec(name), kill=False)
+    await until(lambda: world.running().keys() == {"a", "b"})
+    await life.end()
+    (tmp_path / "tasks/a.json").write_bytes(b"{")
+    for _ in range(2):
+        again = Life(world)
+        assert await again.begin()
+        again.reconciler.assign(spec("a"), kill=False)
+        await until(is_over(world, "a"))
+        assert state(world, "a") is TaskState.LOST and "damaged" in world.master["a"].reason
+        assert world.running().keys() == {"b"} and world.launched["a"] == 1
+        await again.end()
+
+
 async def test_a_task_from_acceptance_to_oblivion(tmp_path: Path) -> None:
     world, life = await start(tmp_path)
     life.reconciler.assign(spec("a"), kill=False)
