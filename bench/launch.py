@@ -32,6 +32,7 @@ from agent.reconciler import Reconciler
 from agent.sandboxes import Sandboxes
 from bench.report import Report, Row, from_json, percentile
 from isolators import mount
+from isolators.persistent import PersistentVolumes
 from isolators.rights import NO_RIGHTS
 from isolators.standard import standard_isolators
 from model.network import Block, Network, NetworkKind, Vtep, vtep_mac
@@ -102,7 +103,8 @@ class Ours:
         await self._networks.__aenter__()
         await self._networks.configure(_overlay(node))
         await self._launcher.start()
-        isolators = standard_isolators(self._directories.state, self._networks, f"tepui-bench-{os.getpid()}", NO_RIGHTS)
+        state, cgroup = self._directories.state, f"tepui-bench-{os.getpid()}"
+        isolators = standard_isolators(state, self._networks, PersistentVolumes(state), cgroup, NO_RIGHTS)
         self.containers = Containers(self._directories, isolators, self._launcher)
         checkpoint, ready = Checkpoint(self._directories.tasks), asyncio.Event()
         ready.set()

@@ -19,6 +19,7 @@ from typing import Any
 
 from isolators import mount
 from isolators.base import BundlePart, Container, Isolator, IsolatorError, Sandbox, Unsupported
+from isolators.mount_points import make_points
 from model.limits import Tmpfs
 from model.mounts import MOST_MIB, tmpfs_problem
 from model.network import Address
@@ -124,6 +125,7 @@ class FilesystemIsolator(Isolator):
 
     def _mount(self, container: Container) -> None:
         if not container.task.rootfs:
+            make_points(container)
             _mount_overlay(Path("/"), container)
         else:
             lower = container.directory / "lower"

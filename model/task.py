@@ -13,6 +13,7 @@ from enum import IntEnum, StrEnum
 from model.health import Health, HealthCheck, Readiness, ReadinessCheck
 from model.limits import TaskLimits, Tmpfs
 from model.resources import Resources
+from model.volume import VolumeMount
 
 
 class TaskState(IntEnum):
@@ -97,8 +98,8 @@ class TaskSpec:
     `owner` is what the framework calls the thing this task belongs to (`/web`). An empty `rootfs` means the node's own
     file system, read-only, under a private writable layer. `pids` bounds processes and threads together.
     `seccomp` is a profile in Docker's format, `unconfined`, or empty for the default. Capabilities are written like
-    `CAP_NET_RAW`; those dropped may be `ALL`. With `read_only` nothing can be written but what is mounted: `tmpfs`, and
-    the temporary directories that every container has. `shm` is the size of /dev/shm in MiB.
+    `CAP_NET_RAW`; those dropped may be `ALL`. With `read_only` nothing can be written but what is mounted: `tmpfs`,
+    `volumes`, and the temporary directories that every container has. `shm` is the size of /dev/shm in MiB.
     """
 
     id: str
@@ -128,6 +129,7 @@ class TaskSpec:
     read_only: bool = False
     tmpfs: tuple[Tmpfs, ...] = ()
     shm: int = 64
+    volumes: tuple[VolumeMount, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

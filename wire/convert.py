@@ -16,6 +16,7 @@ from model.node import Node
 from model.resources import Resources
 from model.task import Port, Protocol, Rlimit, Secret, TaskSpec, TaskState, TaskStatus, Usage
 from model.vip import Backend, Vip
+from model.volume import VOLUME_ID, Propagation, VolumeKind, VolumeMount
 from wire import control_pb2 as pb
 from wire import health
 from wire.health import finite as _finite
@@ -64,6 +65,7 @@ def task_to_wire(task: TaskSpec) -> pb.Task:
         health_checks=map(health.check_to_wire, task.health_checks),
         readiness_checks=map(health.readiness_check_to_wire, task.readiness_checks),
         kill_signal=task.kill_signal,
+        volumes=[pb.VolumeMount(**asdict(mount)) for mount in task.volumes],
     )
 
 
@@ -99,6 +101,7 @@ def task_from_wire(message: pb.Task) -> TaskSpec:
         health_checks=tuple(map(health.check_from_wire, message.health_checks)),
         readiness_checks=tuple(map(health.readiness_check_from_wire, message.readiness_checks)),
         kill_signal=message.kill_signal or "SIGTERM",
+        volumes=tuple(map(_volume_from_wire, message.volumes)),
     )
 
 
@@ -336,6 +339,23 @@ def vip_from_wire(message: pb.Vip) -> Vip:
             Backend(backend.task_id, backend.node, ip_address(backend.address), backend.port, backend.weight)
             for backend in message.backends
         ),
+    )
+
+
+def volume_id_from_wire(text: str) -> str:
+    if not VOLUME_ID.fullmatch(text):
+        raise ValueError(f"{text!r} is no id of a volume")
+    return text
+
+
+def _volume_from_wire(message: pb.VolumeMount) -> VolumeMount:
+    return VolumeMount(
+        destination=message.destination,
+        kind=VolumeKind(message.kind),
+        source=message.source,
+        read_only=message.read_only,
+        propagation=Propagation(message.propagation),
+        size=message.size,
     )
 
 

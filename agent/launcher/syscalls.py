@@ -62,7 +62,10 @@ MOUNT_ATTR_NODEV = 0x4
 MOUNT_ATTR_NOEXEC = 0x8
 MOUNT_ATTR_NOATIME = 0x10
 MOUNT_ATTR_STRICTATIME = 0x20
+MOUNT_ATTR_IDMAP = 0x00100000
 MS_PRIVATE = 1 << 18
+MS_SLAVE = 1 << 19
+MS_SHARED = 1 << 20
 MNT_DETACH = 0x2
 
 RESOLVE_NO_MAGICLINKS = 0x02
@@ -138,8 +141,10 @@ def move_mount(tree: int, target: int, path: str) -> None:
     _syscall(path, NR_MOVE_MOUNT, tree, b"", target, b"", flags)
 
 
-def mount_setattr(tree: int, flags: int, path: str, *, attr_set: int = 0, propagation: int = 0) -> None:
-    attributes = struct.pack("4Q", attr_set, 0, propagation, 0)
+def mount_setattr(
+    tree: int, flags: int, path: str, *, attr_set: int = 0, propagation: int = 0, userns: int = 0
+) -> None:
+    attributes = struct.pack("4Q", attr_set, 0, propagation, userns)
     _syscall(path, NR_MOUNT_SETATTR, tree, b"", flags | AT_EMPTY_PATH, attributes, len(attributes))
 
 

@@ -27,6 +27,7 @@ from isolators.disk import DiskIsolator
 from isolators.filesystem import FilesystemIsolator
 from isolators.mount import mount_points
 from isolators.namespaces import NamespacesIsolator
+from isolators.persistent import PersistentVolumes
 from isolators.privileges import PrivilegesIsolator
 from isolators.process import ProcessIsolator
 from isolators.rights import NO_RIGHTS, Rights
@@ -34,6 +35,7 @@ from isolators.rlimits import RlimitsIsolator
 from isolators.seccomp import SeccompIsolator
 from isolators.secrets import SecretsIsolator
 from isolators.sysctls import SysctlsIsolator
+from isolators.volumes import VolumesIsolator
 from model.resources import Resources
 from model.task import TaskSpec
 from tests.kernel.cgroup_files import CGROUPS as CGROUPS
@@ -132,6 +134,7 @@ def isolators_of(state: Path, prefix: str, rights: Rights = NO_RIGHTS) -> list[I
     """Without the network's."""
     return [
         FilesystemIsolator(state),
+        VolumesIsolator(state, PersistentVolumes(state.parent), rights),
         DiskIsolator(state),
         CgroupIsolator(prefix, rights),
         NamespacesIsolator(rights),
