@@ -94,7 +94,7 @@ def test_defaults_are_marathons() -> None:
         ({"networks": LEAST["networks"] * 2}, "/networks", "more than one"),
         ({"container": {"type": "DOCKER"}}, "/container/type", "MESOS"),
         ({"container": {"docker": {"image": "nginx"}}}, "/container/docker/image", "not supported"),
-        ({"container": {"volumes": [{}]}}, "/container/volumes", "not supported"),
+        ({"container": {"volumes": [{}]}}, "/container/volumes(0)/containerPath", "required"),
         ({"container": {"portMappings": [MAPPING, MAPPING]}}, "/container", "8080/tcp occurs more than once"),
         ({"taskKillGracePeriodSeconds": -1}, "/taskKillGracePeriodSeconds", "greater than or equal"),
         ({"backoffFactor": 0.5}, "/backoffFactor", "greater than or equal to 1"),
