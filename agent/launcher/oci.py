@@ -157,8 +157,8 @@ def _ended(pid: int) -> bool:
 
 
 def _open_way(container: str, bundle: Bundle) -> None:
+    made = _open_made(container, bundle)  # what is open belongs to the node's mount namespace
     sc.unshare(sc.CLONE_NEWNS)
-    made = _open_made(container, bundle)  # before nothing comes from the node any more
     node = os.open("/", sc.O_PATH | os.O_CLOEXEC)
     sc.mount_setattr(node, sc.AT_RECURSIVE, "/", propagation=sc.MS_PRIVATE)
     if os.path.ismount(UNIFIED):  # crun refuses a hybrid of both versions
