@@ -85,7 +85,8 @@ class VolumesIsolator(Isolator):
         self._exceeded.pop(sandbox.id, None)
         self._kept.release(sandbox.id)
         try:
-            await asyncio.to_thread(remove_tree, sandbox.layer / VOLUMES)
+            if (sandbox.layer / VOLUMES).is_dir():
+                await asyncio.to_thread(remove_tree, sandbox.layer / VOLUMES)
         except OSError as error:
             raise IsolatorError(f"remove volumes of {sandbox.id}: {error.filename}: {error.strerror}") from error
 

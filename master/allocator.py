@@ -267,10 +267,9 @@ class FrameworkSubscription:
         await self._tasks.mark(task_id)
 
     def volumes(self) -> tuple[VolumeView, ...]:
-        own = (record for record in self._volumes.all() if record.volume.framework == self.framework)
-        return tuple(
-            VolumeView(record.volume, record.node, self._volumes.user(record), record.destroying) for record in own
-        )
+        own = self._volumes.of(self.framework)
+        users = self._volumes.users(own)
+        return tuple(VolumeView(each.volume, each.node, users.get(each.volume.id, ""), each.destroying) for each in own)
 
     async def destroy(self, volume_id: str) -> None:
         record = self._volumes.get(volume_id)

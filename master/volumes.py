@@ -8,7 +8,7 @@ until the node has said that it is gone.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -65,10 +65,19 @@ class Volumes:
     def reserved(self, node: str) -> Resources:
         return Resources(disk=sum(each.volume.size for each in self._records.values() if each.node == node))
 
+    def of(self, framework: str) -> list[VolumeRecord]:
+        return [record for record in self.all() if record.volume.framework == framework]
+
     def user(self, record: VolumeRecord) -> str:
         """The id of the task that uses it; empty when none does."""
         users = (each.spec for each in active(self._tasks.on(record.node)))
         return next((spec.id for spec in users if record.volume.id in persistent(spec.volumes)), "")
+
+    def users(self, records: Iterable[VolumeRecord]) -> dict[str, str]:
+        """The same for many, by the ids of volumes that are used."""
+        nodes = {record.node for record in records}
+        specs = (each.spec for node in nodes for each in active(self._tasks.on(node)))
+        return {volume: spec.id for spec in specs for volume in persistent(spec.volumes)}
 
     @contextmanager
     def claimed(

@@ -268,9 +268,8 @@ class Services:
         """Of apps that are gone, and of instances that have lost a part. Returns when to come back, as above."""
         views = self._subscription.volumes()
         self._condemned &= {view.volume.id for view in views}
-        for view in views:
-            if view.volume.owner not in self._apps.keys() | self._unreadable:
-                self._condemned.add(view.volume.id)
+        owners = self._apps.keys() | self._unreadable
+        self._condemned |= {view.volume.id for view in views if view.volume.owner not in owners}
         for volume in sorted(remains(views, self._condemned)):
             try:
                 await self._subscription.destroy(volume)
@@ -299,6 +298,8 @@ class Services:
     def _demands(self, app: App, now: float) -> list[Demand]:
         """Those that go on where their volumes are, and those that may begin anywhere."""
         count = min(self._missing(app), LAUNCHES)
+        if not app.definition.kept(FRAMEWORK, ""):
+            return [_demand(app, count)]
         patience_s = (app.definition.residency or Residency()).patience_s
         going_on = self._waiting.choose(self._idle(app), count, patience_s, now)
         demands = [_pinned(app, instance) for instance in going_on]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -21,6 +22,7 @@ from model.volume import Propagation, VolumeKind, VolumeMount, parse_host_volume
 from tests.kernel.agent import Agent, agent
 from tests.kernel.namespaces import run
 from tests.kernel.sandbox import Sandbox, exit_of, output, sandbox, task, until
+from tests.oci import violations
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("host_mounts")]
 
@@ -394,6 +396,18 @@ def test_each_volume_is_a_project_where_there_are_quotas(tmp_path: Path) -> None
         assert project_quota.project_of(paths[1] / "file") == first[1]
     finally:
         run("umount", str(point))
+
+
+async def test_their_bundle_is_by_the_specification(open_sandbox: Open, host: Path) -> None:
+    async with open_sandbox(f"{host}:rw") as node:
+        container, _ = await node.start(shell("true", of(host), SCRATCH, KEPT))
+        config = json.loads((container.directory / "config.json").read_text())
+    assert violations({"ociVersion": "1.2.0", **config}) == []
+    assert [mount["destination"] for mount in config["mounts"] if "uidMappings" in mount] == [
+        "/kept",
+        "/scratch",
+        "/volume",
+    ]
 
 
 async def test_a_failed_start_leaves_nothing(open_sandbox: Open, host: Path) -> None:
