@@ -19,6 +19,7 @@ from agent.node_network import NodeNetwork
 from agent.reconciler import Reconciler
 from agent.renewal import Dial, describe
 from agent.streams import Streams
+from agent.volumes import VolumeRemovals
 from model.node import Node
 from model.task import TaskStatus, Usage
 from pki.credentials import CredentialError
@@ -61,12 +62,16 @@ class Session:
         self._news.add(status.task_id)
         self._wake.set()
 
-    async def run(self, reconciler: Reconciler, streams: Streams) -> None:
+    def wake(self) -> None:
+        """There is something new to tell."""
+        self._wake.set()
+
+    async def run(self, reconciler: Reconciler, removals: VolumeRemovals, streams: Streams) -> None:
         """Until cancelled."""
         bound = BACKOFF_FIRST_S
         said = ""
         while True:
-            connected, reason = await self._attempt(reconciler, streams)
+            connected, reason = await self._attempt(reconciler, removals, streams)
             if connected:
                 bound, said = BACKOFF_FIRST_S, ""
             if reason != said:
@@ -75,11 +80,12 @@ class Session:
             await asyncio.sleep(random.uniform(0.1 * bound, bound))
             bound = min(2 * bound, BACKOFF_MOST_S)
 
-    async def _attempt(self, reconciler: Reconciler, streams: Streams) -> tuple[bool, str]:
+    async def _attempt(self, reconciler: Reconciler, removals: VolumeRemovals, streams: Streams) -> tuple[bool, str]:
         """One session, to its end. Whether it came about, and why it ended."""
         try:
             async with self._dial() as channel:
-                conversation = _Conversation(self, reconciler, streams, control_pb2_grpc.ControlStub(channel))
+                stub = control_pb2_grpc.ControlStub(channel)
+                conversation = _Conversation(self, reconciler, removals, streams, stub)
                 try:
                     reason = await conversation.run()
                 except grpc.aio.AioRpcError as error:
@@ -93,11 +99,18 @@ class _Conversation:
     """The state of one session: what was received, what of it was applied, and what the other side knows."""
 
     def __init__(
-        self, session: Session, reconciler: Reconciler, streams: Streams, stub: control_pb2_grpc.ControlStub
+        self,
+        session: Session,
+        reconciler: Reconciler,
+        removals: VolumeRemovals,
+        streams: Streams,
+        stub: control_pb2_grpc.ControlStub,
     ) -> None:
         self.begun = False
         self._session = session
         self._reconciler = reconciler
+        self._removals = removals
+        self._told_removed: set[str] = set()
         self._streams = streams
         self._network = session._network
         self._stub = stub
@@ -147,7 +160,8 @@ class _Conversation:
         wanted = {item.key for item in change.put}
         if change.full:
             self._network.keep_only(wanted)
-            self._reconciler.withdraw_others({key.removeprefix("task/") for key in wanted if key.startswith("task/")})
+            self._reconciler.withdraw_others(_names(wanted, "task/"))
+            self._removals.keep_only(_names(wanted, "volume/"))
         for key in change.remove:
             self._remove(key)
         for item in change.put:
@@ -165,12 +179,16 @@ class _Conversation:
                 self._network.put_peer(convert.peer_from_wire(item.peer))
             case "vip":
                 self._network.put_vip(convert.vip_from_wire(item.vip))
+            case "volume_removal":
+                self._removals.put(convert.volume_id_from_wire(item.volume_removal.id))
             case other:
                 raise ValueError(f"item {item.key}: unknown kind {other}")
 
     def _remove(self, key: str) -> None:
         if key.startswith("task/"):
             self._reconciler.withdraw(key.removeprefix("task/"))
+        elif key.startswith("volume/"):
+            self._removals.withdraw(key.removeprefix("volume/"))
         else:
             self._network.remove(key)
 
@@ -209,8 +227,15 @@ class _Conversation:
             if applied != self._told:
                 await call.write(pb.AgentMessage(applied=applied))
                 self._told = applied
+            for volume in sorted(self._removals.removed - self._told_removed):
+                await call.write(pb.AgentMessage(volume_removed=volume))
+                self._told_removed.add(volume)
             usages = session._usages
             if changed := dict(usages.items() - self._told_usages.items()):
                 await call.write(pb.AgentMessage(usage=convert.usages_to_wire(changed)))
             self._told_usages = usages
             await session._wake.wait()
+
+
+def _names(keys: set[str], kind: str) -> set[str]:
+    return {key.removeprefix(kind) for key in keys if key.startswith(kind)}

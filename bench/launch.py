@@ -38,6 +38,7 @@ from agent.sandboxes import Sandboxes
 from bench.report import Report, Row, from_json, percentile
 from bench.runtimes import Crun, Peer, RuncWithCni
 from isolators import mount
+from isolators.persistent import PersistentVolumes
 from isolators.rights import NO_RIGHTS
 from isolators.standard import standard_isolators
 from model.network import Block, Network, NetworkKind, Vtep, vtep_mac
@@ -106,7 +107,8 @@ class Ours:
         await self._networks.configure(_overlay(node))
         await self._launcher.start()
         state, local = self._directories.state, (self._directories.state.parent,)
-        isolators = standard_isolators(state, self._networks, f"tepui-bench-{os.getpid()}", NO_RIGHTS)
+        cgroup = f"tepui-bench-{os.getpid()}"
+        isolators = standard_isolators(state, self._networks, PersistentVolumes(state), cgroup, NO_RIGHTS)
         self._images = Images(Places(state / "images", self._directories.bundles, state, local))
         await self._images.open()
         provision = Provision(self._images, Fetcher(state / "fetch", local), PullSecrets({}))

@@ -39,8 +39,10 @@ from agent.sandboxes import Sandboxes
 from agent.session import Session
 from agent.streams import Streams
 from agent.usage import Sampler
+from agent.volumes import VolumeRemovals
 from cli.problem import Problem
 from cli.settings import AgentSettings, SettingsError, load, machine_resources, source_address
+from isolators.persistent import PersistentVolumes
 from isolators.rights import Rights
 from isolators.standard import standard_isolators
 from model.node import Node
@@ -108,6 +110,7 @@ async def _run(state: Path) -> None:
         settings.unconfined_seccomp,
         settings.host_network,
         frozenset(settings.devices),
+        frozenset(settings.host_volumes),
     )
     node = replace(_node(name, settings, state), rights=rights.names)
     directories = Directories(state)
@@ -122,7 +125,8 @@ async def _run(state: Path) -> None:
         stack.push_async_callback(launcher.stop)
         ready = asyncio.Event()
         await networks.configure_vip_route(settings.vip_pools)
-        isolators = standard_isolators(state, networks, settings.cgroup, rights)
+        volumes = PersistentVolumes(state)
+        isolators = standard_isolators(state, networks, volumes, settings.cgroup, rights)
         local = tuple(settings.local_sources)
         images = Images(Places(state / "images", directories.bundles, state / "registries", local))
         await images.open()
@@ -135,6 +139,7 @@ async def _run(state: Path) -> None:
         network = NodeNetwork(networks, vips, tuple(settings.vip_pools), sandboxes.drop)
         dial = partial(_dial, state, settings.master)
         session = Session(node, dial, network, ready)
+        removals = VolumeRemovals(volumes, session.wake)
         checkpoint = Checkpoint(directories.tasks)
         report = session.report
         reconciler = Reconciler(containers, sandboxes, checkpoint, node.boot_id, node.resources, report, ready)
@@ -157,7 +162,8 @@ async def _run(state: Path) -> None:
         sandboxes.begin()
         async with asyncio.TaskGroup() as group:
             group.create_task(_tell_when_reconciled(ready, reconciler))
-            group.create_task(session.run(reconciler, streams))
+            group.create_task(session.run(reconciler, removals, streams))
+            group.create_task(removals.run())
             group.create_task(images.keep_tidy())
             group.create_task(keep_renewed(pki_directory(state), dial))
             retention = Retention(3600 * settings.log_keep_h, MIB * settings.log_keep_mib)

@@ -45,11 +45,13 @@ from master.rest.images import images_router
 from master.rest.observe import observe_router
 from master.rest.server import ServerError, listen, serving
 from master.rest.streams import streams_router
+from master.rest.volumes import volumes_router
 from master.store import metrics as store_metrics
 from master.store.base import StoreError
 from master.store.sqlite import SqliteStore
 from master.tasks import Tasks
 from master.tokens import Tokens
+from master.volumes import Volumes
 from pki.authority import Authority, AuthorityError
 from pki.credentials import (
     CERTIFICATE_FILE,
@@ -184,19 +186,20 @@ class _Master:
         self.tasks = Tasks(store)
         self.nodes = Nodes(store, settings.unreachable_after_s, settings.lost_after_s)
         self.networks = Networks(store)
+        self.volumes = Volumes(store, self.tasks)
         self.events = Events(self.tasks, self.nodes)
         self.tokens = Tokens(store, authority.fingerprint)
         desired = Desired()
         self.discovery = Discovery(store, self.tasks, self.nodes, desired, settings.vip_pool)
-        self.dispatcher = Dispatcher(self.tasks, self.nodes, self.networks, desired)
+        self.dispatcher = Dispatcher(self.tasks, self.nodes, self.networks, self.volumes, desired)
         self.logs = Logs(self.dispatcher.streams)
-        self.allocator = Allocator(self.tasks, self.nodes, self.networks)
+        self.allocator = Allocator(self.tasks, self.nodes, self.networks, self.volumes)
         self.services = Services(store, self.allocator.subscribe(FRAMEWORK))
 
     async def run(self) -> None:
         """Until cancelled."""
         self.refuse_ports_in_use()
-        for part in (self.tasks, self.networks, self.nodes, self.discovery, self.dispatcher):
+        for part in (self.tasks, self.volumes, self.networks, self.nodes, self.discovery, self.dispatcher):
             await part.load()
         host = str(self.settings.listen)
         enrolment = enrolment_app(self.authority, self.tokens.redeem)
@@ -234,7 +237,8 @@ class _Master:
         observe = observe_router(self.tasks, self.nodes, self.events, others)
         adjustments = adjustments_router(self.tasks, Adjustments(self.tasks, self.allocator))
         images = images_router(self.nodes, self.dispatcher.streams)
-        everything = [cluster, streams, observe, adjustments, images, *routers(self.store, self.services)]
+        volumes = volumes_router(self.volumes, self.nodes)
+        everything = [cluster, streams, observe, adjustments, images, volumes, *routers(self.store, self.services)]
         return create_app(lambda token: admin_token.matches(token, self.digest), everything, PUBLIC)
 
     @asynccontextmanager

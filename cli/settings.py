@@ -9,14 +9,19 @@ import os
 import socket
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
-from pydantic import Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from model.node import LOST_AFTER_S, UNREACHABLE_AFTER_S
+from model.volume import HostVolume, parse_host_volume
 
 Port = Field(ge=1, le=65535)
+
+
+def _host_volume(value: object) -> object:
+    return parse_host_volume(value) if isinstance(value, str) else value
 
 
 class SettingsError(Exception):
@@ -55,7 +60,8 @@ class MasterSettings(_Settings):
 class AgentSettings(_Settings):
     """`cpus` (thousandths), `mem` and `disk` (MiB) are what may be handed out; None: what the machine has, less a
     reserve for itself. `address` is the node's on the underlay; None: the one that leads to the master. `capabilities`,
-    `unconfined_seccomp`, `host_network` and `devices` permit tasks what the defaults do not (`isolators/rights.py`).
+    `unconfined_seccomp`, `host_network`, `devices` and `host_volumes` (each `/srv/data:rw`, or `:ro`, or `:rshared`)
+    permit tasks what the defaults do not (`isolators/rights.py`).
     `runtime` makes containers' first processes: our own launcher, or another OCI runtime that is installed here.
 
     Of each stream of a task `log_files` of `log_file_mib` are kept, unless the task asks for something else
@@ -79,6 +85,7 @@ class AgentSettings(_Settings):
     unconfined_seccomp: bool = False
     host_network: bool = False
     devices: list[str] = []
+    host_volumes: list[Annotated[HostVolume, BeforeValidator(_host_volume)]] = []
     runtime: Literal["native", "crun", "runc"] = "native"
     local_sources: list[Path] = []
     pull_secrets: dict[str, Path] = {}

@@ -1,4 +1,5 @@
-"""Bounds what a container may write to its private layer, where its task asks for an amount of disk.
+"""Bounds what a container may write to its private layer and its ephemeral volumes, where its task asks for an amount
+of disk.
 
 Where the file system enforces project quotas (XFS, mounted with `prjquota`) the layer is a project of its own: a write
 beyond the limit fails. Elsewhere the layer is measured at intervals, and a task that is found over its limit ends with
@@ -26,6 +27,7 @@ from model.task import Usage
 MIB = 1 << 20
 SHORTEST_INTERVAL_S = 1.0
 PATIENCE = 50
+VOLUMES = "volumes"  # the ephemeral ones, in Sandbox.layer
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +40,7 @@ class Layer:
 
 
 class DiskIsolator(Isolator):
-    """Prepared after the file system, which makes the layer."""
+    """Prepared after the file system, which makes the layer, and the volumes, of which some are in it."""
 
     name = "disk"
 
@@ -60,8 +62,9 @@ class DiskIsolator(Isolator):
         if self._quotas:
             with _operation("set disk quota", container):
                 _limit(container, container.task.resources.disk)
-                for directory in ("upper", "work", "work/work"):  # a rename must not lead from project to project
-                    project_quota.assign(container.layer / directory, _project(container))
+                # All that is next to each other: a rename must not lead from project to project.
+                for directory in (*_written(container), container.layer / "work", container.layer / "work/work"):
+                    project_quota.assign(directory, _project(container))
         return {}
 
     async def watch(self, container: Container) -> Limit | None:
@@ -110,9 +113,7 @@ class DiskIsolator(Isolator):
         layer = self._layer(container)
         with _operation("measure disk", container):
             try:
-                used = disk_usage.used_bytes(container.layer / "upper")
-                if (workspace := container.layer / DIRECTORY).is_dir():
-                    used += disk_usage.used_bytes(workspace)
+                used = sum(map(disk_usage.used_bytes, _written(container)))
             except disk_usage.TooDeep as error:
                 self._keep(container, replace(layer, exceeded=Limit(f"disk limit can not be held: {error}")))
             else:
@@ -123,6 +124,11 @@ class DiskIsolator(Isolator):
     def _keep(self, container: Container, layer: Layer) -> None:
         if container.id in self._layers:  # else it was cleaned up while it was measured
             self._layers[container.id] = layer
+
+
+def _written(container: Container) -> list[Path]:
+    own = [container.layer / "upper", container.layer / DIRECTORY, *(container.layer / VOLUMES).glob("*")]
+    return [directory for directory in own if directory.is_dir()]
 
 
 def _limit(container: Container | Sandbox, limit: int) -> None:

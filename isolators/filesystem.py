@@ -19,6 +19,7 @@ from typing import Any
 
 from isolators import layers, mount
 from isolators.base import BundlePart, Container, Isolator, IsolatorError, Sandbox, Unsupported
+from isolators.mount_points import make_points
 from model.limits import Tmpfs
 from model.mounts import MOST_MIB, tmpfs_problem
 from model.network import Address
@@ -131,6 +132,7 @@ class FilesystemIsolator(Isolator):
             self._attach_idmapped(Path(container.task.rootfs), lower, container)
             _mount_overlay(str(lower), container)
         else:
+            make_points(container)
             _mount_overlay("/", container)
         self._close_namespace(container.sandbox)
 

@@ -32,9 +32,11 @@ MS_NOSUID = 0x2
 MS_NODEV = 0x4
 MS_NOEXEC = 0x8
 MNT_DETACH = 0x2
+O_PATH = 0o10000000
 UMOUNT_NOFOLLOW = 0x8
 O_PATH = 0o10000000
 RESOLVE_IN_ROOT = 0x10
+RESOLVE_BENEATH = 0x08
 RESOLVE_NO_MAGICLINKS = 0x02
 
 _OCTAL = re.compile(r"\\([0-7]{3})")
@@ -88,13 +90,23 @@ def move_mount(tree: int, target: Path) -> None:
 
 
 def open_in_root(root: Path, path: str, flags: int = os.O_RDONLY) -> int:
-    """Opens a file for reading as if `root` were `/`: no symbolic link leads out (openat2(2), RESOLVE_IN_ROOT). Tried
-    again when anything was renamed or mounted anywhere while a `..` was looked up: the kernel can't tell then."""
+    """Opens a file for reading as if `root` were `/`: no symbolic link leads out (openat2(2), RESOLVE_IN_ROOT)."""
+    # O_NONBLOCK: an image may have a FIFO there, and opening one waits for its other end.
+    return _openat2(root, path, flags | (0 if flags & O_PATH else os.O_NONBLOCK), RESOLVE_IN_ROOT)
+
+
+def open_beneath(root: Path, path: str) -> int:
+    """A place (O_PATH), looked up from `root`, which may be a file if the path is empty: a link that leads out is an
+    error (EXDEV)."""
+    return _openat2(root, path, O_PATH, RESOLVE_BENEATH) if path else os.open(root, O_PATH | os.O_CLOEXEC)
+
+
+def _openat2(root: Path, path: str, flags: int, resolve: int) -> int:
+    """Tried again when anything was renamed or mounted anywhere while a `..` was looked up: the kernel can't tell then
+    whether that led out."""
     directory = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        # O_NONBLOCK: an image may have a FIFO there, and opening one waits for its other end.
-        flags |= os.O_CLOEXEC | (0 if flags & O_PATH else os.O_NONBLOCK)
-        how = struct.pack("3Q", flags, 0, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
+        how = struct.pack("3Q", flags | os.O_CLOEXEC, 0, resolve | RESOLVE_NO_MAGICLINKS)
         for _ in range(OPENAT2_ATTEMPTS - 1):
             try:
                 return _syscall(path, NR_OPENAT2, directory, os.fsencode(path), how, len(how))
@@ -103,6 +115,15 @@ def open_in_root(root: Path, path: str, flags: int = os.O_RDONLY) -> int:
         return _syscall(path, NR_OPENAT2, directory, os.fsencode(path), how, len(how))
     finally:
         os.close(directory)
+
+
+def fstatfs_type(descriptor: int) -> int:
+    """The magic number of the file system that the file is on."""
+    buffer = ctypes.create_string_buffer(256)
+    if _libc.fstatfs(ctypes.c_int(descriptor), buffer) < 0:
+        raise _error(f"fd {descriptor}")
+    kind: int = struct.unpack_from("l", buffer)[0]
+    return kind
 
 
 def mount_points() -> list[MountPoint]:

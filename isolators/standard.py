@@ -14,6 +14,7 @@ from isolators.disk import DiskIsolator
 from isolators.filesystem import FilesystemIsolator
 from isolators.namespaces import NamespacesIsolator
 from isolators.network import NetworkIsolator
+from isolators.persistent import PersistentVolumes
 from isolators.privileges import PrivilegesIsolator
 from isolators.process import ProcessIsolator
 from isolators.rights import Rights
@@ -21,24 +22,28 @@ from isolators.rlimits import RlimitsIsolator
 from isolators.seccomp import SeccompIsolator
 from isolators.secrets import SecretsIsolator
 from isolators.sysctls import SysctlsIsolator
+from isolators.volumes import VolumesIsolator
 from isolators.workspace import WorkspaceIsolator
 from netns.driver import Driver
 
 
-def standard_isolators(state_directory: Path, networks: Driver, cgroup: str, rights: Rights) -> tuple[Isolator, ...]:
+def standard_isolators(
+    state_directory: Path, networks: Driver, volumes: PersistentVolumes, cgroup: str, rights: Rights
+) -> tuple[Isolator, ...]:
     """`cgroup` is the subtree, relative to each hierarchy's root, in which containers get theirs; `rights` is what
     tasks may ask for beyond the defaults."""
     return (
         CgroupIsolator(cgroup, rights),
         NamespacesIsolator(rights),
         FilesystemIsolator(state_directory),
+        WorkspaceIsolator(),
+        VolumesIsolator(state_directory, volumes, rights),
         DiskIsolator(state_directory),
         CapabilitiesIsolator(rights),
         SeccompIsolator(rights),
         PrivilegesIsolator(),
         RlimitsIsolator(),
         SysctlsIsolator(),
-        WorkspaceIsolator(),
         ProcessIsolator(),
         SecretsIsolator(state_directory),
         NetworkIsolator(networks),

@@ -1,8 +1,9 @@
 """Offers nodes' free resources to frameworks, and holds the master's end of the offer contract (`offers.py`).
 
-Free is what the node has, less what its tasks that are not over use, less what is on offer or just being accepted. A
-node's free resources are offered whole, to one framework at a time, in turn. Nothing here is on disk but the tasks
-themselves: after a restart of the master every framework subscribes again, and offers begin anew.
+Free is what the node has, less what its tasks that are not over use and its persistent volumes hold, less what is on
+offer or just being accepted. A node's free resources are offered whole, to one framework at a time, in turn. Nothing
+here is on disk but tasks and volumes themselves: after a restart of the master every framework subscribes again, and
+offers begin anew.
 """
 
 from __future__ import annotations
@@ -16,13 +17,26 @@ from dataclasses import dataclass, field
 
 from master.networks import Networks
 from master.nodes import Nodes, NodeView
-from master.offers import Event, Offer, OfferGone, Offers, Rescinded, TaskView, UnknownTask, Update
+from master.offers import (
+    Event,
+    Offer,
+    OfferGone,
+    Offers,
+    Rescinded,
+    TaskView,
+    UnknownTask,
+    UnknownVolume,
+    Update,
+    VolumeView,
+)
 from master.store.base import StoreError
 from master.tasks import TaskRecord, Tasks
+from master.volumes import VolumeRecord, Volumes
 from model.node import NodeState
 from model.resources import Resources, describe
-from model.rights import needed
+from model.rights import missing, needed
 from model.task import TASK_ID, TaskSpec
+from model.volume import PersistentVolume
 
 OFFER_DEADLINE_S = 30.0
 REPEAT_S = 1.0  # an update whose acknowledgement could not be written down
@@ -58,8 +72,9 @@ class _Inbox:
 
 
 class Allocator:
-    def __init__(self, tasks: Tasks, nodes: Nodes, networks: Networks) -> None:
+    def __init__(self, tasks: Tasks, nodes: Nodes, networks: Networks, volumes: Volumes) -> None:
         self.tasks = tasks
+        self.volumes = volumes
         self.accepting: dict[str, Offer] = {}  # their tasks are on the way to the store
         self._nodes = nodes
         self._networks = networks
@@ -68,6 +83,7 @@ class Allocator:
         self._wake = asyncio.Event()
         tasks.listen(self._task_changed)
         nodes.listen(self._node_changed)
+        volumes.listen(self._volume_changed)
 
     def subscribe(self, framework: str) -> FrameworkSubscription:
         """A second subscription under one name takes the first one's place, and the first one's offers are gone."""
@@ -100,13 +116,16 @@ class Allocator:
     def view(self, record: TaskRecord) -> TaskView:
         return TaskView(record.spec, record.node, record.status, record.killing)
 
+    def used(self, node_id: str) -> Resources:
+        return self.tasks.used(node_id) + self.volumes.reserved(node_id)
+
     def new_id(self) -> str:
         return f"offer-{next(self._numbers)}"
 
     def free(self, view: NodeView) -> Resources:
         offers = [*self.accepting.values(), *(o for s in self._subscribers for o in s.outstanding.values())]
         held = sum((offer.resources for offer in offers if offer.node.id == view.node.id), Resources())
-        return view.node.resources - self.tasks.used(view.node.id) - held
+        return view.node.resources - self.used(view.node.id) - held
 
     @contextmanager
     def reserved(self, node_id: str, amount: Resources) -> Iterator[None]:
@@ -119,7 +138,7 @@ class Allocator:
         accepted = sum((o.resources for o in self.accepting.values() if o.node.id == node_id), Resources())
         if view is None:
             raise Shortage(node_id, amount, Resources())
-        free = view.node.resources - self.tasks.used(node_id) - accepted
+        free = view.node.resources - self.used(node_id) - accepted
         if any(getattr(amount, kind) for kind in free.shortage(amount)):  # else it is short of what is not asked for
             raise Shortage(node_id, amount, free)
         for subscriber in self._subscribers:
@@ -166,6 +185,10 @@ class Allocator:
         if before is None or after is None or after.over or after.held != before.held:
             self.wake()
 
+    def _volume_changed(self, volume_id: str, after: VolumeRecord | None) -> None:
+        if after is None:
+            self.wake()
+
     def _node_changed(self, view: NodeView) -> None:
         """An offer is good for as long as its node is there, and is what it was."""
         good = view.state is NodeState.ONLINE and view.connected
@@ -187,6 +210,7 @@ class FrameworkSubscription:
         self.refusals: dict[str, Refusal] = {}  # by node
         self._allocator = allocator
         self._tasks = allocator.tasks
+        self._volumes = allocator.volumes
         self._suppressed = False
         self._inbox = _Inbox()
 
@@ -199,25 +223,26 @@ class FrameworkSubscription:
                 yield event
             await self._inbox.wake.wait()
 
-    async def accept(self, offer_id: str, tasks: Sequence[TaskSpec]) -> None:
+    async def accept(self, offer_id: str, tasks: Sequence[TaskSpec], volumes: Sequence[PersistentVolume] = ()) -> None:
         offer = self.outstanding.get(offer_id)
         if offer is None:
             raise OfferGone(offer_id)
         for task in tasks:
             self._check(task, offer)
-        demand = sum((task.resources for task in tasks), Resources())
+        demand = sum((task.resources for task in tasks), Resources(disk=sum(volume.size for volume in volumes)))
         shortage = offer.resources.shortage(demand)
         if shortage:
             lacking = ", ".join(describe(kind, amount) for kind, amount in shortage.items())
             raise ValueError(f"{offer_id}: the tasks need {lacking} more than was offered")
-        self._close(offer_id)
-        # It goes on holding its resources until its tasks do.
-        self._allocator.accepting[offer_id] = offer
-        try:
-            await self._tasks.add(offer.node.id, tasks)
-        finally:
-            del self._allocator.accepting[offer_id]
-            self._allocator.wake()
+        with self._volumes.claimed(offer.node.id, self.framework, tasks, volumes) as puts:
+            self._close(offer_id)
+            # It goes on holding its resources until its tasks do.
+            self._allocator.accepting[offer_id] = offer
+            try:
+                await self._tasks.add(offer.node.id, tasks, puts)
+            finally:
+                del self._allocator.accepting[offer_id]
+                self._allocator.wake()
 
     def decline(self, offer_id: str, reason: str, filter_s: float = 5.0) -> None:
         offer = self.outstanding.get(offer_id)
@@ -240,6 +265,17 @@ class FrameworkSubscription:
         if record is None or record.spec.framework != self.framework:
             raise UnknownTask(task_id)
         await self._tasks.mark(task_id)
+
+    def volumes(self) -> tuple[VolumeView, ...]:
+        own = self._volumes.of(self.framework)
+        users = self._volumes.users(own)
+        return tuple(VolumeView(each.volume, each.node, users.get(each.volume.id, ""), each.destroying) for each in own)
+
+    async def destroy(self, volume_id: str) -> None:
+        record = self._volumes.get(volume_id)
+        if record is None or record.volume.framework != self.framework:
+            raise UnknownVolume(volume_id)
+        await self._volumes.destroy(volume_id)
 
     async def reconcile(self) -> tuple[TaskView, ...]:
         return tuple(self._allocator.view(record) for record in self._own())
@@ -297,7 +333,7 @@ class FrameworkSubscription:
             raise ValueError(f"task {task.id!r}: not an id for a task of {self.framework}")
         if task.network not in offer.networks:
             raise ValueError(f"task {task.id}: network {task.network!r} does not exist on {offer.node.id}")
-        if forbidden := needed(task) - offer.node.rights:
+        if forbidden := missing(needed(task), offer.node.rights):
             raise ValueError(f"task {task.id}: node {offer.node.id} does not permit {', '.join(sorted(forbidden))}")
         if not task.resources.covers(Resources()):
             raise ValueError(f"task {task.id}: resources must not be negative")

@@ -25,8 +25,10 @@ from master.nodes import Nodes, NodeView
 from master.store.base import StoreError
 from master.streams import Streams
 from master.tasks import TaskRecord, Tasks, active
+from master.volumes import VolumeRecord, Volumes
 from model.node import Node, NodeState
 from model.task import TaskState, TaskStatus
+from model.volume import persistent
 from wire import control_pb2 as pb
 from wire import control_pb2_grpc, convert
 from wire.tls import agent_name
@@ -43,16 +45,18 @@ StreamContext: TypeAlias = "grpc.aio.ServicerContext[AsyncIterator[pb.Frame], As
 
 
 class Dispatcher(control_pb2_grpc.ControlServicer):
-    def __init__(self, tasks: Tasks, nodes: Nodes, networks: Networks, desired: Desired) -> None:
+    def __init__(self, tasks: Tasks, nodes: Nodes, networks: Networks, volumes: Volumes, desired: Desired) -> None:
         self._tasks = tasks
         self._nodes = nodes
         self._networks = networks
+        self._volumes = volumes
         self._desired = desired
         self.streams = Streams(self._tell)
         self._sessions: dict[str, _Session] = {}
         self._works: dict[str, asyncio.Task[object]] = {}
         tasks.listen(self._task_changed)
         nodes.listen(self._node_changed)
+        volumes.listen(self._volume_changed)
 
     async def load(self) -> None:
         """After a restart of the master: everything desired before is desired again, and interrupted drains go on."""
@@ -60,6 +64,8 @@ class Dispatcher(control_pb2_grpc.ControlServicer):
             await self._admit(view.node)
         for record in self._tasks.all():
             self._task_changed(None, record)
+        for volume in self._volumes.all():
+            self._volume_changed(volume.volume.id, volume)
 
     async def close(self) -> None:
         for session in self._sessions.values():
@@ -166,6 +172,8 @@ class Dispatcher(control_pb2_grpc.ControlServicer):
                 self._nodes.report(node_id, tuple(message.applied.errors))
             case "usage":
                 self._tasks.measure(node_id, convert.usages_from_wire(message.usage))
+            case "volume_removed":
+                await self._volumes.removed(node_id, convert.volume_id_from_wire(message.volume_removed))
             case other:
                 raise ValueError(f"unexpected message {other}")
 
@@ -174,6 +182,8 @@ class Dispatcher(control_pb2_grpc.ControlServicer):
             assert before is not None
             self._desired.remove(before.node, f"task/{before.spec.id}")
             return
+        if after.over:
+            self._release(after)
         # LOST while its node was away: should the node come back, it must hear that the task has no place any more.
         if after.status.state >= TaskState.LOST:
             self._desired.remove(after.node, f"task/{after.spec.id}")
@@ -183,6 +193,20 @@ class Dispatcher(control_pb2_grpc.ControlServicer):
             self._desired.put(after.node, pb.Item(key=f"task/{after.spec.id}", task=assignment))
         if after.killing and not after.drained and not after.over:
             self._work(f"drain {after.spec.id}", lambda: self._drain(after.spec.id))
+
+    def _release(self, over: TaskRecord) -> None:
+        """Volumes of it that are to be destroyed may be now."""
+        for volume_id in persistent(over.spec.volumes):
+            self._volume_changed(volume_id, self._volumes.get(volume_id))
+
+    def _volume_changed(self, volume_id: str, after: VolumeRecord | None) -> None:
+        """Nodes are told of volumes only that they are to destroy them, and not before the last task is over."""
+        key = f"volume/{volume_id}"
+        if after is None:
+            for view in self._nodes.all():
+                self._desired.remove(view.node.id, key)
+        elif after.destroying and not self._volumes.user(after):
+            self._desired.put(after.node, pb.Item(key=key, volume_removal=pb.VolumeRemoval(id=volume_id)))
 
     def _node_changed(self, view: NodeView) -> None:
         """A node that stays away is given up, so that frameworks start its tasks elsewhere."""

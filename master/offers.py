@@ -14,6 +14,7 @@ from typing import Protocol
 from model.node import Node
 from model.resources import Resources
 from model.task import TaskSpec, TaskStatus
+from model.volume import PersistentVolume
 
 
 class OfferGone(Exception):
@@ -22,6 +23,10 @@ class OfferGone(Exception):
 
 class UnknownTask(Exception):
     """No such task, or another framework's."""
+
+
+class UnknownVolume(Exception):
+    """No such volume, or another framework's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +61,17 @@ class TaskView:
 
 
 @dataclass(frozen=True, slots=True)
+class VolumeView:
+    """One of the framework's persistent volumes. It holds its size of the node's disk, which is in no offer. `task` is
+    the one that uses it; empty: none does. `destroying`: nothing can use it any more."""
+
+    volume: PersistentVolume
+    node: str
+    task: str = ""
+    destroying: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Update:
     task: TaskView
 
@@ -69,9 +85,11 @@ class Subscription(Protocol):
     def events(self) -> AsyncIterator[Event]:
         """Never ends. First one Update for each task that is not over and acknowledged, then what happens."""
 
-    async def accept(self, offer_id: str, tasks: Sequence[TaskSpec]) -> None:
-        """Run `tasks` on the offer's node; on the store's disk when it returns. What they leave of the offer is free
-        again. Raises OfferGone, or ValueError when they need more than was offered or an id was used before."""
+    async def accept(self, offer_id: str, tasks: Sequence[TaskSpec], volumes: Sequence[PersistentVolume] = ()) -> None:
+        """Make `volumes` and run `tasks` on the offer's node; on the store's disk when it returns. What they leave of
+        the offer is free again. Persistent volumes of the tasks are among these or were made there before, and nobody
+        else uses them. Raises OfferGone, or ValueError when they need more than was offered, an id was used before, or
+        a volume can't be had."""
 
     def decline(self, offer_id: str, reason: str, filter_s: float = 5.0) -> None:
         """`reason` is for people. The same node is not offered again for `filter_s`, unless revived."""
@@ -85,6 +103,12 @@ class Subscription(Protocol):
     async def kill(self, task_id: str) -> None:
         """End the task: its backends leave the VIPs, then it is stopped. At once for a task that is over. Raises
         UnknownTask."""
+
+    def volumes(self) -> tuple[VolumeView, ...]:
+        """The framework's, on all nodes, as known now."""
+
+    async def destroy(self, volume_id: str) -> None:
+        """The volume and what is on it, as soon as no task uses it and its node is there. Raises UnknownVolume."""
 
     async def reconcile(self) -> tuple[TaskView, ...]:
         """Every task of the framework that is not over and acknowledged, as known now."""

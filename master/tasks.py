@@ -89,16 +89,18 @@ class Tasks:
             self._used[node] = sum((record.held for record in active(self.on(node))), Resources())
         return self._used[node]
 
-    async def add(self, node: str, specs: Sequence[TaskSpec]) -> None:
-        """All of them or, when an id was used before (ValueError), none."""
+    async def add(self, node: str, specs: Sequence[TaskSpec], also: Sequence[Put] = ()) -> None:
+        """All of them, and what is `also` to be written, or, when an id was used before (ValueError), none."""
         now = time.time()
         records = [
             TaskRecord(spec, node, TaskStatus(spec.id, TaskState.ASSIGNED, sequence=0, at=now)) for spec in specs
         ]
         try:
-            await self._store.transaction(*(Put(PREFIX + r.spec.id, CODEC.encode(r), expected=0) for r in records))
+            puts = [Put(PREFIX + record.spec.id, CODEC.encode(record), expected=0) for record in records]
+            await self._store.transaction(*puts, *also)
         except Conflict as conflict:
-            raise ValueError(f"task {conflict.key.removeprefix(PREFIX)}: this id was used before") from conflict
+            kind, _, name = conflict.key.partition("/")
+            raise ValueError(f"{kind.removesuffix('s')} {name}: this id was used before") from conflict
         for record in records:
             self._publish(None, record)
 

@@ -13,10 +13,17 @@ MOST_MIB = 1 << 20
 MODE = re.compile(r"[01]?[0-7]{3}")
 
 
+def path_problem(path: str) -> str:
+    """Two slashes at the beginning are left by normpath, for they may mean something (POSIX, "Pathname Resolution")."""
+    if not path.startswith("/") or path.startswith("//") or posixpath.normpath(path) != path or "\0" in path:
+        return "must be an absolute path without . and .."
+    return ""
+
+
 def destination_problem(path: str) -> str:
     """Why nothing may be mounted there; empty when it may."""
-    if not path.startswith("/") or posixpath.normpath(path) != path or "\0" in path:
-        return "must be an absolute path without . and .."
+    if said := path_problem(path):
+        return said
     if path == "/":
         return "the root itself can not be covered"
     for own in OWN:

@@ -15,6 +15,7 @@ from model.health import Health, HealthCheck, Readiness, ReadinessCheck
 from model.image import ImageSpec
 from model.limits import TaskLimits, Tmpfs
 from model.resources import Resources
+from model.volume import VolumeMount
 
 
 class TaskState(IntEnum):
@@ -99,10 +100,10 @@ class TaskSpec:
     `owner` is what the framework calls the thing this task belongs to (`/web`). An empty `rootfs` means the node's own
     file system, read-only, under a private writable layer. `pids` bounds processes and threads together.
     `seccomp` is a profile in Docker's format, `unconfined`, or empty for the default. Capabilities are written like
-    `CAP_NET_RAW`; those dropped may be `ALL`. With `read_only` nothing can be written but what is mounted: `tmpfs`, and
-    the temporary directories that every container has. `shm` is the size of /dev/shm in MiB. With an `image`, which
-    excludes `rootfs`, empty `argv`, `user` and `cwd` mean the image's. What is to `fetch` is in the workspace before
-    the task starts.
+    `CAP_NET_RAW`; those dropped may be `ALL`. With `read_only` nothing can be written but what is mounted: `tmpfs`,
+    `volumes`, and the temporary directories that every container has. `shm` is the size of /dev/shm in MiB. With an
+    `image`, which excludes `rootfs`, empty `argv`, `user` and `cwd` mean the image's. What is to `fetch` is in the
+    workspace before the task starts.
     """
 
     id: str
@@ -132,6 +133,7 @@ class TaskSpec:
     read_only: bool = False
     tmpfs: tuple[Tmpfs, ...] = ()
     shm: int = 64
+    volumes: tuple[VolumeMount, ...] = ()
     image: ImageSpec | None = None
     fetch: tuple[Fetch, ...] = ()
 

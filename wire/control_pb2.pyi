@@ -66,6 +66,9 @@ class AgentMessage(_message.Message):
     APPLIED_FIELD_NUMBER: _builtins.int
     STATUS_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
+    VOLUME_REMOVED_FIELD_NUMBER: _builtins.int
+    volume_removed: _builtins.str
+    """The volume of this id is gone; told until the item is removed."""
     @_builtins.property
     def hello(self) -> Global___Hello: ...
     @_builtins.property
@@ -81,12 +84,13 @@ class AgentMessage(_message.Message):
         applied: Global___Applied | None = ...,
         status: Global___Status | None = ...,
         usage: Global___UsageReport | None = ...,
+        volume_removed: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "body", b"body", "hello", b"hello", "status", b"status", "usage", b"usage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "body", b"body", "hello", b"hello", "status", b"status", "usage", b"usage", "volume_removed", b"volume_removed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "body", b"body", "hello", b"hello", "status", b"status", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "body", b"body", "hello", b"hello", "status", b"status", "usage", b"usage", "volume_removed", b"volume_removed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["hello", "applied", "status", "usage"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["hello", "applied", "status", "usage", "volume_removed"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -232,7 +236,7 @@ Global___Change: _TypeAlias = Change  # noqa: Y015
 
 @_typing.final
 class Item(_message.Message):
-    """The key is "task/ID", "network/NAME", "peer/NETWORK/NODE" or "vip/ADDRESS:PORT/PROTOCOL"."""
+    """The key is "task/ID", "network/NAME", "peer/NETWORK/NODE", "vip/ADDRESS:PORT/PROTOCOL" or "volume/ID"."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -241,6 +245,7 @@ class Item(_message.Message):
     NETWORK_FIELD_NUMBER: _builtins.int
     PEER_FIELD_NUMBER: _builtins.int
     VIP_FIELD_NUMBER: _builtins.int
+    VOLUME_REMOVAL_FIELD_NUMBER: _builtins.int
     key: _builtins.str
     @_builtins.property
     def task(self) -> Global___Assignment: ...
@@ -250,6 +255,8 @@ class Item(_message.Message):
     def peer(self) -> Global___Peer: ...
     @_builtins.property
     def vip(self) -> Global___Vip: ...
+    @_builtins.property
+    def volume_removal(self) -> Global___VolumeRemoval: ...
     def __init__(
         self,
         *,
@@ -258,12 +265,13 @@ class Item(_message.Message):
         network: Global___NetworkBlock | None = ...,
         peer: Global___Peer | None = ...,
         vip: Global___Vip | None = ...,
+        volume_removal: Global___VolumeRemoval | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "network", b"network", "peer", b"peer", "task", b"task", "vip", b"vip"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "network", b"network", "peer", b"peer", "task", b"task", "vip", b"vip", "volume_removal", b"volume_removal"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "key", b"key", "network", b"network", "peer", b"peer", "task", b"task", "vip", b"vip"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "key", b"key", "network", b"network", "peer", b"peer", "task", b"task", "vip", b"vip", "volume_removal", b"volume_removal"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["task", "network", "peer", "vip"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["task", "network", "peer", "vip", "volume_removal"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -362,6 +370,7 @@ class Task(_message.Message):
     HEALTH_CHECKS_FIELD_NUMBER: _builtins.int
     READINESS_CHECKS_FIELD_NUMBER: _builtins.int
     KILL_SIGNAL_FIELD_NUMBER: _builtins.int
+    VOLUMES_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     framework: _builtins.str
     owner: _builtins.str
@@ -411,6 +420,8 @@ class Task(_message.Message):
     def health_checks(self) -> _containers.RepeatedCompositeFieldContainer[Global___HealthCheck]: ...
     @_builtins.property
     def readiness_checks(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReadinessCheck]: ...
+    @_builtins.property
+    def volumes(self) -> _containers.RepeatedCompositeFieldContainer[Global___VolumeMount]: ...
     def __init__(
         self,
         *,
@@ -443,14 +454,75 @@ class Task(_message.Message):
         health_checks: _abc.Iterable[Global___HealthCheck] | None = ...,
         readiness_checks: _abc.Iterable[Global___ReadinessCheck] | None = ...,
         kill_signal: _builtins.str = ...,
+        volumes: _abc.Iterable[Global___VolumeMount] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "limits", b"limits", "resources", b"resources"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["argv", b"argv", "capabilities_add", b"capabilities_add", "capabilities_drop", b"capabilities_drop", "cwd", b"cwd", "env", b"env", "fetch", b"fetch", "framework", b"framework", "health_checks", b"health_checks", "id", b"id", "image", b"image", "kill_grace_s", b"kill_grace_s", "kill_signal", b"kill_signal", "labels", b"labels", "limits", b"limits", "network", b"network", "owner", b"owner", "pids", b"pids", "ports", b"ports", "read_only", b"read_only", "readiness_checks", b"readiness_checks", "resources", b"resources", "rlimits", b"rlimits", "rootfs", b"rootfs", "seccomp", b"seccomp", "secrets", b"secrets", "shm", b"shm", "sysctls", b"sysctls", "tmpfs", b"tmpfs", "user", b"user"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["argv", b"argv", "capabilities_add", b"capabilities_add", "capabilities_drop", b"capabilities_drop", "cwd", b"cwd", "env", b"env", "fetch", b"fetch", "framework", b"framework", "health_checks", b"health_checks", "id", b"id", "image", b"image", "kill_grace_s", b"kill_grace_s", "kill_signal", b"kill_signal", "labels", b"labels", "limits", b"limits", "network", b"network", "owner", b"owner", "pids", b"pids", "ports", b"ports", "read_only", b"read_only", "readiness_checks", b"readiness_checks", "resources", b"resources", "rlimits", b"rlimits", "rootfs", b"rootfs", "seccomp", b"seccomp", "secrets", b"secrets", "shm", b"shm", "sysctls", b"sysctls", "tmpfs", b"tmpfs", "user", b"user", "volumes", b"volumes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Task: _TypeAlias = Task  # noqa: Y015
+
+@_typing.final
+class VolumeMount(_message.Message):
+    """As in model/volume.py."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DESTINATION_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    READ_ONLY_FIELD_NUMBER: _builtins.int
+    PROPAGATION_FIELD_NUMBER: _builtins.int
+    SIZE_FIELD_NUMBER: _builtins.int
+    destination: _builtins.str
+    kind: _builtins.str
+    source: _builtins.str
+    read_only: _builtins.bool
+    propagation: _builtins.str
+    size: _builtins.int
+    """MiB"""
+    def __init__(
+        self,
+        *,
+        destination: _builtins.str = ...,
+        kind: _builtins.str = ...,
+        source: _builtins.str = ...,
+        read_only: _builtins.bool = ...,
+        propagation: _builtins.str = ...,
+        size: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["destination", b"destination", "kind", b"kind", "propagation", b"propagation", "read_only", b"read_only", "size", b"size", "source", b"source"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VolumeMount: _TypeAlias = VolumeMount  # noqa: Y015
+
+@_typing.final
+class VolumeRemoval(_message.Message):
+    """This persistent volume is to be destroyed, when no task uses it any more. All others are kept, also those that the
+    master has never heard of.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VolumeRemoval: _TypeAlias = VolumeRemoval  # noqa: Y015
 
 @_typing.final
 class HealthCheck(_message.Message):

@@ -18,6 +18,7 @@ from model.node import Node
 from model.resources import Resources
 from model.task import Port, Protocol, Rlimit, Secret, TaskSpec, TaskState, TaskStatus, Usage
 from model.vip import Backend, Vip
+from model.volume import VOLUME_ID, Propagation, VolumeKind, VolumeMount
 from wire import control_pb2 as pb
 from wire import health
 from wire.health import finite as _finite
@@ -68,6 +69,7 @@ def task_to_wire(task: TaskSpec) -> pb.Task:
         kill_signal=task.kill_signal,
         image=pb.Image(**asdict(task.image)) if task.image is not None else None,
         fetch=[pb.Fetch(**asdict(fetch)) for fetch in task.fetch],
+        volumes=[pb.VolumeMount(**asdict(mount)) for mount in task.volumes],
     )
 
 
@@ -105,6 +107,7 @@ def task_from_wire(message: pb.Task) -> TaskSpec:
         kill_signal=message.kill_signal or "SIGTERM",
         image=image_from_wire(message.image) if message.HasField("image") else None,
         fetch=tuple(fetch_from_wire(fetch) for fetch in message.fetch),
+        volumes=tuple(map(_volume_from_wire, message.volumes)),
     )
 
 
@@ -373,6 +376,23 @@ def vip_from_wire(message: pb.Vip) -> Vip:
             Backend(backend.task_id, backend.node, ip_address(backend.address), backend.port, backend.weight)
             for backend in message.backends
         ),
+    )
+
+
+def volume_id_from_wire(text: str) -> str:
+    if not VOLUME_ID.fullmatch(text):
+        raise ValueError(f"{text!r} is no id of a volume")
+    return text
+
+
+def _volume_from_wire(message: pb.VolumeMount) -> VolumeMount:
+    return VolumeMount(
+        destination=message.destination,
+        kind=VolumeKind(message.kind),
+        source=message.source,
+        read_only=message.read_only,
+        propagation=Propagation(message.propagation),
+        size=message.size,
     )
 
 

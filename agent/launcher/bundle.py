@@ -18,7 +18,8 @@ from typing import Any
 
 from agent.launcher import seccomp
 from agent.launcher import syscalls as sc
-from agent.launcher.mounts import Bind, Device, Filesystem, Mount, covers, parse_mount
+from agent.launcher.idmap import IdMap
+from agent.launcher.mounts import Bind, Device, Filesystem, Mount, covers, id_maps, parse_mount
 
 NAMESPACES = {
     "mount": sc.CLONE_NEWNS,
@@ -47,18 +48,6 @@ CAPABILITIES = (
 
 class BundleError(Exception):
     """The bundle asks for something that the launcher does not do. The text names the key."""
-
-
-@dataclass(frozen=True, slots=True)
-class IdMap:
-    """Ids `inside` to `inside` + `count` - 1 are `outside` and up on the node."""
-
-    inside: int
-    outside: int
-    count: int
-
-    def __str__(self) -> str:
-        return f"{self.inside} {self.outside} {self.count}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,8 +124,8 @@ def parse_frame(config: dict[str, Any]) -> Frame:
         tops = _tops([mount.destination for mount in mounts])
         return Frame(
             namespaces=_namespaces(linux["namespaces"]),
-            uid_maps=tuple(_id_map(entry) for entry in linux["uidMappings"]),
-            gid_maps=tuple(_id_map(entry) for entry in linux["gidMappings"]),
+            uid_maps=id_maps(linux["uidMappings"]),
+            gid_maps=id_maps(linux["gidMappings"]),
             mounts=mounts,
             tops=tops,
             hidings=_hidings(linux, lambda path: _within(path, tops)),
@@ -222,10 +211,6 @@ def _namespaces(entries: list[dict[str, str]]) -> int:
     if missing:
         raise BundleError(f"linux/namespaces: {', '.join(missing)} missing")
     return sum(NAMESPACES[name] for name in set(types))
-
-
-def _id_map(entry: dict[str, int]) -> IdMap:
-    return IdMap(entry["containerID"], entry["hostID"], entry["size"])
 
 
 def _device(entry: dict[str, Any]) -> Device:

@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 from typing import NoReturn
 
 from agent.launcher import bundle as bundles
-from agent.launcher import init, oci, record, seccomp, streams
+from agent.launcher import idmap, init, oci, record, seccomp, streams
 from agent.launcher import syscalls as sc
 from agent.launcher.bundle import Bundle, BundleError, Frame
 from agent.launcher.channel import MAX_MESSAGE, Message, SetupError, decode, failed, pair, receive, send, send_open
@@ -227,10 +227,8 @@ def _open_sources(bundle: Bundle) -> list[int]:
 
 
 def _map_ids(sandbox: Sandbox) -> None:
-    """A write to uid_map or gid_map must be one call, and is possible once."""
     with _step("map ids"):
-        _write(f"/proc/{sandbox.pid}/uid_map", "\n".join(str(entry) for entry in sandbox.frame.uid_maps))
-        _write(f"/proc/{sandbox.pid}/gid_map", "\n".join(str(entry) for entry in sandbox.frame.gid_maps))
+        idmap.write(sandbox.pid, sandbox.frame.uid_maps, sandbox.frame.gid_maps)
 
 
 def _await(agent: socket.socket, operation: str, *others: socket.socket) -> Message:

@@ -15,7 +15,9 @@ import stat
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from agent.launcher import idmap
 from agent.launcher import syscalls as sc
+from agent.launcher.idmap import IdMap
 
 ATTRIBUTES = {
     "ro": sc.MOUNT_ATTR_RDONLY,
@@ -27,6 +29,7 @@ ATTRIBUTES = {
 }
 # What is so without being asked for; `relatime` is the kernel's default.
 DEFAULTS = ("rw", "relatime", "bind", "rbind")
+PROPAGATION = {"rprivate": sc.MS_PRIVATE, "rslave": sc.MS_SLAVE, "rshared": sc.MS_SHARED}
 IN_ROOT = sc.RESOLVE_IN_ROOT | sc.RESOLVE_NO_MAGICLINKS
 # A link in their place could put them where the paths to mask are not (CVE-2019-19921), or have devices and links made
 # where the container's root could not (CVE-2026-41579).
@@ -79,16 +82,38 @@ class Filesystem:
 
 @dataclass(frozen=True, slots=True)
 class Bind:
-    """A part of the node's file system."""
+    """A part of the node's file system. The maps say which id of its files is which one of the node's where it is
+    mounted; without them each is itself. A copy of a mount propagates as the mount does, so that is always set."""
 
     source: str
     destination: str
     recursive: bool
     attributes: int
+    propagation: int = sc.MS_PRIVATE
+    uid_maps: tuple[IdMap, ...] = ()
+    gid_maps: tuple[IdMap, ...] = ()
 
     def opened(self) -> Attach:
-        tree = sc.copy_tree(self.source, recursive=self.recursive, attributes=self.attributes)
+        attributes, propagation = self.attributes, self.propagation
+        tree = sc.copy_tree(self.source, recursive=self.recursive, attributes=attributes, propagation=propagation)
+        try:
+            if self.uid_maps:
+                self._map_ids(tree, sc.AT_RECURSIVE if self.recursive else 0)
+        except OSError:
+            os.close(tree)
+            raise
         return Attach(tree, self.source, self.destination)
+
+    def _map_ids(self, tree: int, recursive: int) -> None:
+        userns = idmap.namespace(self.uid_maps, self.gid_maps)
+        try:
+            sc.mount_setattr(tree, recursive, self.source, attr_set=sc.MOUNT_ATTR_IDMAP, userns=userns)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            raise OSError(errno.EINVAL, "its file system can not map ids", self.source) from error
+        finally:
+            os.close(userns)
 
     def describe(self) -> str:
         return f"bind {self.source}"
@@ -215,9 +240,21 @@ def parse_mount(mount: dict[str, Any]) -> Mount:
     for option in options:
         attributes |= ATTRIBUTES.get(option, 0)
     if mount.get("type") == "bind" or "bind" in options or "rbind" in options:
-        return Bind(mount["source"], destination, "rbind" in options, attributes)
+        return Bind(
+            mount["source"],
+            destination,
+            "rbind" in options,
+            attributes,
+            next((PROPAGATION[option] for option in options if option in PROPAGATION), sc.MS_PRIVATE),
+            id_maps(mount.get("uidMappings", [])),
+            id_maps(mount.get("gidMappings", [])),
+        )
     rest = tuple(option for option in options if option not in ATTRIBUTES and option not in DEFAULTS)
     return Filesystem(mount["type"], mount.get("source", mount["type"]), destination, attributes, rest)
+
+
+def id_maps(entries: list[dict[str, int]]) -> tuple[IdMap, ...]:
+    return tuple(IdMap(entry["containerID"], entry["hostID"], entry["size"]) for entry in entries)
 
 
 def _check_own(mount: dict[str, Any], destination: str) -> None:

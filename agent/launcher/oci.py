@@ -10,6 +10,9 @@ the cgroups have already: only the list of devices stays, for where there is non
 A runtime looks for the root file system with the container's ids, to which the agent's directories are closed. They
 stay so: the runtime runs in a mount namespace in which the first closed one is covered by a directory that may be
 passed through, and has nothing in it but what the container is made of.
+
+What is bound with ids mapped, or from an open file, is mounted for the runtime too, below `runtime/mounts`: not every
+runtime can do the first, and in its namespaces the path of the second is another one.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ import select
 import signal
 import stat
 from collections.abc import Iterator
+from hashlib import sha256
 from typing import Any, NoReturn
 
 from agent.launcher import syscalls as sc
@@ -32,9 +36,11 @@ DIRECTORY = "runtime"
 NAME_FILE = "name"
 STATE = "state"
 LOG, PID = "log.json", "pid"
+MOUNTS = "mounts"
 DEADLINE_MS = 25_000
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 UNIFIED = "/sys/fs/cgroup/unified"
+OPEN_FILES = "/proc/"
 JOINED = {"user": "user", "network": "net"}  # what a runtime joins, and the names that /proc has for it
 FAILED = 127
 # How runc and crun begin when it is the program that can not be executed, and the ends of what they say then.
@@ -54,7 +60,7 @@ def create(runtime: str, container: str, bundle: Bundle, sandbox: int, streams: 
     os.mkdir(directory, 0o700)
     _write(os.path.join(directory, NAME_FILE), runtime)
     with open(os.path.join(container, "config.json"), "rb") as file:
-        config = adapted(json.load(file), first_closed(bundle.rootfs), sandbox)
+        config = adapted(json.load(file), first_closed(bundle.rootfs), sandbox, os.path.join(directory, MOUNTS))
     _write(os.path.join(directory, "config.json"), json.dumps(config))
     pid_file = os.path.join(directory, PID)
     _run(runtime, container, bundle, ("create", "--bundle", directory, "--pid-file", pid_file), streams)
@@ -74,8 +80,9 @@ def command(runtime: str, directory: str, *verb: str) -> list[str]:
     return [runtime, *manager, "--root", root, "--log", log, "--log-format", "json", *verb]
 
 
-def adapted(config: dict[str, Any], closed: str | None, sandbox: int) -> dict[str, Any]:
-    """`closed`: below it the container's root can look up nothing, which is hidden well enough. runc can't mask it."""
+def adapted(config: dict[str, Any], closed: str | None, sandbox: int, made: str) -> dict[str, Any]:
+    """`closed`: below it the container's root can look up nothing, which is hidden well enough. runc can't mask it.
+    `made` is where what it can not mount itself is mounted for it."""
     linux = config["linux"]
     changes = {
         "resources": {key: value for key, value in linux.get("resources", {}).items() if key == "devices"},
@@ -84,7 +91,23 @@ def adapted(config: dict[str, Any], closed: str | None, sandbox: int) -> dict[st
         ],
         "namespaces": [_joined(entry, sandbox) for entry in linux["namespaces"]],
     }
-    return {**config, "ociVersion": OCI_VERSION, "linux": {**linux, **changes}}
+    mounts = [_mounted(mount, made) for mount in config.get("mounts", [])]
+    return {**config, "ociVersion": OCI_VERSION, "mounts": mounts, "linux": {**linux, **changes}}
+
+
+def _mounted(mount: dict[str, Any], made: str) -> dict[str, Any]:
+    if not _is_made(mount["source"], mapped="uidMappings" in mount):
+        return mount
+    rest = {key: value for key, value in mount.items() if key not in ("uidMappings", "gidMappings")}
+    return {**rest, "source": _made(made, mount["destination"])}
+
+
+def _is_made(source: str, mapped: bool) -> bool:
+    return mapped or source.startswith(OPEN_FILES)
+
+
+def _made(directory: str, destination: str) -> str:
+    return os.path.join(directory, sha256(os.fsencode(destination)).hexdigest()[:16])
 
 
 def _joined(namespace: dict[str, str], sandbox: int) -> dict[str, str]:
@@ -151,6 +174,7 @@ def _ended(pid: int) -> bool:
 
 
 def _open_way(container: str, bundle: Bundle) -> None:
+    made = _open_made(container, bundle)  # what is open belongs to the node's mount namespace
     sc.unshare(sc.CLONE_NEWNS)
     node = os.open("/", sc.O_PATH | os.O_CLOEXEC)
     sc.mount_setattr(node, sc.AT_RECURSIVE, "/", propagation=sc.MS_PRIVATE)
@@ -169,6 +193,18 @@ def _open_way(container: str, bundle: Bundle) -> None:
         for path, tree in trees.items():
             os.makedirs(os.path.dirname(path), 0o711, exist_ok=True)
             _attach(tree, path)
+    for path, tree in made.items():
+        os.makedirs(os.path.dirname(path), 0o711, exist_ok=True)
+        _attach(tree, path)
+
+
+def _open_made(container: str, bundle: Bundle) -> dict[str, int]:
+    directory = os.path.join(container, DIRECTORY, MOUNTS)
+    return {
+        _made(directory, mount.destination): mount.opened().tree
+        for mount in bundle.mounts
+        if isinstance(mount, Bind) and _is_made(mount.source, mapped=bool(mount.uid_maps))
+    }
 
 
 def _join_unified(container: str) -> None:
@@ -194,7 +230,7 @@ def _needed(container: str, bundle: Bundle, closed: str) -> Iterator[str]:
     yield bundle.rootfs
     yield os.path.join(container, DIRECTORY)
     for mount in bundle.mounts:
-        if isinstance(mount, Bind) and mount.source.startswith(closed + "/"):
+        if isinstance(mount, Bind) and mount.source.startswith(closed + "/") and not mount.uid_maps:
             yield mount.source
 
 

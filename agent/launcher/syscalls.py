@@ -62,7 +62,10 @@ MOUNT_ATTR_NODEV = 0x4
 MOUNT_ATTR_NOEXEC = 0x8
 MOUNT_ATTR_NOATIME = 0x10
 MOUNT_ATTR_STRICTATIME = 0x20
+MOUNT_ATTR_IDMAP = 0x00100000
 MS_PRIVATE = 1 << 18
+MS_SLAVE = 1 << 19
+MS_SHARED = 1 << 20
 MNT_DETACH = 0x2
 
 RESOLVE_NO_MAGICLINKS = 0x02
@@ -127,12 +130,16 @@ def open_tree(path: str, flags: int) -> int:
     return _syscall(path, NR_OPEN_TREE, AT_FDCWD, os.fsencode(path), flags | os.O_CLOEXEC)
 
 
-def copy_tree(path: str, *, recursive: bool, attributes: int = 0) -> int:
+def copy_tree(path: str, *, recursive: bool, attributes: int = 0, propagation: int = MS_PRIVATE) -> int:
     """A detached copy of the mount at `path`. What is mounted in one of the two later does not appear in the other,
-    as it would where systemd runs: all mounts are shared there, and a shared one can not become a root."""
+    unless `propagation` says so: where systemd runs all mounts are shared, and a shared one can not become a root."""
     flags = AT_RECURSIVE if recursive else 0
     tree = open_tree(path, OPEN_TREE_CLONE | flags)
-    mount_setattr(tree, flags, path, attr_set=attributes, propagation=MS_PRIVATE)
+    try:
+        mount_setattr(tree, flags, path, attr_set=attributes, propagation=propagation)
+    except OSError:
+        os.close(tree)
+        raise
     return tree
 
 
@@ -147,8 +154,10 @@ def move_mount(tree: int, target: int, path: str) -> None:
     _syscall(path, NR_MOVE_MOUNT, tree, b"", target, b"", flags)
 
 
-def mount_setattr(tree: int, flags: int, path: str, *, attr_set: int = 0, propagation: int = 0) -> None:
-    attributes = struct.pack("4Q", attr_set, 0, propagation, 0)
+def mount_setattr(
+    tree: int, flags: int, path: str, *, attr_set: int = 0, propagation: int = 0, userns: int = 0
+) -> None:
+    attributes = struct.pack("4Q", attr_set, 0, propagation, userns)
     _syscall(path, NR_MOUNT_SETATTR, tree, b"", flags | AT_EMPTY_PATH, attributes, len(attributes))
 
 

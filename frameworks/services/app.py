@@ -56,8 +56,9 @@ def scale(app: App, instances: int, now: datetime) -> App:
     return replace(app, definition=definition, version=version, scaled=version, deployment=str(uuid.uuid4()))
 
 
-def new_task(app: App, now: datetime) -> TaskSpec:
-    """Another run of the app, under an id of its own."""
+def new_task(app: App, now: datetime, instance: str = "") -> TaskSpec:
+    """Another run of the app, under an id of its own: of the `instance` that has persistent volumes already, or of a
+    new one, which is named after it."""
     definition = app.definition
     task_id = f"{app.id[1:].replace('/', '_')}.{uuid.uuid4()}"
     labels = {**definition.labels, VERSION_LABEL: app.config_version, STAGED_LABEL: format_time(now)}
@@ -79,7 +80,7 @@ def new_task(app: App, now: datetime) -> TaskSpec:
         image=definition.image,
         fetch=definition.fetches,
     )
-    return definition.confined(plain)
+    return definition.confined(plain, instance or task_id)
 
 
 def label(spec: TaskSpec, name: str) -> str:

@@ -13,17 +13,19 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, Field, model_validator
 
-from frameworks.services import confinement, health
+from frameworks.services import confinement, health, volumes
 from frameworks.services.artifacts import Artifacts, DockerImage, Secrets, Uris, fetches
 from frameworks.services.confinement import LinuxInfo, Parameters, ResourceLimits
 from frameworks.services.fields import STRICT, Refused, invalid, invalid_at
 from frameworks.services.health import HealthChecks, ReadinessChecks
+from frameworks.services.volumes import NothingIsAbsent, Residency, UpgradeStrategy, Volumes
 from model.fetch import Fetch
 from model.image import ImageSpec, may_use
 from model.network import NETWORK_NAME
 from model.resources import Resources
 from model.task import Port, Protocol, TaskSpec
 from model.vip import is_vip_label, parse_label
+from model.volume import PersistentVolume
 
 SEGMENT = r"([a-z0-9]([a-z0-9-]*[a-z0-9])?\.)*[a-z0-9]([a-z0-9-]*[a-z0-9])?"
 APP_ID = re.compile(rf"(/{SEGMENT})+")
@@ -154,7 +156,7 @@ class Container(Strict):
     portMappings: list[PortMapping] = []
     docker: DockerImage | None = None
     linuxInfo: LinuxInfo | None = None
-    volumes: Refused = None
+    volumes: Volumes = []
 
     @model_validator(mode="after")
     def _docker_has_an_image(self) -> Container:
@@ -219,19 +221,19 @@ class Definition(Strict):
     portDefinitions: Refused = None
     ports: Refused = None
     requirePorts: Refused = None
-    residency: Refused = None
+    residency: Annotated[Residency | None, NothingIsAbsent] = None
     resourceLimits: ResourceLimits | None = None
     role: Refused = None
     storeUrls: Refused = None
     taskRateLimit: Refused = None
     tty: Refused = None
-    unreachableStrategy: Refused = None
-    upgradeStrategy: Refused = None
+    unreachableStrategy: Annotated[Literal["disabled"] | None, NothingIsAbsent] = None
+    upgradeStrategy: Annotated[UpgradeStrategy | None, NothingIsAbsent] = None
 
     @model_validator(mode="before")
     @classmethod
     def _null_is_absent(cls, value: object) -> object:
-        return without_nulls(value)
+        return volumes.with_defaults(without_nulls(value))
 
     @model_validator(mode="after")
     def _one_command(self) -> Definition:
@@ -266,11 +268,25 @@ class Definition(Strict):
         task = TaskSpec("probe", "services", self.id, self.argv, self.resources, self.network)
         if found := dict(confinement.problems(task, self.options, self.resourceLimits)):
             raise invalid_at(found)
+        if path := volumes.overlapping(self.confined(task, volumes.PROBE)):
+            raise invalid_at({("container", "volumes"): f"two are to be mounted at {path}"})
         return self
 
-    def confined(self, task: TaskSpec) -> TaskSpec:
-        """The task with all that the definition says of how it is confined."""
+    @model_validator(mode="after")
+    def _volumes_fit(self) -> Definition:
+        given = self.container.volumes, self.residency, self.upgradeStrategy, self.unreachableStrategy
+        if found := dict(volumes.problems(*given)):
+            raise invalid_at(found)
+        return self
+
+    def confined(self, task: TaskSpec, instance: str) -> TaskSpec:
+        """The task with all that the definition says of how it is confined, and the volumes of this instance."""
+        task = volumes.mounted(task, self.container.volumes, instance)
         return confinement.confined(task, self.container.linuxInfo, self.options, self.resourceLimits)
+
+    def kept(self, framework: str, instance: str) -> tuple[PersistentVolume, ...]:
+        """The persistent volumes of this instance."""
+        return volumes.kept(self.container.volumes, framework, self.id, instance)
 
     @property
     def options(self) -> Parameters:

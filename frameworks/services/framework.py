@@ -14,20 +14,36 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 import structlog
 
-from frameworks.services.app import CODEC, PREFIX, STAGED_LABEL, App, label, new_task
+from frameworks.services.app import CODEC, FRAMEWORK, PREFIX, STAGED_LABEL, App, label, new_task
 from frameworks.services.backoff import Backoff, Failure, failed
-from frameworks.services.place import Demand, Refusal, explain, place, reason
+from frameworks.services.instances import Instance, Waiting, idle, remains
+from frameworks.services.place import Demand, Placement, Refusal, explain, place, reason
+from frameworks.services.volumes import Residency
 from frameworks.services.wanted import Run, illness, missing, settled, surplus
-from master.offers import Offer, OfferGone, Offers, Rescinded, Subscription, TaskView, UnknownTask, Update
+from master.offers import (
+    Offer,
+    OfferGone,
+    Offers,
+    Rescinded,
+    Subscription,
+    TaskView,
+    UnknownTask,
+    UnknownVolume,
+    Update,
+    VolumeView,
+)
 from master.store.base import Change, Compacted, Store, StoreError
 from model.codec import Damaged
+from model.resources import Resources
 from model.rights import needed
 from model.task import TaskSpec, TaskState, TaskStatus, newer
+from model.volume import PersistentVolume, persistent
 
 GATHER_S = 0.05  # offers of several nodes arrive one by one; to spread, wait this long for the others
 RETRY_S = 1.0  # after the master could not write a launch or a kill down
@@ -58,6 +74,8 @@ class Services:
         self._failures: dict[str, TaskFailure] = {}
         self._chosen: set[str] = set()  # ids: they go first when their app shrinks
         self._refusals: dict[str, dict[str, tuple[float, Refusal]]] = {}  # app -> node
+        self._waiting = Waiting()
+        self._condemned: set[str] = set()  # volumes of apps that are gone
         self._asked: Counter[str] = Counter()  # what the last pass wanted offers for
         self._changed = asyncio.Event()
 
@@ -86,6 +104,13 @@ class Services:
     def choose(self, runs: Sequence[Run]) -> None:
         """When their app shrinks, it is by these."""
         self._chosen.update(run.id for run in runs)
+        self._waiting.left.update(volume for run in runs for volume in persistent(run.view.spec.volumes))
+
+    async def wipe(self, run: Run) -> None:
+        """Destroy its persistent volumes, when it has ended. Raises StoreError."""
+        for volume in persistent(run.view.spec.volumes):
+            with suppress(UnknownVolume):
+                await self._subscription.destroy(volume)
 
     async def kill(self, run: Run) -> None:
         """End a task. Its app has another one started, unless it has enough. Raises StoreError."""
@@ -114,7 +139,9 @@ class Services:
             return [f"{starts}: the next one in {remaining:.1f} s (last: {backoff.reason})"]
         refusals = self._valid_refusals(app.id)
         if not refusals:
-            return ["no node has offered resources yet"]
+            nodes = sorted({instance.node for instance in self._idle(app)})
+            away = [f"its volume is on node {node}, which has offered nothing yet" for node in nodes]
+            return away or ["no node has offered resources yet"]
         return explain(_demand(app, 1), refusals)
 
     async def _load_apps(self) -> int:
@@ -124,6 +151,9 @@ class Services:
         for entry in entries:
             self._app_changed(Change(entry.revision, entry.key, entry.value))
         return revision
+
+    def _volumes_of(self, app_id: str) -> list[VolumeView]:
+        return [view for view in self._subscription.volumes() if view.volume.owner == app_id]
 
     async def _follow_apps(self, revision: int) -> None:
         while True:
@@ -138,7 +168,9 @@ class Services:
         app_id = change.key.removeprefix(PREFIX)
         previous = self._apps.pop(app_id, None)
         self._unreadable.discard(app_id)
-        if change.value is not None:
+        if change.value is None:
+            self._condemned.update(view.volume.id for view in self._volumes_of(app_id))
+        else:
             try:
                 self._apps[app_id] = CODEC.decode(change.value)
             except Damaged as error:
@@ -215,7 +247,7 @@ class Services:
     async def _keep(self) -> None:
         while True:
             self._changed.clear()
-            pause = await self._kill_surplus()
+            pause = await self._kill_surplus() or await self._destroy_remains()
             again = await self._start_missing()
             try:
                 async with asyncio.timeout(min((s for s in (pause, again) if s is not None), default=None)):
@@ -231,6 +263,8 @@ class Services:
             for run in surplus(self._apps.get(app_id), list(runs.values()), self._chosen):
                 if ill := illness(run.view):
                     log.info("service task is replaced", app=app_id, task=run.id, reason=ill)
+                else:
+                    self._waiting.left.update(persistent(run.view.spec.volumes))
                 try:
                     await self.kill(run)
                 except StoreError as error:
@@ -238,12 +272,28 @@ class Services:
                     return RETRY_S
         return None
 
+    async def _destroy_remains(self) -> float | None:
+        """Of apps that are gone, and of instances that have lost a part. Returns when to come back, as above."""
+        views = self._subscription.volumes()
+        self._condemned &= {view.volume.id for view in views}
+        owners = self._apps.keys() | self._unreadable
+        self._condemned |= {view.volume.id for view in views if view.volume.owner not in owners}
+        for volume in sorted(remains(views, self._condemned)):
+            try:
+                await self._subscription.destroy(volume)
+            except UnknownVolume:
+                continue
+            except StoreError as error:
+                log.error("destroy volume", volume=volume, error=str(error))
+                return RETRY_S
+        return None
+
     async def _start_missing(self) -> float | None:
         """Returns when to come back, in seconds, if nothing happens before."""
         now = time.monotonic()
         lacking = [app for app in self._apps.values() if self._missing(app)]
         held_back = {app.id: self._backoff.get(app.id, Backoff()).remaining(now) for app in lacking}
-        demands = [_demand(app, min(self._missing(app), LAUNCHES)) for app in lacking if not held_back[app.id]]
+        demands = [demand for app in lacking if not held_back[app.id] for demand in self._demands(app, now)]
         self._ask_for_offers(demands)
         if demands and self._offers and (rest := self._offers_since + GATHER_S - now) > 0:
             return rest
@@ -253,8 +303,25 @@ class Services:
     def _missing(self, app: App) -> int:
         return missing(app, self._runs.get(app.id, {}).values())
 
+    def _demands(self, app: App, now: float) -> list[Demand]:
+        """Those that go on where their volumes are, and those that may begin anywhere."""
+        count = min(self._missing(app), LAUNCHES)
+        if not app.definition.kept(FRAMEWORK, ""):
+            return [_demand(app, count)]
+        patience_s = (app.definition.residency or Residency()).patience_s
+        going_on = self._waiting.choose(self._idle(app), count, patience_s, now)
+        demands = [_pinned(app, instance) for instance in going_on]
+        return demands + ([_demand(app, count - len(demands))] if len(demands) < count else [])
+
+    def _idle(self, app: App) -> list[Instance]:
+        runs = self._runs.get(app.id, {}).values()
+        used = {volume for run in runs for volume in persistent(run.view.spec.volumes)}
+        return idle(app.id, self._subscription.volumes(), used, self._condemned)
+
     def _ask_for_offers(self, demands: Sequence[Demand]) -> None:
-        wanted = Counter({demand.app: demand.count for demand in demands})
+        wanted: Counter[str] = Counter()
+        for demand in demands:
+            wanted[demand.app] += demand.count
         if not wanted:
             self._subscription.suppress()
         elif wanted - self._asked:
@@ -269,7 +336,7 @@ class Services:
         self._remember(plan.refusals, demands, offers)
         pause = None
         for offer in offers:
-            chosen = [placement.app for placement in plan.placements if placement.offer is offer]
+            chosen = [placement for placement in plan.placements if placement.offer is offer]
             if not chosen:
                 refusals = [refusal for refusal in plan.refusals if refusal.node == offer.node.id]
                 self._subscription.decline(offer.id, reason(refusals) or "no service waits for resources")
@@ -277,20 +344,25 @@ class Services:
                 pause = RETRY_S
         return pause
 
-    async def _launch(self, offer: Offer, app_ids: Sequence[str]) -> bool:
+    async def _launch(self, offer: Offer, placements: Sequence[Placement]) -> bool:
         # The apps may have changed while earlier offers were being answered.
         specs: list[TaskSpec] = []
-        for app_id in app_ids:
-            app = self._apps.get(app_id)
+        made: list[PersistentVolume] = []
+        known = {view.volume.id for view in self._subscription.volumes()}
+        for placement in placements:
+            app = self._apps.get(placement.app)
             if app is not None and self._missing(app):
-                spec = new_task(app, datetime.now(UTC))
+                spec = new_task(app, datetime.now(UTC), placement.instance)
                 self._note(Run(_staging(spec, offer), launched_at=time.monotonic()))
                 specs.append(spec)
+                kept = app.definition.kept(FRAMEWORK, placement.instance or spec.id)
+                made += [volume for volume in kept if volume.id not in known]
+                self._waiting.launched(placement.instance, [volume.id for volume in kept])
         if not specs:
             self._subscription.decline(offer.id, "no service waits for resources")
             return True
         try:
-            await self._subscription.accept(offer.id, specs)
+            await self._subscription.accept(offer.id, specs, made)
         except OfferGone:
             self._unlaunched(specs)
             self._changed.set()
@@ -316,7 +388,8 @@ class Services:
             known = self._refusals.setdefault(demand.app, {})
             for offer in offers:
                 known.pop(offer.node.id, None)
-        for refusal in refusals:
+        # Of two instances that one node refuses, the one that can go nowhere else is the one to tell of.
+        for refusal in sorted(refusals, key=lambda refusal: refusal.elsewhere):
             self._refusals[refusal.app][refusal.node] = (now, refusal)
 
     def _valid_refusals(self, app_id: str) -> list[Refusal]:
@@ -343,8 +416,17 @@ def describe_end(view: TaskView) -> str:
 
 def _demand(app: App, count: int) -> Demand:
     definition = app.definition
-    rights = needed(new_task(app, datetime.now(UTC)))
-    return Demand(app.id, definition.resources, definition.network, count, rights)
+    task = new_task(app, datetime.now(UTC))
+    disk = sum(volume.size for volume in definition.kept(FRAMEWORK, task.id))
+    resources = definition.resources + Resources(disk=disk)
+    return Demand(app.id, resources, definition.network, count, needed(task))
+
+
+def _pinned(app: App, instance: Instance) -> Demand:
+    """It needs no disk for volumes that it has."""
+    lacking = [each for each in app.definition.kept(FRAMEWORK, instance.id) if each.id not in instance.volumes]
+    resources = app.definition.resources + Resources(disk=sum(volume.size for volume in lacking))
+    return replace(_demand(app, 1), resources=resources, instance=instance.id, node=instance.node)
 
 
 def _staging(spec: TaskSpec, offer: Offer) -> TaskView:

@@ -18,6 +18,7 @@ from model.mounts import tmpfs_problem
 from model.signals import parse_signal
 from model.sysctl import problem as sysctl_problem
 from model.task import Rlimit, TaskSpec
+from model.volume import Propagation, VolumeKind, VolumeMount, mount_problem
 
 MIB = 1 << 20
 AMOUNT = re.compile(r"([0-9]{1,15})([kmg]?)b?", re.IGNORECASE)
@@ -40,7 +41,6 @@ INSTEAD = {
     "network": "networks",
     "net": "networks",
     "publish": "container/portMappings",
-    "volume": "container/volumes",
     "entrypoint": "args",
     "stop-timeout": "taskKillGracePeriodSeconds",
 }
@@ -156,6 +156,28 @@ def _tmpfs(task: TaskSpec, value: str) -> TaskSpec:
     return replace(task, tmpfs=(*(each for each in task.tmpfs if each.destination != destination), wanted))
 
 
+def _volume(task: TaskSpec, value: str) -> TaskSpec:
+    """Docker's `/on/the/node:/in/the/container:ro,rslave`."""
+    source, colon, rest = value.partition(":")
+    destination, _, options = rest.partition(":")
+    if not colon or not source.startswith("/"):
+        raise ValueError(f"{value!r} must be a path of the node's, a colon and one of the container's")
+    wanted = VolumeMount(destination, VolumeKind.HOST, source)
+    for option in options.split(",") if options else ():
+        wanted = _with_mode(wanted, option)
+    if said := mount_problem(wanted):
+        raise ValueError(said)
+    return replace(task, volumes=(*task.volumes, wanted))
+
+
+def _with_mode(wanted: VolumeMount, option: str) -> VolumeMount:
+    if option in ("ro", "rw"):
+        return replace(wanted, read_only=option == "ro")
+    if option in tuple(Propagation):
+        return replace(wanted, propagation=Propagation(option))
+    raise ValueError(f"option {option!r} is not supported: ro, rw, {', '.join(Propagation)} are")
+
+
 def _with_option(wanted: Tmpfs, option: str) -> Tmpfs:
     name, _, value = option.partition("=")
     match name:
@@ -254,4 +276,5 @@ PARAMETERS: dict[str, Apply] = {
     "sysctl": _sysctl,
     "tmpfs": _tmpfs,
     "ulimit": _ulimit,
+    "volume": _volume,
 }

@@ -13,31 +13,36 @@ from dataclasses import dataclass
 
 from master.offers import Offer
 from model.resources import UNITS, Resources, describe
+from model.rights import missing
 
 Spread = Mapping[tuple[str, str], int]  # (app, node) -> tasks
 
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """`count` instances of an app, each of which needs `resources`, `network` and that a node permits `rights`."""
+    """`count` instances of an app, each of which needs `resources`, `network` and that a node permits `rights`. One
+    that is an `instance` of before has volumes on the `node`, and can be nowhere else."""
 
     app: str
     resources: Resources
     network: str
     count: int
     rights: frozenset[str] = frozenset()
+    instance: str = ""
+    node: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Placement:
     app: str
     offer: Offer
+    instance: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why `node` can't run another instance of `app`: too little of `lacking` kinds, no such network, or what it
-    needs is `forbidden` there."""
+    """Why `node` can't run another instance of `app`: too little of `lacking` kinds, no such network, what it
+    needs is `forbidden` there, or its volume is `elsewhere`."""
 
     app: str
     node: str
@@ -45,6 +50,7 @@ class Refusal:
     lacking: tuple[str, ...]
     no_network: bool = False
     forbidden: frozenset[str] = frozenset()
+    elsewhere: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +73,7 @@ def place(demands: Sequence[Demand], offers: Sequence[Offer], running: Spread) -
                 del waiting[demand]
                 continue
             best = min(fitting, key=lambda offer: _rank(demand, offer, free[offer.id], spread))
-            placements.append(Placement(demand.app, best))
+            placements.append(Placement(demand.app, best, demand.instance))
             free[best.id] -= demand.resources
             spread[demand.app, best.node.id] += 1
             waiting[demand] -= 1
@@ -79,7 +85,7 @@ def place(demands: Sequence[Demand], offers: Sequence[Offer], running: Spread) -
 def explain(demand: Demand, refusals: Sequence[Refusal]) -> list[str]:
     """`needs 4 CPU: 3 of 3 nodes have too little (most free: 1.5 CPU)`, one sentence for each cause."""
     nodes = len(refusals)
-    sentences = []
+    sentences = [f"its volume is on node {node}" for node in sorted({refusal.elsewhere for refusal in refusals} - {""})]
     without = sum(refusal.no_network for refusal in refusals)
     if without:
         sentences.append(f'needs network "{demand.network}": {_of(without, nodes)} not have it')
@@ -99,13 +105,21 @@ def explain(demand: Demand, refusals: Sequence[Refusal]) -> list[str]:
 
 def reason(refusals: Sequence[Refusal]) -> str:
     """Why one offer was declined, for the master: each app that waits, and what it misses there."""
-    return "; ".join(f"{refusal.app} lacks {', '.join(_names(refusal))}" for refusal in refusals)
+    return "; ".join(dict.fromkeys(_reason(refusal) for refusal in refusals))
+
+
+def _reason(refusal: Refusal) -> str:
+    if refusal.elsewhere:
+        return f"{refusal.app} has its volume on node {refusal.elsewhere}"
+    return f"{refusal.app} lacks {', '.join(_names(refusal))}"
 
 
 def _refusal(demand: Demand, offer: Offer, free: Resources) -> Refusal | None:
     lacking = tuple(free.shortage(demand.resources))
     no_network = demand.network not in offer.networks
-    forbidden = demand.rights - offer.node.rights
+    forbidden = missing(demand.rights, offer.node.rights)
+    if demand.node not in ("", offer.node.id):
+        return Refusal(demand.app, offer.node.id, free, (), elsewhere=demand.node)
     if not lacking and not no_network and not forbidden:
         return None
     return Refusal(demand.app, offer.node.id, free, lacking, no_network, forbidden)

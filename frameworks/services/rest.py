@@ -21,11 +21,13 @@ from frameworks.services.catalog import AppExists, UnknownApp
 from frameworks.services.definition import Definition, Scale, TaskIds
 from frameworks.services.framework import Services, TaskFailure, describe_end
 from frameworks.services.health import health_results, readiness_results
+from frameworks.services.volumes import SANDBOX
 from frameworks.services.wanted import Run, settled
 from master.rest import cluster
 from master.rest.errors import ApiError
 from master.store.base import Conflict, Store
 from model.task import MESOS_STATES, TaskState
+from model.volume import VolumeKind
 
 MARATHON_VERSION = "1.11.0"  # of the API: clients choose their calls by it
 # Where DC/OS has its Marathon, and where its proxies often put it.
@@ -131,7 +133,7 @@ class MarathonApi:
         apps = await catalog.read_all(self._store)
         return {"tasks": [task_json(run) for app in apps for run in self._services.runs(app.id)]}
 
-    # `wipe` gives up what a task's volumes hold: there are none that outlive it. `force` has nothing to overrule.
+    # `wipe` destroys what a task's persistent volumes hold. `force` has nothing to overrule.
     async def kill_one(
         self,
         app_id: str,
@@ -145,7 +147,7 @@ class MarathonApi:
         found = [run for run in self._services.runs(app.id) if run.id == task_id]
         if not found:
             raise ApiError(404, f"Task '{task_id}' does not exist")
-        deployed = await self._kill(found, scale)
+        deployed = await self._kill(found, scale, wipe)
         return _deployed(deployed[0], response) if deployed else {"task": task_json(found[0])}
 
     async def kill_all(
@@ -160,19 +162,19 @@ class MarathonApi:
         """`host` is a node: only those there."""
         app = await existing(self._store, app_id)
         found = [run for run in self._services.runs(app.id) if host in (None, run.view.node)]
-        return self._killed(found, await self._kill(found, scale), response)
+        return self._killed(found, await self._kill(found, scale, wipe), response)
 
     async def kill_some(
         self, wanted: TaskIds, response: Response, scale: Flag = False, wipe: Flag = False, force: Flag = False
     ) -> Json:
         ids, apps = set(wanted.ids), await catalog.read_all(self._store)
         found = [run for app in apps for run in self._services.runs(app.id) if run.id in ids]
-        return self._killed(found, await self._kill(found, scale), response)
+        return self._killed(found, await self._kill(found, scale, wipe), response)
 
     def _killed(self, found: list[Run], deployed: list[App], response: Response) -> Json:
         return _deployed(deployed[0], response) if deployed else {"tasks": [task_json(run) for run in found]}
 
-    async def _kill(self, runs: list[Run], scale: bool) -> list[App]:
+    async def _kill(self, runs: list[Run], scale: bool, wipe: bool) -> list[App]:
         """With `scale` their apps shrink by as many, and are returned. First they shrink: none of these is replaced."""
         counts = Counter(run.view.spec.owner for run in runs if scale and not run.view.killing)
         deployed = []
@@ -185,6 +187,8 @@ class MarathonApi:
                 raise _refusal(error, app_id) from error
         for run in runs:
             await self._services.kill(run)
+            if wipe:
+                await self._services.wipe(run)
         return deployed
 
 
@@ -251,6 +255,11 @@ def task_json(run: Run) -> Json:
     }
     if spec.health_checks:
         task["healthCheckResults"] = health_results(run.view)
+    if kept := [mount for mount in spec.volumes if mount.kind is VolumeKind.PERSISTENT]:
+        task["localVolumes"] = [
+            {"containerPath": mount.destination.removeprefix(f"{SANDBOX}/"), "persistenceId": mount.source}
+            for mount in kept
+        ]
     if run.started is not None:
         task["startedAt"] = _time(run.started)
     return task

@@ -143,7 +143,7 @@ def _node(view: NodeView, tasks: Tasks, allocator: Allocator) -> dict[str, Any]:
         "attributes": dict(node.attributes),
         "rights": sorted(node.rights),
         "resources": resources_json(node.resources),
-        "used": resources_json(tasks.used(node.id)),
+        "used": resources_json(allocator.used(node.id)),
         "tasks": sum(record.status.state is TaskState.RUNNING for record in tasks.on(node.id)),
         "errors": list(view.errors),
         "misfits": misfits([record.spec for record in active(tasks.on(node.id))], node.resources, node.rights),

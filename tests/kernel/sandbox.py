@@ -27,6 +27,7 @@ from isolators.disk import DiskIsolator
 from isolators.filesystem import FilesystemIsolator
 from isolators.mount import mount_points
 from isolators.namespaces import NamespacesIsolator
+from isolators.persistent import PersistentVolumes
 from isolators.privileges import PrivilegesIsolator
 from isolators.process import ProcessIsolator
 from isolators.rights import NO_RIGHTS, Rights
@@ -34,6 +35,7 @@ from isolators.rlimits import RlimitsIsolator
 from isolators.seccomp import SeccompIsolator
 from isolators.secrets import SecretsIsolator
 from isolators.sysctls import SysctlsIsolator
+from isolators.volumes import VolumesIsolator
 from isolators.workspace import WorkspaceIsolator
 from model.resources import Resources
 from model.task import TaskSpec
@@ -133,10 +135,11 @@ def isolators_of(state: Path, prefix: str, rights: Rights = NO_RIGHTS) -> list[I
     """Without the network's."""
     return [
         FilesystemIsolator(state),
+        WorkspaceIsolator(),
+        VolumesIsolator(state, PersistentVolumes(state.parent), rights),
         DiskIsolator(state),
         CgroupIsolator(prefix, rights),
         NamespacesIsolator(rights),
-        WorkspaceIsolator(),
         ProcessIsolator(),
         CapabilitiesIsolator(rights),
         SeccompIsolator(rights),

@@ -15,10 +15,12 @@ from pathlib import Path
 import pytest
 
 from isolators.base import Isolator, IsolatorError, Sandbox
+from isolators.rights import NO_RIGHTS, Rights
 from model.adjustment import adjustment_of
 from model.network import Address
 from model.resources import Resources
 from model.task import Rlimit, Secret, TaskSpec, TaskState, TaskStatus
+from model.volume import HostVolume, VolumeKind, VolumeMount
 from tests.kernel import remains
 from tests.kernel.agent import Agent, agent
 from tests.kernel.sandbox import CGROUPS, alive, root_directory, task, until
@@ -47,9 +49,9 @@ HUNGRY = "head -c 200M /dev/zero | tail -c 190M > /dev/null; sleep infinity"
 
 
 @asynccontextmanager
-async def node(directory: Path, by: str = "native") -> AsyncIterator[Agent]:
+async def node(directory: Path, by: str = "native", rights: Rights = NO_RIGHTS) -> AsyncIterator[Agent]:
     """Removes the prefix that a runtime makes in trees that we leave alone."""
-    async with agent(directory, by=by) as made:
+    async with agent(directory, rights, by=by) as made:
         yield made
     for path in CGROUPS.glob(f"*/{made.node.prefix}"):
         path.rmdir()
@@ -111,6 +113,35 @@ async def test_it_mounts_alike_and_nothing_of_the_node_besides(tmp_path: Path, r
         guards = {"ro"} if of_kernel.match(path) else {"ro", "nosuid", "nodev", "noexec"}
         assert ours.get(path, set()) & guards <= options, path
     assert {path for path in ours.keys() ^ theirs.keys() if not of_kernel.match(path)} == set()
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+async def test_it_has_volumes_alike(tmp_path: Path, runtime: str) -> None:
+    """Read-only ones, mapped ones, and one that was found below a permitted directory."""
+    host = tmp_path / "host"
+    host.mkdir()
+    os.chown(host, 4242, 4343)
+    volumes = (
+        VolumeMount("/own", VolumeKind.HOST, str(host)),
+        VolumeMount("/read", VolumeKind.HOST, str(host), read_only=True),
+        VolumeMount("/kept", VolumeKind.PERSISTENT, "db.1.kept", size=1),
+        VolumeMount("/kept/scratch", VolumeKind.EPHEMERAL, "scratch"),
+    )
+    script = """
+        for d in own read kept kept/scratch; do echo x > /$d/x && stat -c %n:%u:%g:%a /$d /$d/x; done 2>&-
+        grep -E ' /(own|read|kept|kept/scratch) ' /proc/self/mountinfo | cut -d ' ' -f 5,6,7
+    """
+    seen = []
+    for by in ("native", runtime):
+        rights = Rights(host_volumes=frozenset({HostVolume(str(tmp_path), "rw")}))
+        async with node(tmp_path / by, by, rights) as made:
+            ended = await made.run(task("web.1", "sh", "-c", script, user="1000:1000", volumes=volumes))
+            assert ended.state is TaskState.FINISHED, ended.reason
+            seen.append(made.directories.log("web.1", "stdout").read_text().splitlines())
+        assert ((host / "x").stat().st_uid, (host / "x").stat().st_gid) == (4242, 4343)
+        (host / "x").unlink()
+    assert seen[0] == seen[1]
+    assert "/own/x:1000:1000:644" in seen[0] and not any(line.startswith("/read/x") for line in seen[0])
 
 
 async def test_the_way_to_a_container_stays_closed(by: Agent) -> None:

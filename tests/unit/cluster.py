@@ -14,11 +14,12 @@ from dataclasses import dataclass, replace
 from ipaddress import ip_address
 from typing import Any
 
-from master.offers import Event, Offer, OfferGone, Offers, Rescinded, TaskView, UnknownTask, Update
+from master.offers import Event, Offer, OfferGone, Offers, Rescinded, TaskView, UnknownTask, Update, VolumeView
 from master.store.base import StoreError
 from model.node import Node
 from model.resources import Resources
 from model.task import TaskSpec, TaskState, TaskStatus, Usage
+from model.volume import PersistentVolume, persistent
 
 DEADLINE_S = 10.0
 
@@ -39,6 +40,7 @@ class Cluster:
     def __init__(self, *nodes: Node, automatic: bool = True) -> None:
         self.nodes = {node.id: node for node in nodes}
         self.tasks: dict[str, TaskView] = {}
+        self.volumes: dict[str, VolumeView] = {}
         self.limits: dict[str, int] = {}
         self.declined: list[Declined] = []
         self.accepted: list[TaskSpec] = []
@@ -84,7 +86,8 @@ class Cluster:
 
     def free(self, node: Node) -> Resources:
         used = (task.spec.resources for task in self.active() if task.node == node.id)
-        return node.resources - sum(used, Resources())
+        held = sum(view.volume.size for view in self.volumes.values() if view.node == node.id)
+        return node.resources - sum(used, Resources(disk=held))
 
     def rescind_all(self) -> None:
         for offer_id in list(self._outstanding):
@@ -112,7 +115,7 @@ class Cluster:
         if state.terminal:
             self.offer()
 
-    def accept(self, offer_id: str, specs: Sequence[TaskSpec]) -> None:
+    def accept(self, offer_id: str, specs: Sequence[TaskSpec], volumes: Sequence[PersistentVolume]) -> None:
         if self.losing_offers:
             self.losing_offers -= 1
             self._outstanding.pop(offer_id, None)
@@ -121,7 +124,15 @@ class Cluster:
             raise OfferGone(offer_id)
         if self.rejecting:
             raise self.rejecting
-        assert offer.resources.covers(sum((spec.resources for spec in specs), Resources())), "more than was offered"
+        disk = Resources(disk=sum(volume.size for volume in volumes))
+        assert offer.resources.covers(sum((spec.resources for spec in specs), disk)), "more than was offered"
+        for volume in volumes:
+            assert volume.id not in self.volumes, "a volume's id was used twice"
+            self.volumes[volume.id] = VolumeView(volume, offer.node.id)
+        used = {volume for task in self.active() for volume in persistent(task.spec.volumes)}
+        for volume_id in (volume_id for spec in specs for volume_id in persistent(spec.volumes)):
+            assert self.volumes[volume_id].node == offer.node.id, "a volume is on another node"
+            assert volume_id not in used and not self.volumes[volume_id].destroying, "a volume can't be had"
         for spec in specs:
             assert spec.id not in {known.id for known in self.accepted}, "a task id was used twice"
             assert len(self.active(spec.owner)) < self.limits.get(spec.owner, 100_000), "more tasks than wanted"
@@ -156,6 +167,19 @@ class Cluster:
         if self.automatic:
             self.advance(task_id, TaskState.KILLED)
 
+    def views(self) -> tuple[VolumeView, ...]:
+        users = {volume: task.spec.id for task in self.active() for volume in persistent(task.spec.volumes)}
+        return tuple(replace(view, task=users.get(name, "")) for name, view in self.volumes.items())
+
+    def destroy(self, volume_id: str) -> None:
+        self.volumes[volume_id] = replace(self.volumes[volume_id], destroying=True)
+
+    def sweep(self) -> None:
+        """The nodes have destroyed what nobody uses any more."""
+        for view in self.views():
+            if view.destroying and not view.task:
+                del self.volumes[view.volume.id]
+
     def acknowledge(self, task_id: str, sequence: int) -> None:
         view = self.tasks.get(task_id)
         if view and view.status.state.terminal and sequence >= view.status.sequence:
@@ -180,8 +204,15 @@ class Subscription:
         while True:
             yield await self._events.get()
 
-    async def accept(self, offer_id: str, tasks: Sequence[TaskSpec]) -> None:
-        self._cluster.accept(offer_id, tasks)
+    async def accept(self, offer_id: str, tasks: Sequence[TaskSpec], volumes: Sequence[PersistentVolume] = ()) -> None:
+        self._cluster.accept(offer_id, tasks, volumes)
+        await asyncio.sleep(0)
+
+    def volumes(self) -> tuple[VolumeView, ...]:
+        return self._cluster.views()
+
+    async def destroy(self, volume_id: str) -> None:
+        self._cluster.destroy(volume_id)
         await asyncio.sleep(0)
 
     def decline(self, offer_id: str, reason: str, filter_s: float = 5.0) -> None:

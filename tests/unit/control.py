@@ -24,6 +24,7 @@ from master.nodes import Nodes
 from master.store.base import Delete, Put, StoreError
 from master.store.sqlite import SqliteStore
 from master.tasks import TaskRecord, Tasks
+from master.volumes import Volumes
 from model.node import Node
 from model.resources import Resources
 from model.task import Port, TaskSpec, TaskState, TaskStatus
@@ -64,6 +65,7 @@ class Master:
     tasks: Tasks
     nodes: Nodes
     networks: Networks
+    volumes: Volumes
     desired: Desired
     discovery: Discovery
     logs: Logs
@@ -96,15 +98,16 @@ async def master(
     store = await FullDisk.open(directory / "store.db")
     assert isinstance(store, FullDisk)
     tasks, networks, desired = Tasks(store), Networks(store), Desired()
+    volumes = Volumes(store, tasks)
     nodes = Nodes(store, unreachable_after_s, lost_after_s)
     discovery = Discovery(store, tasks, nodes, desired, POOL)
-    dispatcher = Dispatcher(tasks, nodes, networks, desired)
+    dispatcher = Dispatcher(tasks, nodes, networks, volumes, desired)
     logs = Logs(dispatcher.streams)
-    allocator = Allocator(tasks, nodes, networks)
+    allocator = Allocator(tasks, nodes, networks, volumes)
     try:
-        for part in (tasks, networks, nodes, discovery, dispatcher):
+        for part in (tasks, volumes, networks, nodes, discovery, dispatcher):
             await part.load()
-        yield Master(store, tasks, nodes, networks, desired, discovery, logs, dispatcher, allocator)
+        yield Master(store, tasks, nodes, networks, volumes, desired, discovery, logs, dispatcher, allocator)
     finally:
         await dispatcher.close()
         nodes.close()

@@ -15,6 +15,7 @@ from model.node import Node
 from model.resources import Resources
 from model.task import Port, Protocol, Rlimit, TaskSpec, TaskState, TaskStatus, Usage
 from model.vip import Backend, Vip
+from model.volume import Propagation, VolumeKind, VolumeMount
 
 texts = st.text(max_size=8)
 names = st.from_regex(r"[a-z0-9][a-z0-9.-]{0,8}", fullmatch=True)
@@ -119,6 +120,15 @@ limits = st.builds(
     huge_pages=st.lists(st.builds(HugePages, texts, numbers), max_size=2).map(tuple),
     devices=st.lists(st.builds(Device, texts, texts), max_size=2).map(tuple),
 )
+volumes = st.builds(
+    VolumeMount,
+    destination=texts,
+    kind=st.sampled_from(VolumeKind),
+    source=texts,
+    read_only=st.booleans(),
+    propagation=st.sampled_from(Propagation),
+    size=numbers,
+)
 specs = st.builds(
     TaskSpec,
     id=names,
@@ -149,6 +159,7 @@ specs = st.builds(
     fetch=st.lists(st.builds(Fetch, texts, texts, st.booleans(), st.booleans(), st.booleans(), texts), max_size=2).map(
         tuple
     ),
+    volumes=st.lists(volumes, max_size=2).map(tuple),
 )
 nodes = st.builds(
     Node,

@@ -9,6 +9,8 @@ from typing import Any
 
 from agent.launcher.oci import adapted, command, first_closed
 
+MADE = "/made"
+
 
 def config(**linux: Any) -> dict[str, Any]:
     return {"ociVersion": "1.2.0", "root": {"path": "/state/containers/c1/rootfs"}, "linux": {"namespaces": []} | linux}
@@ -17,21 +19,36 @@ def config(**linux: Any) -> dict[str, Any]:
 def test_limits_are_left_out_but_for_the_devices() -> None:
     rules = [{"allow": False, "access": "rwm"}]
     wanted = config(resources={"devices": rules, "memory": {"limit": 1}}, cgroupsPath="/tepui/c1")
-    linux = adapted(wanted, None, 42)["linux"]
+    linux = adapted(wanted, None, 42, MADE)["linux"]
     assert linux["resources"] == {"devices": rules} and linux["cgroupsPath"] == "/tepui/c1"
     assert wanted["linux"]["resources"]["memory"] == {"limit": 1}
 
 
 def test_users_and_network_are_those_of_the_sandbox() -> None:
-    spaces = adapted(config(namespaces=[{"type": kind} for kind in ("user", "network", "pid")]), None, 42)
+    spaces = adapted(config(namespaces=[{"type": kind} for kind in ("user", "network", "pid")]), None, 42, MADE)
     joined = [{"type": "user", "path": "/proc/42/ns/user"}, {"type": "network", "path": "/proc/42/ns/net"}]
     assert spaces["linux"]["namespaces"] == [*joined, {"type": "pid"}]
 
 
 def test_what_can_not_be_reached_is_not_masked() -> None:
     paths = ["/proc/kcore", "/state", "/state/containers"]
-    assert adapted(config(maskedPaths=paths), "/state", 42)["linux"]["maskedPaths"] == ["/proc/kcore", "/state"]
-    assert adapted(config(maskedPaths=paths), None, 42)["linux"]["maskedPaths"] == paths
+    assert adapted(config(maskedPaths=paths), "/state", 42, MADE)["linux"]["maskedPaths"] == ["/proc/kcore", "/state"]
+    assert adapted(config(maskedPaths=paths), None, 42, MADE)["linux"]["maskedPaths"] == paths
+
+
+def test_what_it_can_not_mount_is_mounted_for_it() -> None:
+    maps = [{"containerID": 0, "hostID": 1 << 20, "size": 1}]
+    mounts = [
+        {"destination": "/data", "type": "bind", "source": "/state/volumes/v", "uidMappings": maps},
+        {"destination": "/srv/a", "type": "bind", "source": "/proc/42/fd/7"},
+        {"destination": "/run/secrets", "type": "bind", "source": "/state/secrets"},
+        {"destination": "/proc", "type": "proc", "source": "proc"},
+    ]
+    given = adapted(config() | {"mounts": mounts}, None, 42, MADE)["mounts"]
+    mapped, opened, *others = [mount["source"] for mount in given]
+    assert others == ["/state/secrets", "proc"]
+    assert mapped.startswith("/made/") and opened.startswith("/made/") and mapped != opened
+    assert "uidMappings" not in given[0]
 
 
 def test_all_that_it_notes_is_with_the_container() -> None:

@@ -11,6 +11,7 @@ import pytest
 from agent import preflight
 from agent.preflight import NotFit
 from cli.settings import AgentSettings, SettingsError, load
+from model.volume import HostVolume
 
 
 @pytest.fixture
@@ -68,3 +69,13 @@ def test_a_runtime_that_nobody_knows(tmp_path: Path) -> None:
     (tmp_path / "agent.toml").write_text('runtime = "docker"\n')
     with pytest.raises(SettingsError, match=r"agent.toml: runtime: .*'native', 'crun' or 'runc'"):
         load(AgentSettings, tmp_path / "agent.toml")
+
+
+def test_host_volumes_of_a_node(tmp_path: Path) -> None:
+    file = tmp_path / "agent.toml"
+    file.write_text('host_volumes = ["/srv/data:rw", "/etc/ssl:ro"]\n')
+    assert load(AgentSettings, file).host_volumes == [HostVolume("/srv/data", "rw"), HostVolume("/etc/ssl", "ro")]
+    for wrong in ("/srv", "/proc/sys:ro", "/:ro", "data:rw", "/srv/../etc:ro"):
+        file.write_text(f'host_volumes = ["{wrong}"]\n')
+        with pytest.raises(SettingsError, match=r"agent.toml: host_volumes.0: .*"):
+            load(AgentSettings, file)

@@ -20,6 +20,7 @@ from model.limits import Device, IoLimit, TaskLimits, Tmpfs
 from model.resources import Resources
 from model.rights import needed
 from model.task import Rlimit, TaskSpec
+from model.volume import VolumeKind, VolumeMount
 from tests.unit.cluster import node
 
 BASE: dict[str, Any] = {"id": "/web", "cmd": "true", "mem": 64, "networks": [{"mode": "container", "name": "overlay"}]}
@@ -73,6 +74,7 @@ def test_nothing_said_is_the_default() -> None:
         ("security-opt seccomp=unconfined", "seccomp", "unconfined"),
         (f"security-opt seccomp={PROFILE}", "seccomp", PROFILE),
         ("security-opt no-new-privileges", "seccomp", ""),
+        ("volume /srv:/data:ro", "volumes", (VolumeMount("/data", VolumeKind.HOST, "/srv", read_only=True),)),
     ],
 )
 def test_options_of_the_task(option: str, field: str, value: object) -> None:

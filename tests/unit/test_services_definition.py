@@ -118,7 +118,7 @@ def test_defaults_are_marathons() -> None:
         ({"fetch": [{"uri": "http://a/"}]}, "/fetch(0)", "must be the name of a file"),
         ({"fetch": [{"uri": "http://a/b", "digest": "md5:0"}]}, "/fetch(0)", "64 hexadecimal digits"),
         ({"uris": ["/etc/shadow"]}, "/uris(0)", "must begin with one of"),
-        ({"container": {"volumes": [{}]}}, "/container/volumes", "not supported"),
+        ({"container": {"volumes": [{}]}}, "/container/volumes(0)/containerPath", "required"),
         ({"container": {"portMappings": [MAPPING, MAPPING]}}, "/container", "8080/tcp occurs more than once"),
         ({"taskKillGracePeriodSeconds": -1}, "/taskKillGracePeriodSeconds", "greater than or equal"),
         ({"backoffFactor": 0.5}, "/backoffFactor", "greater than or equal to 1"),

@@ -150,7 +150,7 @@ def test_a_deployment_ends_when_all_are_well_and_ready(cluster: Cluster) -> None
     app = create(Definition.model_validate({**LEAST, **fields}), NOW)
     spec = new_task(app, NOW)
     cluster.subscribe()
-    cluster.accept(next(iter(cluster._outstanding)), [spec])
+    cluster.accept(next(iter(cluster._outstanding)), [spec], [])
 
     def done(**attributes: Any) -> bool:
         cluster.advance(spec.id, TaskState.RUNNING, **attributes)

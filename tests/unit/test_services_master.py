@@ -21,6 +21,7 @@ from master.networks import Networks
 from master.nodes import Nodes
 from master.store.sqlite import SqliteStore
 from master.tasks import TaskRecord, Tasks
+from master.volumes import Volumes
 from model.task import TaskState, TaskStatus
 from tests.unit.cluster import node, until
 
@@ -44,9 +45,10 @@ class Master:
 @asynccontextmanager
 async def master(store: SqliteStore, cpus: int = 2000) -> AsyncIterator[Master]:
     tasks, nodes, networks = Tasks(store), Nodes(store), Networks(store)
-    allocator = Allocator(tasks, nodes, networks)
+    volumes = Volumes(store, tasks)
+    allocator = Allocator(tasks, nodes, networks, volumes)
     services = Services(store, allocator.subscribe("services"))
-    for part in (tasks, networks, nodes):
+    for part in (tasks, volumes, networks, nodes):
         await part.load()
     running = [asyncio.create_task(allocator.run()), asyncio.create_task(services.run())]
     for name in ("a", "b", "c"):

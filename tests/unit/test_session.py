@@ -15,6 +15,8 @@ from agent.launcher.record import Exit
 from agent.node_network import NodeNetwork
 from agent.session import Session
 from agent.streams import Streams
+from agent.volumes import VolumeRemovals
+from isolators.persistent import PersistentVolumes
 from model.task import TaskState, Usage
 from pki.credentials import CredentialError, Credentials
 from pki.identity import Role
@@ -63,11 +65,14 @@ class Agent:
         life.reconciler._report, life.reconciler._ready = session.report, ready
         await life.reconciler.recover()
         self.session = session
-        running = asyncio.create_task(session.run(life.reconciler, Streams({})))
+        removals = VolumeRemovals(PersistentVolumes(self.world.directory), session.wake)
+        running = asyncio.create_task(session.run(life.reconciler, removals, Streams({})))
+        removing = asyncio.create_task(removals.run())
         try:
             yield life
         finally:
             running.cancel()
+            removing.cancel()
             assert [type(e) for e in await asyncio.gather(running, return_exceptions=True)] == [asyncio.CancelledError]
             await life.end()
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
 from isolators.disk import DiskIsolator
+from isolators.persistent import PersistentVolumes
 from model.resources import Resources
 from model.task import Usage
+from model.volume import VolumeKind, VolumeMount
 from tests.kernel.namespaces import run
 from tests.kernel.sandbox import Sandbox, exit_of, output, sandbox, task, until
 
@@ -82,6 +85,37 @@ async def test_the_limit_is_changed_in_place(node: Sandbox) -> None:
     container, _ = await node.start(task("web.1", "sh", "-c", script, resources=asking(1)))
     await disk(node).update(container, asking(16))
     assert (await exit_of(container)).code == 0
+
+
+async def test_a_persistent_volume_has_its_size_and_keeps_it(node: Sandbox) -> None:
+    """Each its own, whoever writes to it, and not that of the layer."""
+    mounts = tuple(VolumeMount(f"/{name}", VolumeKind.PERSISTENT, name, size=4) for name in ("one", "two"))
+    script = "for v in one two; do head -c 8000000 /dev/zero > /$v/x; stat -c %s /$v/x; done; echo still here"
+    for number in (1, 2):
+        spec = task(f"web.{number}", "sh", "-c", script, resources=asking(1), volumes=mounts)
+        container, _ = await node.start(spec)
+        await exit_of(container)
+        text = output(container)
+        sizes = [int(line) for line in text.splitlines() if line.isdecimal()]
+        assert "still here" in text and len(sizes) == 2 and all(3 * MIB < size <= 4 * MIB for size in sizes), text
+        for isolator in reversed(node.isolators):
+            await isolator.cleanup(container.sandbox)
+
+
+async def test_an_ephemeral_volume_counts_as_the_layer(node: Sandbox) -> None:
+    mount = VolumeMount("/scratch", VolumeKind.EPHEMERAL, "scratch")
+    script = "head -c 3000000 /dev/zero > /var/tmp/x; head -c 3000000 /dev/zero > /scratch/x; stat -c %s /scratch/x"
+    _, text = await node.run(task("web.1", "sh", "-c", script, resources=asking(4), volumes=(mount,)))
+    assert int(text.split()[0]) < 2 * MIB
+
+
+async def test_nothing_is_left_of_a_volume_that_is_removed(node: Sandbox, xfs: Path) -> None:
+    mount = VolumeMount("/one", VolumeKind.PERSISTENT, "one", size=4)
+    await node.run(task("web.1", "sh", "-c", "mkdir -p /one/a/b; echo x > /one/a/b/c", volumes=(mount,)))
+    await node.clean()
+    await asyncio.to_thread(PersistentVolumes(xfs).remove, "one")
+    report = run("xfs_quota", "-x", "-c", "report -p -n -N", str(xfs))
+    assert [line for line in report.splitlines() if line.split() and line.split()[3] != "0"] == []
 
 
 async def test_nothing_is_left_of_a_quota(node: Sandbox, xfs: Path) -> None:
