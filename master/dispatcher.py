@@ -205,7 +205,7 @@ class Dispatcher(control_pb2_grpc.ControlServicer):
         if after is None:
             for view in self._nodes.all():
                 self._desired.remove(view.node.id, key)
-        elif after.destroying and not self._volumes.user(after):
+        elif after.destroying and not self._volumes.busy(after):
             self._desired.put(after.node, pb.Item(key=key, volume_removal=pb.VolumeRemoval(id=volume_id)))
 
     def _node_changed(self, view: NodeView) -> None:

@@ -73,6 +73,10 @@ class Volumes:
         users = (each.spec for each in active(self._tasks.on(record.node)))
         return next((spec.id for spec in users if record.volume.id in persistent(spec.volumes)), "")
 
+    def busy(self, record: VolumeRecord) -> bool:
+        """Whether a task uses it, or is about to."""
+        return bool(self.user(record)) or record.volume.id in self._claimed
+
     def users(self, records: Iterable[VolumeRecord]) -> dict[str, str]:
         """The same for many, by the ids of volumes that are used."""
         nodes = {record.node for record in records}
@@ -98,6 +102,9 @@ class Volumes:
                 self._publish(record.volume.id, record)
         finally:
             self._claimed -= claimed
+            for record in [self._records[volume] for volume in claimed if volume in self._records]:
+                if record.destroying:  # it had to wait for how this ends
+                    self._publish(record.volume.id, record)
 
     async def destroy(self, volume_id: str) -> VolumeRecord | None:
         """Also of one that is in use: that is for who asks to know. None when there is no such volume."""

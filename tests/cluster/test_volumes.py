@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from lab.cluster import MASTER
+from lab.daemons import tepui
 from tests.cluster import bed
 from tests.cluster.bed import Cluster, Json, Tasks, eventually
 
@@ -43,6 +44,7 @@ def test_every_task_goes_on_where_the_last_one_stopped(counting: Cluster) -> Non
     home = first["node"]
     (volume,) = volumes(cluster)
     assert (volume["node"], volume["task"], volume["owner"]) == (home, first["id"], APP)
+    assert tepui(cluster.lab, "volume", "list") == [volume] == [tepui(cluster.lab, "volume", "show", volume["id"][:20])]
     again = replaced(cluster, kill(cluster))
     counted(cluster, again, 2)
     cluster.lab.kill_daemon(home, "agent")
@@ -99,7 +101,7 @@ def test_given_up_while_its_node_is_away(counting: Cluster) -> None:
     assert refused.status_code == 409 and "in use" in refused.json()["message"]
     cluster.lab.power_off(home)
     eventually(lambda: f"its volume is on node {home}" in waiting(cluster), "it waits for its node")
-    cluster.call("DELETE", f"/api/v1/volumes/{volume['id']}")
+    assert tepui(cluster.lab, "volume", "remove", volume["id"])["state"] == "destroying"
     after = replaced(cluster, before)
     counted(cluster, after, 1)
     assert home not in {task["node"] for task in after.values()}

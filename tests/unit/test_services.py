@@ -28,6 +28,7 @@ from tests.unit.cluster import Cluster, node, until
 
 pytestmark = pytest.mark.anyio
 OVERLAY = [{"mode": "container", "name": "overlay"}]
+DATA = {"containerPath": "data", "mode": "RW", "persistent": {"size": 10}}
 QUICK = {"backoffSeconds": 0.01, "maxLaunchDelaySeconds": 0.05}
 
 
@@ -328,7 +329,9 @@ async def test_an_unreadable_app_loses_no_tasks(store: SqliteStore) -> None:
     assert len(cluster.running("/web")) == 2 and not cluster.killed
 
 
-async def test_the_example_is_valid() -> None:
+async def test_the_examples_are_valid() -> None:
+    for path in (Path(__file__).parents[2] / "examples").iterdir():
+        Definition.model_validate(json.loads(path.read_text()))
     text = (Path(__file__).parents[2] / "examples" / "web.json").read_text()
     example = Definition.model_validate(json.loads(text))
     assert example.instances == 4 and example.task_ports[0].labels == (("VIP_0", "/web:80"),)
@@ -337,11 +340,12 @@ async def test_the_example_is_valid() -> None:
 class Life(RuleBasedStateMachine):
     """Apps come, change and go, tasks start and die, nodes come and masters restart, in any order.
 
-    Never more tasks of an app than it asks for (held by the cluster at every accept); in the end, with room for all,
-    exactly as many as it asks for.
+    Never more tasks of an app than it asks for, and none without its volumes (held by the cluster at every accept); in
+    the end, with room for all, exactly as many as it asks for.
     """
 
     APPS = ("/a", "/b")
+    RESIDENT = "/db"  # whose tasks go on where they were, and wait for that if they must
 
     def __init__(self) -> None:
         super().__init__()
@@ -365,7 +369,7 @@ class Life(RuleBasedStateMachine):
 
         self.do(begin())
 
-    @rule(app_id=st.sampled_from(APPS), instances=st.integers(0, 5))
+    @rule(app_id=st.sampled_from((*APPS, RESIDENT)), instances=st.integers(0, 5))
     def deploy(self, app_id: str, instances: int) -> None:
         async def change() -> None:
             # Until the framework has seen the change, it may still act on the last one, or on the one before a delete.
@@ -373,13 +377,14 @@ class Life(RuleBasedStateMachine):
             if app_id in self.wanted:
                 app = await catalog.resize(self.store, app_id, instances)
             else:
-                app = await catalog.add(self.store, definition(app_id, instances, backoffSeconds=0.0))
+                fields = {"container": {"volumes": [DATA]}} if app_id == self.RESIDENT else {}
+                app = await catalog.add(self.store, definition(app_id, instances, backoffSeconds=0.0, **fields))
             await until(lambda: self.services._apps.get(app_id) == app)
             self.cluster.limits[app_id] = self.wanted[app_id] = instances
 
         self.do(change())
 
-    @rule(app_id=st.sampled_from(APPS))
+    @rule(app_id=st.sampled_from((*APPS, RESIDENT)))
     def delete(self, app_id: str) -> None:
         if app_id in self.wanted:
             self.do(catalog.remove(self.store, app_id))
@@ -397,6 +402,10 @@ class Life(RuleBasedStateMachine):
         for view in self.cluster.active():
             if view.killing:
                 self.cluster.advance(view.spec.id, TaskState.KILLED)
+
+    @rule()
+    def nodes_destroy_volumes(self) -> None:
+        self.cluster.sweep()
 
     @rule()
     def offers_vanish(self) -> None:

@@ -125,6 +125,21 @@ async def test_two_accepts_that_race_for_a_volume(tmp_path: Path) -> None:
             pass
 
 
+async def test_one_that_a_task_is_about_to_use_is_destroyed_after_it(tmp_path: Path) -> None:
+    key = f"volume/{KEPT.id}"
+    async with cluster(tmp_path) as (parts, dial), dial("n1") as agent:
+        await agent.join()
+        await begun(parts)
+        await parts.saw("a", TaskState.FAILED)
+        with pytest.raises(StoreError), parts.volumes.claimed("n1", "services", [user("b")], []):
+            await parts.volumes.destroy(KEPT.id)
+            await parts.tasks.add("n1", [task("c")])
+            await agent.until(lambda agent: "task/c" in agent.items)
+            assert key not in agent.items
+            raise StoreError("disk full")
+        await agent.until(lambda agent: key in agent.items)
+
+
 async def test_host_volumes_go_where_they_are_permitted(tmp_path: Path) -> None:
     host = VolumeMount("/data", VolumeKind.HOST, "/srv/data/below")
     async with master(tmp_path) as parts, running(parts) as subscribe:
