@@ -363,10 +363,13 @@ async def test_containers_outlive_the_launcher(node: Sandbox) -> None:
 
 async def test_containers_outlive_the_agent(node: Sandbox) -> None:
     """The end of the agent's sockets is what launcher and keeper see of its death."""
-    container, launch = await node.start(task("web.1", "sh", "-c", "sleep 0.2; exit 3"))
+    script = "trap 'exit 3' TERM; echo ready; while :; do sleep 0.01; done"
+    container, launch = await node.start(task("web.1", "sh", "-c", script))
+    await until(lambda: "ready" in output(container), "the trap is set")
     await node.launcher.stop()
     adopted = look(container.directory)
     assert adopted is not None and adopted.started and adopted.pid == launch.pid
+    os.kill(launch.pid, signal.SIGTERM)
     assert (await exit_of(container)).code == 3
 
 

@@ -10,12 +10,15 @@ import fcntl
 import hashlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from types import FrameType
+from typing import NoReturn
 
 from tests.vm import machine
 from tests.vm.machine import Boot, Machine
@@ -30,6 +33,7 @@ SOURCES = (
 )
 DISK = "8G"
 SNAPSHOT = "booted"
+COMPLETE, USED = "complete", "used"  # files: there when all others are; locked by whose machine runs from it
 # The address is QEMU's choice. Without a lease there is none to renew when the clock jumps after a resume.
 NETWORK = """[Match]
 Name=eth0
@@ -38,40 +42,55 @@ Name=eth0
 Address=10.0.2.15/24
 LinkLocalAddressing=no
 """
+# In namespaces of its own: whatever it starts and mounts ends with it, also when it is ended.
+ALONE = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
 # Read once before the snapshot, so that each run finds it in memory.
 WARM = "import grpc, fastapi, pydantic_settings, pyroute2, cryptography.x509, structlog, httpx2, pytest, xdist"
 
 
-def ensure() -> Path:
-    """The image's directory. Whoever finds somebody else making it waits."""
+@contextmanager
+def kept() -> Iterator[Path]:
+    """The image's directory, which nobody removes before the block ends. If somebody else makes it, this waits."""
     cache = _cache()
     cache.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with _locked(cache / "lock"):
-        directory = cache / f"vm-{_digest()}"
-        if not (directory / "complete").exists():
-            for old in cache.glob("vm-*"):
-                shutil.rmtree(old)
-            _make(directory)
-            (directory / "complete").touch()
-        return directory
+    with ExitStack() as stack:
+        with _locked(cache / "lock"):
+            directory = _made(cache)
+            stack.enter_context(_locked(directory / USED, fcntl.LOCK_SH))
+        yield directory
 
 
 @contextmanager
 def resumed() -> Iterator[Machine]:
     """A machine like all others of this image, which has booted long ago; what it writes goes with it."""
-    image = ensure()
-    with tempfile.TemporaryDirectory(prefix="tepui-vm-", dir="/var/tmp") as directory:
+    with kept() as image, tempfile.TemporaryDirectory(prefix="tepui-vm-", dir="/var/tmp") as directory:
         _copy(image / "disk.qcow2", Path(directory) / "disk.qcow2")
         with machine.started(_boot(image), Path(directory), SNAPSHOT) as resumed:
             resumed.set_clock()
             yield resumed
 
 
+def _made(cache: Path) -> Path:
+    directory = cache / f"vm-{_digest()}"
+    if not (directory / COMPLETE).exists():
+        for old in cache.glob("vm-*"):
+            _remove(old)
+        _make(directory)
+        (directory / COMPLETE).touch()
+    return directory
+
+
+def _remove(image: Path) -> None:
+    """Unless a machine runs from it."""
+    with suppress(BlockingIOError), _locked(image / USED, fcntl.LOCK_EX | fcntl.LOCK_NB):
+        shutil.rmtree(image)
+
+
 def _make(directory: Path) -> None:
     directory.mkdir()
     _step(directory, "ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "", "-f", str(directory / "key"))
     with tempfile.TemporaryDirectory(prefix="tepui-vm-", dir="/var/tmp") as root:
-        _step(directory, str(ROOT / "vagrant/rootfs"), root)
+        _step(directory, *ALONE, str(ROOT / "vagrant/rootfs"), root)
         _finish(Path(root), (directory / "key.pub").read_text())
         for name in ("vmlinuz", "initrd.img"):
             shutil.copy(next(Path(root, "boot").glob(f"{name}-*")), directory / name)
@@ -132,11 +151,18 @@ def _digest() -> str:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def _locked(path: Path, how: int = fcntl.LOCK_EX) -> Iterator[None]:
     with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        fcntl.flock(file, how)
         yield
 
 
+def _end(number: int, frame: FrameType | None) -> NoReturn:
+    """As an exception, so that what is half made is removed."""
+    sys.exit(f"ended by signal {number}")
+
+
 if __name__ == "__main__":
-    print(ensure())
+    signal.signal(signal.SIGTERM, _end)
+    with kept() as directory:
+        print(directory)
