@@ -66,6 +66,13 @@ class Cluster:
         self.offer()
         return self._subscription
 
+    def remove_node(self, name: str) -> Node:
+        """With what it has offered; its tasks are another matter."""
+        for offer in [offer for offer in self._outstanding.values() if offer.node.id == name]:
+            del self._outstanding[offer.id]
+            self._tell(Rescinded(offer.id))
+        return self.nodes.pop(name)
+
     def add_node(self, added: Node) -> None:
         self.nodes[added.id] = added
         self.offer()

@@ -186,7 +186,7 @@ async def test_it_waits_for_the_node_of_its_volume_and_says_so(store: SqliteStor
         added = await catalog.add(store, app())
         await runs(cluster, "/db", 1)
         (home,) = places(cluster).values()
-        away = cluster.nodes.pop(home)
+        away = cluster.remove_node(home)
         cluster.advance(cluster.accepted[0].id, TaskState.LOST)
         await until(lambda: framework.waiting(added) == [f"its volume is on node {home}"])
         assert any(f"has its volume on node {home}" in declined.reason for declined in cluster.declined)
@@ -204,7 +204,7 @@ async def test_it_begins_anew_elsewhere_when_it_may(store: SqliteStore) -> None:
         await catalog.add(store, app(residency=residency))
         await runs(cluster, "/db", 1)
         (home,) = places(cluster).values()
-        del cluster.nodes[home]
+        cluster.remove_node(home)
         cluster.advance(cluster.accepted[0].id, TaskState.LOST)
         await runs(cluster, "/db", 1)
     assert home not in places(cluster).values() and len(cluster.volumes) == 2
