@@ -153,8 +153,6 @@ def last_line(cluster: Cluster, task: str, beyond: int = 0) -> int:
 
 
 def kill_keeper(cluster: Cluster, task: dict[str, Any]) -> None:
-    node = cluster.lab.node(task["node"])
-    noted = traces.bundles(node, cluster.lab.status(node.name).pid).glob("*/keeper.json")
-    records = [json.loads(path.read_text()) for path in noted]
-    (keeper,) = (record["keeper"]["pid"] for record in records if record["container"]["pid"] == task["pid"])
-    cluster.lab.exec(node.name, ["kill", "-9", str(keeper)])
+    record = traces.bundle(cluster.lab, task["node"], task["id"]) / "keeper.json"
+    keeper = json.loads(record.read_text())["keeper"]["pid"]
+    cluster.lab.exec(task["node"], ["kill", "-9", str(keeper)])

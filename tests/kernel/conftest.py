@@ -13,7 +13,9 @@ import pytest
 from netns import reconcile, sysctl
 from netns.netlink import Netlink, Operation
 from tests.kernel import namespaces
+from tests.kernel.agent import Agent, agent
 from tests.kernel.namespaces import Echo, NetnsProcess
+from tests.kernel.shelf import Shelf
 
 
 @pytest.fixture
@@ -88,3 +90,15 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 async def one_loop(anyio_backend: str) -> AsyncIterator[None]:
     """As for the unit tests that use gRPC (tests/unit/conftest.py)."""
     yield
+
+
+@pytest.fixture
+async def node(tmp_path: Path) -> AsyncIterator[Agent]:
+    """An agent without a master, that may read images and files below `tmp_path`."""
+    async with agent(tmp_path) as made:
+        yield made
+
+
+@pytest.fixture
+def shelf(node: Agent, tmp_path: Path) -> Shelf:
+    return Shelf(tmp_path)

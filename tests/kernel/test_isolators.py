@@ -269,6 +269,9 @@ class Network:
     async def detach(self, container: str) -> None:
         self.calls.append(f"detach {container}")
 
+    def known(self) -> frozenset[str]:
+        return frozenset()
+
     async def gc(self, valid: frozenset[str]) -> None:
         self.calls.append(f"gc {sorted(valid)}")
 
