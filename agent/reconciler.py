@@ -311,7 +311,9 @@ class Reconciler:
             await self._provide(record, made)
         except Unsupported as error:
             await self._end(record, TaskState.REJECTED, str(error))
-        except (IsolatorError, NetworkError, LaunchError, OSError) as error:
+        except LaunchError as error:
+            await self._not_launched(record, error)
+        except (IsolatorError, NetworkError, OSError) as error:
             await self._end(record, TaskState.FAILED, str(error))
 
     async def _make(self, record: TaskRecord) -> Made:
@@ -345,25 +347,23 @@ class Reconciler:
 
     async def _start(self, record: TaskRecord, made: Made, provided: Provided) -> None:
         starting = self._observe(record, TaskState.STARTING, message="")
-        task_id = record.spec.id
-        try:
-            pid = await self._containers.start(made, provided.task, partial(self._saved, task_id), provided.layers)
-        except LaunchError as error:
-            return await self._try_another(task_id, made, error)
-        del self._made[task_id]
+        noted = partial(self._saved, record.spec.id)
+        pid = await self._containers.start(made, provided.task, noted, provided.layers)
+        del self._made[record.spec.id]
         usage = await self._containers.usage(self._container(record))
         self._observe(starting, TaskState.RUNNING, usage=usage, pid=pid)
 
-    async def _try_another(self, task_id: str, made: Made, error: LaunchError) -> None:
-        """A sandbox that was killed while it waited is no fault of the task's. Raises what was no such thing."""
+    async def _not_launched(self, record: TaskRecord, error: LaunchError) -> None:
+        """A sandbox that was killed while it waited is no fault of the task's, which takes another."""
+        task_id = record.spec.id
+        made, container = self._made.get(task_id), self._container(self._records[task_id])
         self._tried[task_id] += 1
-        if not self._containers.never_ran(made, error) or self._tried[task_id] == SANDBOX_TRIES:
-            raise error
+        if made is None or not self._containers.never_ran(made, error) or self._tried[task_id] == SANDBOX_TRIES:
+            return await self._end(record, TaskState.FAILED, str(error))
         log.warning("sandbox was killed before it got its task, taking another", task=task_id, reason=str(error))
         await self._saved(task_id)
         del self._made[task_id]
-        record = self._records[task_id]
-        await self._begin_again(record, self._container(record))
+        await self._begin_again(self._records[task_id], container)
 
     async def _adjust(self, record: TaskRecord, adjustment: Adjustment) -> None:
         self._adjustments[record.spec.id].clear()

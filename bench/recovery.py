@@ -1,9 +1,10 @@
 """Recovery: from the start of an agent's process until its node, with 100 containers, is reconciled.
 
 The agent of a lab's node is killed with SIGKILL and started again, some times. It tells itself how long it took from
-the start of its process until it had its books, all containers, a session, and all that the master wants applied.
-Meanwhile a TCP connection through a virtual address, to one of the containers, is in use all the time. The peer is what
-is promised: 2 s, and no connection that breaks; a row needs a number, so a break counts as a second.
+the start of its process until it had its books, all containers, a session, and all that the master wants applied; and
+how much CPU time that took, which depends less on what else the machine does. Meanwhile a TCP connection through a
+virtual address, to one of the containers, is in use all the time: it must not break, and the row is its slowest answer.
+The peers are what is promised.
 """
 
 from __future__ import annotations
@@ -56,14 +57,19 @@ def run() -> Report:
 def measure(lab: Lab) -> Report:
     address = _services(lab)
     with _conversation(lab, address) as stalls:
-        seconds = [_restarted(lab) for _ in range(RESTARTS)]
+        events = [_restarted(lab) for _ in range(RESTARTS)]
     return Report(
         "recovery",
         (
-            Row("reconciled_100_s", "s", statistics.median(seconds), PROMISED_S, "promised"),
+            Row("reconciled_100_s", "s", _median(events, "after_s"), PROMISED_S, "promised"),
+            Row("reconciled_100_cpu", "s", _median(events, "cpu_s"), PROMISED_S, "promised"),
             Row("longest_stall", "s", max(stalls), STALL_S, "promised"),
         ),
     )
+
+
+def _median(events: list[dict[str, Any]], field: str) -> float:
+    return statistics.median(float(event[field]) for event in events)
 
 
 def _services(lab: Lab) -> str:
@@ -88,7 +94,8 @@ def _running(lab: Lab) -> list[dict[str, Any]]:
     return [task for task in tepui(lab, "task", "list") if task["state"] == "RUNNING"]
 
 
-def _restarted(lab: Lab) -> float:
+def _restarted(lab: Lab) -> dict[str, Any]:
+    """What the agent told."""
     before = {task["id"]: task["pid"] for task in _running(lab)}
     told = len(_told(lab.node(NODE)))
     lab.hold(NODE, "agent", signal.SIGKILL)
@@ -98,7 +105,7 @@ def _restarted(lab: Lab) -> float:
     assert {task["id"]: task["pid"] for task in _running(lab)} == before
     event = _told(lab.node(NODE))[-1]
     assert event["tasks"] == CONTAINERS
-    return float(event["after_s"])
+    return event
 
 
 def _told(node: Node) -> list[dict[str, Any]]:

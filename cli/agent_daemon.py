@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from functools import partial
@@ -179,7 +180,8 @@ async def _tell_when_reconciled(ready: asyncio.Event, reconciler: Reconciler) ->
     await ready.wait()
     me = identify(os.getpid())
     assert me is not None
-    log.info("reconciled", tasks=len(reconciler.living()), after_s=round(age(me), 3))
+    cpu_s = round(time.process_time(), 3)
+    log.info("reconciled", tasks=len(reconciler.living()), after_s=round(age(me), 3), cpu_s=cpu_s)
 
 
 async def _joined(state: Path) -> str:

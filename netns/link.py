@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import socket
 from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Any, ClassVar
@@ -15,7 +16,7 @@ from typing import Any, ClassVar
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 
 from model.network import VXLAN_PORT, Address
-from netns.netlink import NLM_F_CREATE, NLM_F_EXCL, IndexOf, Message, Netlink, Operation, dump, request
+from netns.netlink import NLM_F_CREATE, NLM_F_EXCL, IndexOf, Message, Netlink, Operation, request
 
 VETH_PREFIX, GATEWAY_PREFIX, VXLAN_PREFIX = "tv", "tg", "tx"
 
@@ -68,10 +69,10 @@ async def read_link(netlink: Netlink, name: str) -> Link | None:
     return _link(answer[0]) if answer else None
 
 
-async def read_names(netlink: Netlink, prefix: str) -> frozenset[str]:
-    """The names of all links that begin with `prefix`."""
-    names = (message.get_attr("IFLA_IFNAME") for message in await netlink.read(dump(ifinfmsg(), RTM_GETLINK), "links"))
-    return frozenset(name for name in names if name.startswith(prefix))
+def read_names(prefix: str) -> frozenset[str]:
+    """The names of all links of this network namespace that begin with `prefix`. Not by a dump, which has all about
+    each of them: for a hundred that takes a quarter of a second to read."""
+    return frozenset(name for _, name in socket.if_nameindex() if name.startswith(prefix))
 
 
 @dataclass(frozen=True, slots=True)

@@ -152,7 +152,7 @@ class Networks:
         return tuple(lease.address for lease in self._leases.of(container))
 
     async def _remove_strays(self, valid: frozenset[str]) -> None:
-        ours = {name for name in await read_names(self._host, VETH_PREFIX) if CONTAINER_VETH.fullmatch(name)}
+        ours = {name for name in read_names(VETH_PREFIX) if CONTAINER_VETH.fullmatch(name)}
         strays = ours - {veth_name(container) for container in valid}
         with _while("remove links of containers that are gone"):
             await self._host.apply([RemoveLink(name) for name in sorted(strays)])

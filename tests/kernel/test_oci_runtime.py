@@ -190,9 +190,9 @@ async def test_it_is_resized_and_paused(by: Agent) -> None:
 
 
 UNEXECUTABLE = {
-    "no-such-program": "execute: no-such-program: No such file or directory",
-    "/no/such/program": "execute: /no/such/program: No such file or directory",
-    "/etc/passwd": "execute: /etc/passwd: Permission denied",
+    "no-such-program": "entrypoint missing: there is no no-such-program in its file system",
+    "/no/such/program": "entrypoint missing: there is no /no/such/program in its file system",
+    "/etc/passwd": "not executable: /etc/passwd has mode 0644",
 }
 
 
