@@ -51,7 +51,7 @@ async def _restore(containers: Containers, container: Container, paused: bool) -
         await containers.update(container)
         await _freeze(containers, container, paused)
     except IsolatorError as error:
-        log.error("limits not restored", task=container.id, error=str(error))
+        log.error("limits not restored", task=container.task.id, error=str(error))
 
 
 async def _freeze(containers: Containers, container: Container, wanted: bool) -> None:
@@ -68,4 +68,4 @@ async def thaw(containers: Containers, record: TaskRecord) -> None:
         try:
             await containers.resume(container)
         except IsolatorError as error:
-            log.error("not thawed", task=container.id, error=str(error))
+            log.error("not thawed", task=container.task.id, error=str(error))

@@ -14,17 +14,20 @@ import shutil
 import signal
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 import structlog
 
-from agent import runtime
+from agent import ending, runtime
 from agent.execution import explained
 from agent.launcher import record
 from agent.launcher.adopt import wait_exit
 from agent.launcher.client import Launch, Launcher, LaunchError
+from agent.log_limits import DEFAULT_POLICY, LogPolicy
 from agent.provision import Provided, Provision, Tell
+from agent.pumps import Pumps
 from isolators import mount
 from isolators.base import BundlePart, Container, Isolator, IsolatorError, Limit, Sandbox, Unsupported, merge
 from model.network import Address
@@ -98,12 +101,15 @@ class Containers:
         directories: Directories,
         isolators: Sequence[Isolator],
         launcher: Launcher,
+        log_policy: LogPolicy = DEFAULT_POLICY,
         provision: Provision | None = None,
     ) -> None:
         """`provision` brings images and files; None: tasks that need some are refused."""
         self._directories = directories
+        self.launcher = launcher
         self._isolators = isolators
-        self._launcher = launcher
+        self._log_policy = log_policy
+        self._pumps = Pumps()
         self._provision = provision
 
     def sandbox(self, id: str, id_base: int, network: str) -> Sandbox:
@@ -129,7 +135,7 @@ class Containers:
         for directory in (sandbox.directory, sandbox.layer):
             directory.mkdir(mode=0o700)
         frame = merge([{"ociVersion": OCI_VERSION}, *[await isolator.open(sandbox) for isolator in self._isolators]])
-        launch = await self._launcher.create(sandbox.directory, frame)
+        launch = await self.launcher.create(sandbox.directory, frame)
         try:
             results = await _all(isolator.isolate(sandbox, launch.pid) for isolator in self._isolators)
             return Made(sandbox, frame, launch, _addresses(results))
@@ -151,11 +157,12 @@ class Containers:
         runs, which it does not before `noted` has returned."""
         container = Container(task, made.sandbox, layers)
         try:
+            limits = self._log_policy.of(task)
             parts = [made.frame, *[await isolator.prepare(container) for isolator in self._isolators]]
             (container.directory / "config.json").write_text(json.dumps(merge(parts)))
-            logs = self._directories.logs / task.id
-            logs.mkdir(mode=0o700, exist_ok=True)
-            await made.launch.fill(logs / "stdout", logs / "stderr")
+            stdout, stderr = self._logs(task.id)
+            stdout.parent.mkdir(mode=0o700, exist_ok=True)
+            await made.launch.fill(stdout, stderr, limits)
             for isolator in self._isolators:
                 await isolator.enforce(container)
             await noted()
@@ -172,22 +179,27 @@ class Containers:
         return record.read_keeper(str(container.directory))
 
     async def exited(self, container: Container) -> record.Exit:
-        return await wait_exit(container.directory)
+        return await wait_exit(container.directory, partial(self._take_over_logs, container))
 
-    def signal(self, container: Container, number: signal.Signals) -> None:
-        """To the container's first process, if it lives; with SIGKILL the kernel ends all others in its pid namespace
-        too. Through a pidfd, since by now its pid may be another process's."""
+    def ask(self, container: Container, number: int) -> bool:
+        """Ask it with a signal to end. False when nobody in it would notice: see agent/ending.py."""
         keeper = self.keeper(container)
-        if keeper is None or keeper.container is None:
-            return
-        pidfd = record.open_process(keeper.container)
-        if pidfd is None:
-            return
-        try:
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(pidfd, number)
-        finally:
-            os.close(pidfd)
+        return keeper is None or keeper.container is None or ending.ask(keeper.container, number)
+
+    def kill(self, container: Container) -> None:
+        """SIGKILL to the container's first process, with which the kernel ends all others in its pid namespace."""
+        keeper = self.keeper(container)
+        if keeper is not None and keeper.container is not None:
+            ending.send(keeper.container, signal.SIGKILL)
+
+    async def join(self, container: Container, session: str, pid: int) -> Path:
+        """`pid` is among the container's processes from now on. The cgroup of its session: see `Isolator.join`."""
+        joined = [await isolator.join(container, session, pid) for isolator in self._isolators]
+        return next(path for path in joined if path is not None)
+
+    async def leave(self, container: Container, session: str) -> None:
+        for isolator in reversed(self._isolators):
+            await isolator.leave(container, session)
 
     async def usage(self, container: Container) -> Usage:
         usage = Usage()
@@ -236,9 +248,15 @@ class Containers:
                 await cleanup(sandbox)
             except (IsolatorError, OSError) as error:
                 errors.append(error)
+        self._pumps.end(sandbox.id)
         if errors:
             raise ExceptionGroup(f"clean up {sandbox.id}", errors)
         await self._remove(sandbox.id)
+
+    def let_logs_age(self, task_id: str) -> None:
+        """From now on (`log_retention.py`). Accepts a task that was never started."""
+        with contextlib.suppress(FileNotFoundError):
+            os.utime(self._directories.logs / task_id)
 
     async def _remove_orphan(self, name: str) -> None:
         try:
@@ -254,8 +272,19 @@ class Containers:
         for path in (self._directories.layers / name, directory):
             shutil.rmtree(path, onerror=_absent_is_fine)
 
-    def forget(self, task_id: str) -> None:
-        shutil.rmtree(self._directories.logs / task_id, onerror=_absent_is_fine)
+    def close(self) -> None:
+        """Let go of containers, which go on."""
+        self._pumps.close()
+
+    def _take_over_logs(self, container: Container) -> None:
+        try:
+            limits = self._log_policy.of(container.task)
+        except Unsupported:  # the node's settings have changed since it began
+            limits = (self._log_policy.limits, self._log_policy.limits)
+        self._pumps.take_over(container.id, container.directory, self._logs(container.task.id), limits)
+
+    def _logs(self, task_id: str) -> tuple[Path, Path]:
+        return self._directories.log(task_id, "stdout"), self._directories.log(task_id, "stderr")
 
 
 async def _all(works: Iterable[Awaitable[T]]) -> list[T | BaseException]:

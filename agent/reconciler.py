@@ -13,6 +13,7 @@ operation that its state asks for, and returns the next record. What must be on 
     kill       before the signal, so that it is not restarted or reported as a failure
     adjustment before it is done, so that it is done in the end, and after it, with how it went
     ended      how, before it is cleared away, and with it what the keeper noted
+    health     when what is known of it changed, so that the next agent goes on from there
     the end    after everything was cleared away, before it is reported
 
 RUNNING itself needs no note of ours: it follows from the container and its keeper's note.
@@ -21,10 +22,11 @@ RUNNING itself needs no note of ours: it follows from the container and its keep
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
-import signal
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
@@ -32,14 +34,19 @@ import structlog
 
 from agent.adjust import adjust, outdated, thaw
 from agent.checkpoint import Checkpoint, TaskRecord
+from agent.commands import Commands
 from agent.containers import Containers, Made
+from agent.health.checks import Checks, Results, known
+from agent.health.probe import Prober, Target
 from agent.launcher.client import LaunchError
-from agent.launcher.record import STARTING, Exit
+from agent.launcher.record import STARTING, Exit, age
 from agent.provision import Provided
 from agent.sandboxes import Sandboxes
 from isolators.base import Container, IsolatorError, Limit, Unsupported
 from model.adjustment import Adjustment
+from model.health import well
 from model.resources import Resources, describe
+from model.signals import parse_signal, signal_name
 from model.task import TASK_ID, TaskSpec, TaskState, TaskStatus, Usage
 from netns.driver import NetworkError
 
@@ -50,6 +57,7 @@ SEQUENCE_BITS = 32  # for the observations of one life of an agent; the lives ar
 KILL_DEADLINE_S = 10.0  # after SIGKILL
 ABORT_DEADLINE_S = 5.0  # for a keeper that lost its agent before the start
 CLEANUP_TRIES = 3
+SEQUENCE_BITS = 32  # for the observations of one life of an agent; the lives are counted above
 RETRY_S = 1.0  # after the disk, or a step, failed
 
 Report = Callable[[TaskStatus], None]
@@ -84,6 +92,7 @@ class Reconciler:
         self._made: dict[str, Made] = {}  # sandboxes of tasks that are not started yet
         self._saving: dict[str, asyncio.Task[None]] = {}  # tasks that are not on disk yet: nobody hears of them
         self._unsaved: dict[str, str] = {}  # those of them that could not be written, and why
+        self._checks = Checks(Prober(Commands(containers, containers.launcher)))
         self._launching = asyncio.Semaphore(LAUNCHES_AT_ONCE)
 
     async def recover(self) -> None:
@@ -104,14 +113,29 @@ class Reconciler:
         for work in works:
             work.cancel()
         await asyncio.gather(*works, return_exceptions=True)
+        self._containers.close()
 
     def statuses(self) -> list[TaskStatus]:
         return [record.status for task_id, record in self._records.items() if task_id not in self._saving]
+
+    def living(self) -> list[Container]:
+        """Those that live, as far as is known."""
+        alive = (TaskState.RUNNING, TaskState.KILLING)
+        return [self._container(record) for record in self._records.values() if record.status.state in alive]
 
     def over(self, task_id: str) -> bool:
         """Whether nothing more will come of the task: it has ended, or is not known."""
         record = self._records.get(task_id)
         return record is None or record.over
+
+    def running(self, task_id: str) -> Container | None:
+        """The container of a task that runs; None when it does not, or is not known."""
+        record = self._records.get(task_id)
+        return self._container(record) if record and record.status.state is TaskState.RUNNING else None
+
+    def addresses(self, task_id: str) -> tuple[str, ...]:
+        record = self._records.get(task_id)
+        return record.status.addresses if record else ()
 
     def assign(self, task: TaskSpec, kill: bool, adjustment: Adjustment | None = None) -> None:
         """The master wants this task, adjusted so, or its end. A new one is on disk when `settle` has returned, all
@@ -165,7 +189,7 @@ class Reconciler:
     def _accept(self, task: TaskSpec, kill: bool, adjustment: Adjustment | None) -> None:
         if not TASK_ID.fullmatch(task.id):
             raise ValueError(f"task {task.id!r}: not a task id")
-        status = TaskStatus(task.id, TaskState.ACCEPTED, sequence=self._first_sequence + 1, at=time.time())
+        status = self._next(TaskStatus(task.id, TaskState.ASSIGNED), TaskState.ACCEPTED)
         asked = adjustment if adjustment is not None and adjustment.number else None
         record = TaskRecord(task, status, self._boot_id, kill=kill, adjustment=asked)
         made = None if kill else self._sandboxes.take(task.network)
@@ -204,6 +228,7 @@ class Reconciler:
         self._loops[task_id] = asyncio.create_task(self._run(task_id), name=task_id)
 
     async def _run(self, task_id: str) -> None:
+        structlog.contextvars.bind_contextvars(task=task_id)
         while not (record := self._records[task_id]).over:
             try:
                 await self.step(record)
@@ -242,6 +267,8 @@ class Reconciler:
         elif shortage := self._capacity.shortage(record.spec.resources):
             lacking = ", ".join(describe(kind, amount) for kind, amount in shortage.items())
             await self._end(record, TaskState.REJECTED, f"this node has {lacking} too little, even when empty")
+        elif problem := _unstoppable(record.spec):
+            await self._end(record, TaskState.REJECTED, problem)
         else:
             self._observe(record, TaskState.PREPARING)
 
@@ -316,7 +343,8 @@ class Reconciler:
         exited = asyncio.ensure_future(self._containers.exited(container))
         limited = asyncio.ensure_future(self._containers.watch(container))
         killed, adjusted = self._kills[record.spec.id], self._adjustments[record.spec.id]
-        await _either(exited, limited, killed.wait(), adjusted.wait())
+        with self._checking(record, container):
+            await _either(exited, limited, killed.wait(), adjusted.wait())
         if exited.done() and not exited.cancelled():
             await self._exited(record, exited.result())
         elif limited.done() and not limited.cancelled():
@@ -325,10 +353,34 @@ class Reconciler:
             await thaw(self._containers, self._records[record.spec.id])
             self._observe(record, TaskState.KILLING, paused=False)
 
+    def _checking(self, record: TaskRecord, container: Container) -> AbstractContextManager[None]:
+        """A task that is paused is asked nothing: it could not answer."""
+        keeper = self._containers.keeper(container)
+        if record.status.paused or keeper is None or keeper.container is None:
+            return contextlib.nullcontext()
+        target = Target(container, keeper.container, record.status.addresses)
+        results = known(record.spec, record.status.health, record.status.readiness)
+        tell = partial(self._checked, record.spec.id)
+        return self._checks.watching(record.spec, target, partial(age, keeper.container), results, tell)
+
+    def _checked(self, task_id: str, results: Results) -> None:
+        """Something about its health changed."""
+        after = self._observe(
+            self._records[task_id],
+            TaskState.RUNNING,
+            healthy=well(results.health),
+            health=results.health,
+            readiness=results.readiness,
+        )
+        try:
+            self._checkpoint.save(after)
+        except OSError as error:  # the next change is another chance, and an agent that dies before checks anew
+            log.error("health not written down", task=task_id, error=str(error))
+
     async def _end_limited(self, record: TaskRecord, limit: Limit) -> None:
         """A container that is over a limit has lost a process, or disturbs others: it ends as a whole, at once."""
         container = self._container(record)
-        self._containers.signal(container, signal.SIGKILL)
+        self._containers.kill(container)
         await thaw(self._containers, record)
         try:
             end = await asyncio.wait_for(self._containers.exited(container), KILL_DEADLINE_S)
@@ -338,25 +390,39 @@ class Reconciler:
             await self._exited(record, end, limit)
 
     async def _kill(self, record: TaskRecord) -> None:
-        """SIGTERM, the task's grace, SIGKILL."""
-        container = self._container(record)
+        """The task's signal, its grace, and SIGKILL until it has ended."""
+        stop, grace_s = parse_signal(record.spec.kill_signal), record.spec.kill_grace_s
+        container, name = self._container(record), signal_name(stop)
         exited = asyncio.ensure_future(self._containers.exited(container))
         try:
-            for number, patience in ((signal.SIGTERM, record.spec.kill_grace_s), (signal.SIGKILL, KILL_DEADLINE_S)):
-                self._containers.signal(container, number)
-                await asyncio.wait({exited}, timeout=patience)
-                if exited.done():
-                    return await self._exited(record, exited.result())
+            after = f"at once: nothing in it heeds {name}"
+            if self._containers.ask(container, stop):
+                after = f"after {grace_s:g} s of grace"
+                await self._signalled(record, f"{name} sent, {grace_s:g} s of grace", exited, grace_s)
+            if exited.done():
+                return await self._exited(record, exited.result())
+            while not exited.done():
+                self._containers.kill(container)
+                await self._signalled(record, f"SIGKILL sent {after}", exited, KILL_DEADLINE_S)
+                if not exited.done():
+                    log.error("container survives SIGKILL, trying again", task=record.spec.id, pid=record.status.pid)
+            await self._exited(record, exited.result(), killed=f"killed with SIGKILL {after}")
         finally:
             exited.cancel()
-        log.error("container survives SIGKILL, trying again", task=record.spec.id, pid=record.status.pid)
 
-    async def _exited(self, record: TaskRecord, end: Exit, limit: Limit | None = None) -> None:
+    async def _signalled(
+        self, record: TaskRecord, message: str, exited: asyncio.Future[Exit], patience_s: float
+    ) -> None:
+        """Say so. Returns when the container has exited, or when patience ran out."""
+        self._observe(record, TaskState.KILLING, message=message)
+        await asyncio.wait({exited}, timeout=patience_s)
+
+    async def _exited(self, record: TaskRecord, end: Exit, limit: Limit | None = None, killed: str = "") -> None:
         container = self._container(record)
         limit = limit or await self._containers.exceeded(container)  # it may have ended before the watch could tell
         usage = await self._last_usage(record, container)
         if self._records[record.spec.id].kill:
-            await self._end(record, TaskState.KILLED, describe_exit(end), end.code, usage)
+            await self._end(record, TaskState.KILLED, killed or describe_exit(end), end.code, usage)
         elif limit is not None:
             await self._end(record, TaskState.FAILED, limit.reason, end.code, usage)
         else:
@@ -389,6 +455,7 @@ class Reconciler:
             if await self._cleaned(record):
                 break
             await asyncio.sleep(RETRY_S)
+        self._containers.let_logs_age(record.spec.id)
         await self._write_down(record.spec.id, status=end)
         self._report(end)
 
@@ -449,20 +516,21 @@ class Reconciler:
         self._sandboxes.release(container.id_base)
         self._report(again)
 
-    def _next(self, status: TaskStatus, state: TaskState, **seen: Any) -> TaskStatus:
-        """The observation that follows. The count goes on when a task begins again, for the master acknowledged up to
-        there, and is greater than any of an earlier agent, which may have told more than it has written down."""
-        sequence = max(status.sequence, self._first_sequence) + 1
-        return dataclasses.replace(status, state=state, sequence=sequence, at=time.time(), **seen)
-
     def _observe(self, record: TaskRecord, state: TaskState, **seen: Any) -> TaskRecord:
         """The books, in memory, with what was just seen (fields of the status), and tell it."""
-        status = self._next(record.status, state, **seen)
-        after = dataclasses.replace(self._records[record.spec.id], status=status)
-        self._records[record.spec.id] = after
+        latest = self._records[record.spec.id]
+        status = self._next(latest.status, state, **seen)
+        after = self._records[record.spec.id] = dataclasses.replace(latest, status=status)
         if record.spec.id not in self._saving:
             self._report(status)
         return after
+
+    def _next(self, status: TaskStatus, state: TaskState, **seen: Any) -> TaskStatus:
+        """The observation that follows. The count goes on when a task begins again, for the master acknowledged up to
+        there, and is greater than any of an earlier agent, which may have told more than it has written down."""
+        now, sequence = time.time(), max(status.sequence, self._first_sequence) + 1
+        since = now if state != status.state else status.since
+        return dataclasses.replace(status, state=state, sequence=sequence, at=now, since=since, **seen)
 
     async def _write_down(self, task_id: str, **fields: Any) -> None:
         """Save the record with these fields: nobody may hear of them before, so this waits for a disk that is full."""
@@ -488,7 +556,6 @@ class Reconciler:
         self._records[record.spec.id] = record
 
     def _forget(self, task_id: str) -> None:
-        self._containers.forget(task_id)
         self._checkpoint.forget(task_id)
         self._records.pop(task_id, None)
         self._withdrawn.discard(task_id)
@@ -509,15 +576,17 @@ def describe_exit(end: Exit) -> str:
     if end.error:
         return end.error
     if end.signal is not None:
-        return f"killed by {_signal_name(end.signal)}"
+        return f"killed by {signal_name(end.signal)}"
     return f"exited with {end.code}"
 
 
-def _signal_name(number: int) -> str:
+def _unstoppable(task: TaskSpec) -> str:
+    """Why it could not be asked to end; empty when it could."""
     try:
-        return signal.Signals(number).name
-    except ValueError:  # of the real-time signals only the first and the last have a name
-        return f"signal {number}"
+        parse_signal(task.kill_signal)
+    except ValueError as error:
+        return f"kill signal: {error}"
+    return ""
 
 
 async def _either(*waits: Awaitable[object]) -> None:

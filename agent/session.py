@@ -17,12 +17,12 @@ import structlog
 
 from agent.images.images import Images
 from agent.images.requests import ImageRequests
-from agent.logs import LogFeed
 from agent.node_network import NodeNetwork
 from agent.reconciler import Reconciler
 from agent.renewal import Dial, describe
+from agent.streams import Streams
 from model.node import Node
-from model.task import TaskStatus
+from model.task import TaskStatus, Usage
 from pki.credentials import CredentialError
 from wire import control_pb2 as pb
 from wire import control_pb2_grpc, convert
@@ -50,19 +50,25 @@ class Session:
         self._network = network
         self._ready = ready
         self._news: set[str] = set()  # ids of tasks that the master must hear of
+        self._usages: dict[str, Usage] = {}  # of tasks that run, by id
         self._wake = asyncio.Event()
+
+    def report_usages(self, usages: dict[str, Usage]) -> None:
+        """The master shall know what tasks take now; what it had not been told before is of no interest any more."""
+        self._usages = usages
+        self._wake.set()
 
     def report(self, status: TaskStatus) -> None:
         """The master must hear of it, now or when it can be reached again."""
         self._news.add(status.task_id)
         self._wake.set()
 
-    async def run(self, reconciler: Reconciler, logs: LogFeed, images: Images) -> None:
+    async def run(self, reconciler: Reconciler, streams: Streams, images: Images) -> None:
         """Until cancelled."""
         bound = BACKOFF_FIRST_S
         said = ""
         while True:
-            connected, reason = await self._attempt(reconciler, logs, images)
+            connected, reason = await self._attempt(reconciler, streams, images)
             if connected:
                 bound, said = BACKOFF_FIRST_S, ""
             if reason != said:
@@ -71,11 +77,11 @@ class Session:
             await asyncio.sleep(random.uniform(0.1 * bound, bound))
             bound = min(2 * bound, BACKOFF_MOST_S)
 
-    async def _attempt(self, reconciler: Reconciler, logs: LogFeed, images: Images) -> tuple[bool, str]:
+    async def _attempt(self, reconciler: Reconciler, streams: Streams, images: Images) -> tuple[bool, str]:
         """One session, to its end. Whether it came about, and why it ended."""
         try:
             async with self._dial() as channel:
-                conversation = _Conversation(self, reconciler, logs, images, control_pb2_grpc.ControlStub(channel))
+                conversation = _Conversation(self, reconciler, streams, images, control_pb2_grpc.ControlStub(channel))
                 try:
                     reason = await conversation.run()
                 except grpc.aio.AioRpcError as error:
@@ -92,14 +98,14 @@ class _Conversation:
         self,
         session: Session,
         reconciler: Reconciler,
-        logs: LogFeed,
+        streams: Streams,
         images: Images,
         stub: control_pb2_grpc.ControlStub,
     ) -> None:
         self.begun = False
         self._session = session
         self._reconciler = reconciler
-        self._logs = logs
+        self._streams = streams
         self._image_requests = ImageRequests(images, self._answer)
         self._image_answers: dict[str, pb.ImageAnswer] = {}  # the latest, by request
         self._network = session._network
@@ -108,6 +114,7 @@ class _Conversation:
         self._applied = 0
         self._errors: list[str] = []
         self._told = pb.Applied()
+        self._told_usages: dict[str, Usage] = {}
         self._gathered = asyncio.Event()
 
     async def run(self) -> str:
@@ -139,8 +146,10 @@ class _Conversation:
                     self._receive(message.change)
                 case "status_ack":
                     self._reconciler.acknowledged(message.status_ack.task_id, message.status_ack.sequence)
-                case "open_log":
-                    self._logs.open(self._stub, message.open_log)
+                case "open":
+                    self._streams.open(self._stub, message.open)
+                case "close":
+                    self._streams.end(message.close)
                 case "image_request":
                     self._image_requests.take(message.image_request)
 
@@ -219,4 +228,8 @@ class _Conversation:
             if applied != self._told:
                 await call.write(pb.AgentMessage(applied=applied))
                 self._told = applied
+            usages = session._usages
+            if changed := dict(usages.items() - self._told_usages.items()):
+                await call.write(pb.AgentMessage(usage=convert.usages_to_wire(changed)))
+            self._told_usages = usages
             await session._wake.wait()

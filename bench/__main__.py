@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from bench import burst, density, images, launch, vip
+from bench import burst, density, images, launch, logs, usage, vip
 from bench.report import Report
 
 BENCHES: dict[str, Callable[[], Report]] = {
@@ -20,6 +20,8 @@ BENCHES: dict[str, Callable[[], Report]] = {
     "density": density.run,
     "images": images.run,
     "launch": launch.run,
+    "logs": logs.run,
+    "usage": usage.run,
     "vip": vip.run,
 }
 

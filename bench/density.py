@@ -80,20 +80,20 @@ class Idle(Ours):
         self._running = {task.id: loop.create_future() for task in self._tasks}
         self._ended = {task.id: loop.create_future() for task in self._tasks}
         for task in self._tasks:
-            self._reconciler.assign(task, kill=False)
+            self.reconciler.assign(task, kill=False)
         async with asyncio.timeout(START_DEADLINE_S):
             await asyncio.gather(*self._running.values())
 
     async def end(self) -> None:
         ended = list(self._ended.values())
         for task in self._tasks:
-            self._reconciler.assign(task, kill=True)
+            self.reconciler.assign(task, kill=True)
         async with asyncio.timeout(START_DEADLINE_S):
             await asyncio.gather(*ended)
 
     def forget(self) -> None:
         for task in self._tasks:
-            self._reconciler.withdraw(task.id)
+            self.reconciler.withdraw(task.id)
 
     def pss_mib(self) -> float:
         """Of this process, the launcher, and what came from it and is not a container."""

@@ -1,10 +1,10 @@
 """Launching a container: from the moment its assignment reaches the agent until its program runs.
 
 Ours is the agent without its session: the checkpoint, every isolator, the launcher and the overlay's address, in user
-namespaces of their own. The peer is `runc run` after the CNI plug-ins `bridge` and `host-local` have added the same
-container, with the same limits; it gets its network namespace for nothing, no user namespace, and a root directory
-instead of an overlay. Both take turns. The program is for both the same static binary, which prints the clock as soon
-as it runs. Everything happens in network, mount and cgroup trees of a child process and is removed after it.
+namespaces of their own. The peers (`bench/runtimes.py`) are `runc run` after the CNI plug-ins `bridge` and `host-local`
+have added the same container, and `crun run` without any network. All take turns. The program is for all the same
+static binary, which prints the clock as soon as it runs. Everything happens in network, mount and cgroup trees of a
+child process and is removed after it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import uuid
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import structlog
 from pyroute2 import AsyncIPRoute
@@ -36,6 +36,7 @@ from agent.provision import Provision
 from agent.reconciler import Reconciler
 from agent.sandboxes import Sandboxes
 from bench.report import Report, Row, from_json, percentile
+from bench.runtimes import Crun, Peer, RuncWithCni
 from isolators import mount
 from isolators.rights import NO_RIGHTS
 from isolators.standard import standard_isolators
@@ -50,7 +51,6 @@ WARM_UP = 3
 RUN_DEADLINE_S = 300
 LAUNCH_DEADLINE_S = 10.0
 LIMITS = Resources(cpus=100, mem=64)
-CNI = Path("/usr/lib/cni")
 CLOCK = """
 #include <stdio.h>
 #include <time.h>
@@ -74,22 +74,20 @@ def run() -> Report:
 async def measure(directory: Path) -> Report:
     rootfs = rootfs_of_clock(directory)
     await underlay()
-    peer = RuncWithCni(directory, rootfs)
+    peers: dict[str, Peer] = {"runc+cni": RuncWithCni(directory, rootfs), "crun, no network": Crun(directory, rootfs)}
     ours: list[float] = []
-    theirs: list[float] = []
+    theirs: dict[str, list[float]] = {name: [] for name in peers}
     async with Ours(directory, rootfs) as agent:
         for turn in range(WARM_UP + RUNS):
-            samples = await agent.launch(), await asyncio.to_thread(peer.launch, turn)
-            if turn >= WARM_UP:
-                ours.append(samples[0])
-                theirs.append(samples[1])
-    return Report(
-        "launch",
-        tuple(
-            Row(f"start_p{percent}", "ms", percentile(ours, percent), percentile(theirs, percent), "runc+cni")
-            for percent in (50, 99)
-        ),
-    )
+            ours.append(await agent.launch())
+            for name, peer in peers.items():
+                theirs[name].append(await asyncio.to_thread(peer.launch, turn))
+    return Report("launch", tuple(_row(percent, ours, name, theirs[name]) for name in peers for percent in (50, 99)))
+
+
+def _row(percent: int, ours: list[float], name: str, theirs: list[float]) -> Row:
+    label = f"start_p{percent}" if "cni" in name else f"start_p{percent}_crun"
+    return Row(label, "ms", percentile(ours[WARM_UP:], percent), percentile(theirs[WARM_UP:], percent), name)
 
 
 class Ours:
@@ -99,7 +97,7 @@ class Ours:
         self._launcher = Launcher()
         self._ended: dict[str, asyncio.Future[TaskStatus]] = {}
 
-    async def __aenter__(self) -> Ours:
+    async def __aenter__(self) -> Self:
         self._directories.mount_run()
         self._directories.make()
         node, address, boot_id = "n1", ip_address("10.77.0.11"), str(uuid.uuid4())
@@ -112,18 +110,20 @@ class Ours:
         self._images = Images(Places(state / "images", self._directories.bundles, state, local))
         await self._images.open()
         provision = Provision(self._images, Fetcher(state / "fetch", local), PullSecrets({}))
-        containers = Containers(self._directories, isolators, self._launcher, provision)
+        self.containers = Containers(self._directories, isolators, self._launcher, provision=provision)
         checkpoint, ready = Checkpoint(self._directories.tasks), asyncio.Event()
         ready.set()
-        self._sandboxes = Sandboxes(containers, ready)
+        self._sandboxes = Sandboxes(self.containers, ready)
         capacity = Resources(cpus=2000, mem=2048)
-        self._reconciler = Reconciler(containers, self._sandboxes, checkpoint, boot_id, capacity, self._report, ready)
-        await self._reconciler.recover()
+        self.reconciler = Reconciler(
+            self.containers, self._sandboxes, checkpoint, boot_id, capacity, self._report, ready
+        )
+        await self.reconciler.recover()
         self._sandboxes.begin()
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._reconciler.close()
+        await self.reconciler.close()
         await self._sandboxes.close()
         await self._images.close()
         await self._launcher.stop()
@@ -145,94 +145,17 @@ class Ours:
         task = replace(plain, **changes)
         ended = self._ended[task.id] = asyncio.get_running_loop().create_future()
         begin = time.monotonic_ns()
-        self._reconciler.assign(task, kill=False)
+        self.reconciler.assign(task, kill=False)
         status = await asyncio.wait_for(ended, LAUNCH_DEADLINE_S)
         if status.state is not TaskState.FINISHED:
             raise RuntimeError(f"{task.id}: {status.state.name}: {status.reason}")
         printed = self._directories.log(task.id, "stdout").read_text()
-        self._reconciler.withdraw(task.id)
+        self.reconciler.withdraw(task.id)
         return (int(printed) - begin) / 1e6
 
     def _report(self, status: TaskStatus) -> None:
         if status.state.terminal:
             self._ended.pop(status.task_id).set_result(status)
-
-
-class RuncWithCni:
-    def __init__(self, directory: Path, rootfs: Path) -> None:
-        self._bundle = directory / "runc"
-        self._state = directory / "runc-state"
-        self._rootfs = rootfs
-        self._bundle.mkdir()
-
-    def launch(self, turn: int) -> float:
-        """As ours. The network namespace exists already when the clock starts."""
-        name = f"tepui-bench-{turn}"
-        namespace = self._namespace()
-        try:
-            (self._bundle / "config.json").write_text(json.dumps(self._configuration(name, namespace)))
-            begin = time.monotonic_ns()
-            self._cni("ADD", name, namespace)
-            runc = ["runc", "--root", str(self._state), "run", "--bundle", str(self._bundle), name]
-            printed = subprocess.run(runc, capture_output=True, text=True, check=True).stdout
-            self._cni("DEL", name, namespace)
-            return (int(printed) - begin) / 1e6
-        finally:
-            subprocess.run(["umount", namespace], check=True)
-            Path(namespace).unlink()
-
-    def _namespace(self) -> str:
-        """A network namespace that a file keeps, as container runtimes hand them to CNI."""
-        path = self._bundle / "netns"
-        path.touch()
-        subprocess.run(["unshare", f"--net={path}", "true"], check=True)
-        return str(path)
-
-    def _cni(self, command: str, container: str, namespace: str) -> None:
-        network = {
-            "cniVersion": "1.0.0",
-            "name": "bench",
-            "type": "bridge",
-            "bridge": "benchbr0",
-            "isGateway": True,
-            "ipam": {
-                "type": "host-local",
-                "subnet": "198.18.0.0/24",
-                "routes": [{"dst": "0.0.0.0/0"}],
-                "dataDir": str(self._state / "ipam"),
-            },
-        }
-        environment = {
-            "CNI_COMMAND": command,
-            "CNI_CONTAINERID": container,
-            "CNI_NETNS": namespace,
-            "CNI_IFNAME": "eth0",
-            "CNI_PATH": str(CNI),
-            "PATH": os.environ["PATH"],
-        }
-        subprocess.run(
-            [CNI / "bridge"], input=json.dumps(network).encode(), env=environment, capture_output=True, check=True
-        )
-
-    def _configuration(self, name: str, namespace: str) -> dict[str, Any]:
-        made = self._bundle / "spec"
-        if not made.exists():
-            made.mkdir()
-            subprocess.run(["runc", "spec", "--bundle", str(made)], check=True)
-        configuration: dict[str, Any] = json.loads((made / "config.json").read_text())
-        configuration["process"] |= {"args": ["/clock"], "terminal": False}
-        configuration["root"] = {"path": str(self._rootfs), "readonly": True}
-        linux = configuration["linux"]
-        linux["cgroupsPath"] = f"/{name}"
-        linux["resources"] |= {
-            "cpu": {"shares": 102, "quota": 10000, "period": 100000},
-            "memory": {"limit": 64 * 2**20},
-            "pids": {"limit": 1024},
-        }
-        for entry in linux["namespaces"]:
-            if entry["type"] == "network":
-                entry["path"] = namespace
-        return configuration
 
 
 def rootfs_of_clock(directory: Path) -> Path:

@@ -13,20 +13,29 @@ from pathlib import Path
 import grpc.aio
 import structlog
 
-from agent import preflight
+from agent import metrics, preflight
 from agent.checkpoint import Checkpoint
+from agent.commands import Commands
 from agent.containers import Containers, Directories
+from agent.exec import ExecFeed
 from agent.fetch.fetcher import Fetcher
+from agent.files import FileFeed
 from agent.images.images import Images, Places
 from agent.images.secrets import PullSecrets
 from agent.launcher.client import Launcher
+from agent.launcher.pump import Limits
+from agent.log_limits import MIB, LogPolicy
+from agent.log_retention import Retention, keep_bounded
 from agent.logs import LogFeed
 from agent.node_network import NodeNetwork
+from agent.ports import PortFeed
 from agent.provision import Provision
 from agent.reconciler import Reconciler
 from agent.renewal import keep_renewed
 from agent.sandboxes import Sandboxes
 from agent.session import Session
+from agent.streams import Streams
+from agent.usage import Sampler
 from cli.problem import Problem
 from cli.settings import AgentSettings, SettingsError, load, machine_resources, source_address
 from isolators.rights import Rights
@@ -78,7 +87,9 @@ def pki_directory(state: Path) -> Path:
 
 
 async def run(state: Path) -> None:
+    structlog.contextvars.bind_contextvars(daemon="agent")
     name = await _joined(state)
+    structlog.contextvars.bind_contextvars(node=name)
     settings = _settings(state)
     _refuse_missing_runtime(settings.runtime)
     rights = Rights(
@@ -108,7 +119,7 @@ async def run(state: Path) -> None:
         fetcher = Fetcher(state / "fetch", local)
         fetcher.open()
         provision = Provision(images, fetcher, PullSecrets(settings.pull_secrets))
-        containers = Containers(directories, isolators, launcher, provision)
+        containers = Containers(directories, isolators, launcher, _log_policy(settings), provision)
         sandboxes = Sandboxes(containers, ready)
         network = NodeNetwork(networks, vips, tuple(settings.vip_pools), sandboxes.drop)
         dial = partial(_dial, state, settings.master)
@@ -116,16 +127,30 @@ async def run(state: Path) -> None:
         checkpoint = Checkpoint(directories.tasks)
         report = session.report
         reconciler = Reconciler(containers, sandboxes, checkpoint, node.boot_id, node.resources, report, ready)
-        logs = LogFeed(directories.log, reconciler.over)
-        stack.push_async_callback(logs.close)
+        commands = Commands(containers, launcher)
+        streams = Streams(
+            {
+                "log": LogFeed(directories.log, reconciler.over).serve,
+                "exec": ExecFeed(commands, reconciler.running).serve,
+                "files": FileFeed(commands, reconciler.running).serve,
+                "port": PortFeed(containers, reconciler.running, reconciler.addresses).serve,
+            }
+        )
+        stack.push_async_callback(streams.close)
         stack.push_async_callback(sandboxes.close)
         stack.push_async_callback(reconciler.close)
         await reconciler.recover()
         sandboxes.begin()
         async with asyncio.TaskGroup() as group:
-            group.create_task(session.run(reconciler, logs, images))
+            group.create_task(session.run(reconciler, streams, images))
             group.create_task(images.keep_tidy())
             group.create_task(keep_renewed(pki_directory(state), dial))
+            retention = Retention(3600 * settings.log_keep_h, MIB * settings.log_keep_mib)
+            sampler = Sampler(reconciler.living, containers.usage)
+            group.create_task(sampler.run(session.report_usages))
+            render = partial(metrics.render, reconciler, sampler, state)
+            group.create_task(metrics.serve(settings.metrics_port, render))
+            group.create_task(keep_bounded(directories.logs, retention, reconciler.over))
 
 
 async def _joined(state: Path) -> str:
@@ -149,6 +174,10 @@ def _settings(state: Path) -> AgentSettings:
     if not settings.master:
         raise Problem(f"{state / SETTINGS_FILE}: master: is missing: run 'tepui agent join'")
     return settings
+
+
+def _log_policy(settings: AgentSettings) -> LogPolicy:
+    return LogPolicy(Limits(MIB * settings.log_file_mib, settings.log_files), MIB * settings.log_stream_mib)
 
 
 def _node(name: str, settings: AgentSettings, state: Path) -> Node:

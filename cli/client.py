@@ -38,6 +38,7 @@ class Client:
         context = ssl.create_default_context(cadata=admin.ca)
         context.minimum_version = ssl.TLSVersion.TLSv1_3
         self._admin = admin
+        self._context = context
         self._http = httpx2.Client(
             base_url=admin.url,
             verify=context,
@@ -72,6 +73,19 @@ class Client:
                 response.read()
             self._check(response)
             yield response.iter_bytes()
+
+    @property
+    def url(self) -> str:
+        return self._admin.url
+
+    def websocket(self, path: str) -> dict[str, Any]:
+        """What it takes to open a WebSocket at the same master, with the same proofs: arguments for `websockets`."""
+        return {
+            "uri": self._admin.url.replace("https://", "wss://", 1) + path,
+            "ssl": self._context,
+            "server_hostname": self._admin.server_name,
+            "additional_headers": {"Authorization": f"Bearer {self._admin.token}"},
+        }
 
     def _send(self, method: str, path: str, **arguments: Any) -> Any:
         with self._reachable():

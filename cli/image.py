@@ -14,9 +14,9 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn
 
 from cli.client import connect
+from cli.duration import duration
 from cli.output import Json, mebibytes, print_json, print_table
 from cli.problem import Problem
-from cli.task import duration
 
 app = typer.Typer(no_args_is_help=True)
 

@@ -9,7 +9,7 @@ import sys
 
 import typer
 
-from cli import agent, image, lab, master, node, service, task, token, vip
+from cli import agent, events, image, lab, master, node, service, task, token, vip
 from cli.problem import Problem
 from lab.errors import LabError
 
@@ -23,6 +23,7 @@ app.add_typer(image.app, name="image", help="The images that nodes have.")
 app.add_typer(vip.app, name="vip", help="Virtual addresses.")
 app.add_typer(token.app, name="token", help="What a new node joins with.")
 app.add_typer(lab.app, name="lab", help="A whole cluster on this machine, to try and to test.")
+app.command()(events.events)
 
 
 def main() -> None:

@@ -32,6 +32,7 @@ from master.certificates import Certificates
 from master.desired import Desired
 from master.discovery import Discovery
 from master.dispatcher import Dispatcher
+from master.events import Events
 from master.logs import Logs
 from master.networks import Networks
 from master.nodes import Nodes
@@ -39,7 +40,9 @@ from master.rest.adjustments import adjustments_router
 from master.rest.app import create_app
 from master.rest.cluster import cluster_router
 from master.rest.images import images_router
+from master.rest.observe import observe_router
 from master.rest.server import ServerError, listen, serving
+from master.rest.streams import streams_router
 from master.store.base import Store, StoreError
 from master.store.sqlite import SqliteStore
 from master.tasks import Tasks
@@ -98,6 +101,7 @@ def init(state: Path, address: str, domain: str, ttl_s: float, uses: int) -> Clu
 
 
 async def run(state: Path) -> None:
+    structlog.contextvars.bind_contextvars(daemon=NAME)
     settings = _settings(state)
     try:
         authority = Authority.load(pki_directory(state))
@@ -172,11 +176,12 @@ class _Master:
         self.tasks = Tasks(store)
         self.nodes = Nodes(store, settings.unreachable_after_s, settings.lost_after_s)
         self.networks = Networks(store)
+        self.events = Events(self.tasks, self.nodes)
         self.tokens = Tokens(store, authority.fingerprint)
-        self.logs = Logs()
         desired = Desired()
         self.discovery = Discovery(store, self.tasks, self.nodes, desired, settings.vip_pool)
-        self.dispatcher = Dispatcher(self.tasks, self.nodes, self.networks, desired, self.logs)
+        self.dispatcher = Dispatcher(self.tasks, self.nodes, self.networks, desired)
+        self.logs = Logs(self.dispatcher.streams)
         self.allocator = Allocator(self.tasks, self.nodes, self.networks)
         self.services = Services(store, self.allocator.subscribe(FRAMEWORK))
 
@@ -214,12 +219,13 @@ class _Master:
             self.allocator,
             self.discovery,
             self.logs,
-            self.dispatcher.open_log,
             self.tokens,
         )
+        streams = streams_router(self.tasks, self.dispatcher.streams)
+        observe = observe_router(self.tasks, self.nodes, self.events)
         adjustments = adjustments_router(self.tasks, Adjustments(self.tasks, self.allocator))
         images = images_router(self.nodes, self.dispatcher.images)
-        everything = [cluster, adjustments, images, *routers(self.store, self.services)]
+        everything = [cluster, streams, observe, adjustments, images, *routers(self.store, self.services)]
         return create_app(lambda token: admin_token.matches(token, self.digest), everything, PUBLIC)
 
     @asynccontextmanager

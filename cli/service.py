@@ -11,9 +11,11 @@ import typer
 from cli.client import connect
 from cli.output import Json, console, print_json, print_table
 from cli.problem import Problem
+from cli.service_log import log
 from cli.task import print_tasks
 
 app = typer.Typer(no_args_is_help=True)
+app.command()(log)
 
 Id = Annotated[str, typer.Argument(help="As in the definition: /web.")]
 

@@ -57,8 +57,14 @@ class AgentSettings(_Settings):
     reserve for itself. `address` is the node's on the underlay; None: the one that leads to the master. `capabilities`,
     `unconfined_seccomp`, `host_network` and `devices` permit tasks what the defaults do not (`isolators/rights.py`).
     `runtime` makes containers' first processes: our own launcher, or another OCI runtime that is installed here.
-    `local_sources` are directories of the node from which tasks may have images (`oci:`, `docker-archive:`) and files
-    (`file:`). `pull_secrets` are the files with credentials for registries that stand for what definitions name."""
+
+    Of each stream of a task `log_files` of `log_file_mib` are kept, unless the task asks for something else
+    (`agent/log_limits.py`), which may be up to `log_stream_mib` in all; and when the task has ended, for
+    `log_keep_h` hours, or until the logs of ended tasks take more than `log_keep_mib`.
+
+    `metrics_port` is on loopback (`agent/metrics.py`). `local_sources` are directories of the node from which tasks may
+    have images (`oci:`, `docker-archive:`) and files (`file:`). `pull_secrets` are the files with credentials for
+    registries that stand for what definitions name."""
 
     model_config = SettingsConfigDict(env_prefix="TEPUI_AGENT_", extra="forbid")
 
@@ -77,6 +83,12 @@ class AgentSettings(_Settings):
     local_sources: list[Path] = []
     pull_secrets: dict[str, Path] = {}
     vip_pools: list[IPv4Network | IPv6Network] = [ip_network("100.127.0.0/16")]
+    log_file_mib: int = Field(10, ge=1)
+    log_files: int = Field(3, ge=1)
+    log_stream_mib: int = Field(256, ge=1)
+    log_keep_h: float = Field(24.0, ge=0)
+    log_keep_mib: int = Field(1024, ge=0)
+    metrics_port: int = Field(9464, ge=1, le=65535)
 
 
 S = TypeVar("S", bound=_Settings)

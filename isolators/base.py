@@ -5,7 +5,7 @@ agent calls, from one event loop:
 
     open      -> [the launcher makes the namespaces; the container's first process waits in them] -> isolate
     prepare   -> [the task's root and mounts are put in place] while enforce -> [exec], when there is a task for it
-    update, usage, watch, exceeded, pause, resume: any number of times while it runs
+    update, usage, watch, exceeded, join, leave, pause, resume: any number of times while it runs
     cleanup   <- always once `open` was called, also when that failed, in the reverse order
 
 Several containers may be under way. For one container `open`, `prepare` and `cleanup` go from isolator to isolator;
@@ -131,6 +131,14 @@ class Isolator:
     async def update(self, container: Container, resources: Resources) -> None:
         """Change limits of a running container in place, to `resources` and what else `container.task` says. Raises
         Unsupported, or IsolatorError when the kernel can't: less memory than is in use."""
+
+    async def join(self, container: Container, session: str, pid: int) -> Path | None:
+        """`pid` waits outside, and is to be in the running container with all that it starts: a `session`, which can
+        be told apart from the rest. The isolator that does so returns the cgroup that holds it and nothing else."""
+        return None
+
+    async def leave(self, container: Container, session: str) -> None:
+        """Nothing of the session lives afterwards. Accepts one that never was, and being called again."""
 
     async def pause(self, container: Container) -> None:
         """Stop all processes of a running container; returns when they stand still."""

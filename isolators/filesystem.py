@@ -159,7 +159,7 @@ def _check(container: Container) -> None:
 
 def _open_rootfs(source: Path, container: Container) -> int:
     if not source.is_dir():
-        raise Unsupported(f"root file system of {container.id}: {source} is not a directory on this node")
+        raise Unsupported(f"root file system of {container.task.id}: {source} is not a directory on this node")
     return mount.open_tree(source)
 
 

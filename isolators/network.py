@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from isolators.base import BundlePart, Container, Isolator, IsolatorError, Sandbox
 from isolators.namespaces import hostname
 from model.network import Address
+from model.task import Usage
 from netns.driver import Attachment, Driver, NetworkError
+from netns.link import VETH_PREFIX, veth_name
+from netns.traffic import Traffic, read_traffic
 
 Mount = dict[str, object]
 
 UNCONNECTED = ("host", "none")
 # What the directories of containers are mounted with has to be said: a runtime in a user namespace may not lift it.
 OPTIONS = ("bind", "ro", "nosuid", "nodev")
+FRESH_S = 0.2
 LOOPBACK = "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n"
 
 
@@ -23,6 +29,8 @@ class NetworkIsolator(Isolator):
 
     def __init__(self, driver: Driver) -> None:
         self._driver = driver
+        self._traffic: dict[str, Traffic] = {}  # by link, of the last look
+        self._looked_at = -FRESH_S
 
     async def recover(self, known: list[Container], orphans: list[str]) -> None:
         connected = frozenset(container.id for container in known if container.task.network not in UNCONNECTED)
@@ -49,9 +57,21 @@ class NetworkIsolator(Isolator):
         }
         return {"mounts": [_bind(_written(container, path, text), path) for path, text in files.items()]}
 
+    async def usage(self, container: Container, usage: Usage) -> Usage:
+        """One look at all links serves all containers that are asked about at about the same time. A link goes with
+        the container's last process: what it counted until the last look remains."""
+        if container.task.network in UNCONNECTED:
+            return usage
+        if (now := time.monotonic()) - self._looked_at >= FRESH_S:
+            self._traffic |= _read_traffic()
+            self._looked_at = now
+        traffic = self._traffic.get(veth_name(container.id))
+        return usage if traffic is None else _counted(usage, traffic)
+
     async def cleanup(self, sandbox: Sandbox) -> None:
         if sandbox.network in UNCONNECTED:
             return
+        self._traffic.pop(veth_name(sandbox.id), None)
         try:
             await self._driver.detach(sandbox.id)
         except NetworkError as error:
@@ -70,6 +90,26 @@ def _written(container: Container, path: str, content: bytes) -> Path:
     except OSError as error:
         raise IsolatorError(f"write {source}: {error.strerror}") from error
     return source
+
+
+def _read_traffic() -> dict[str, Traffic]:
+    try:
+        return {name: traffic for name, traffic in read_traffic().items() if name.startswith(VETH_PREFIX)}
+    except NetworkError as error:
+        raise IsolatorError(str(error)) from error
+
+
+def _counted(usage: Usage, traffic: Traffic) -> Usage:
+    """Of the container's end of the link."""
+    return replace(
+        usage,
+        net_received_bytes=traffic.sent_bytes,
+        net_sent_bytes=traffic.received_bytes,
+        net_received_packets=traffic.sent_packets,
+        net_sent_packets=traffic.received_packets,
+        net_received_dropped=traffic.sent_dropped,
+        net_sent_dropped=traffic.received_dropped,
+    )
 
 
 def _resolv_conf() -> bytes:

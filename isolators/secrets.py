@@ -76,7 +76,8 @@ def _check(container: Container) -> None:
         if not NAME.fullmatch(secret.name):
             raise Unsupported(f"secrets: {secret.name!r} is no name of a file")
         if secret.value is None:
-            raise IsolatorError(f"the secrets of {container.id} are gone: the agent was restarted before its start")
+            name = container.task.id
+            raise IsolatorError(f"the secrets of {name} are gone: the agent was restarted before its start")
     if len({secret.name for secret in secrets}) != len(secrets):
         raise Unsupported("secrets: a name is given twice")
     if sum(len(secret.value.encode()) for secret in secrets if secret.value) > MAX_BYTES:

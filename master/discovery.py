@@ -138,11 +138,12 @@ class Discovery:
 
 
 def serving(record: TaskRecord) -> bool:
-    """Whether requests may go to it: running, not known to be ill, not about to be stopped, not paused."""
+    """Whether requests may go to it: running, not about to be stopped, not paused, not ill; with checks, known to be
+    well."""
     status = record.status
     return (
         status.state is TaskState.RUNNING
-        and status.healthy is not False
+        and (status.healthy is True if record.spec.health_checks else status.healthy is not False)
         and not record.killing
         and not record.paused
         and bool(status.addresses)

@@ -4,8 +4,8 @@ Reads Hello, Applied and Status from the agents, and the changes of tasks that t
 the nodes' desired state (`desired.py`) and, through it, the Changes on the wire.
 
 Law 6, take out, wait, then stop: a task that shall end is first marked `killing`, on which discovery takes it out of
-the VIPs at once; when every node that is online has applied that, or the deadline passed, it is marked `drained`, and
-only then does its node hear that it is to be killed.
+the VIPs at once; when every node that is online has applied that, or the deadline passed, and requests that were under
+way had a moment to be answered, it is marked `drained`, and only then does its node hear that it is to be killed.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ import grpc
 import structlog
 
 from master.desired import Desired, Feed
+from master.discovery import wanted
 from master.images import Images
-from master.logs import Logs
 from master.networks import NetworkFull, Networks
 from master.nodes import Nodes, NodeView
 from master.store.base import StoreError
+from master.streams import Streams
 from master.tasks import TaskRecord, Tasks, active
 from model.node import Node, NodeState
 from model.task import TaskState, TaskStatus
@@ -34,21 +35,22 @@ from wire.tls import agent_name
 log = structlog.get_logger()
 
 DRAIN_DEADLINE_S = 5.0
+LINGER_S = 1.0  # connections that a VIP has led to the task go on meanwhile, no new ones come
 HELLO_DEADLINE_S = 10.0
 STORE_RETRY_S = 1.0
 
 SessionContext: TypeAlias = "grpc.aio.ServicerContext[AsyncIterator[pb.AgentMessage], AsyncIterator[pb.MasterMessage]]"
-LogContext: TypeAlias = "grpc.aio.ServicerContext[AsyncIterator[pb.LogChunk], Awaitable[pb.LogEnd]]"
+StreamContext: TypeAlias = "grpc.aio.ServicerContext[AsyncIterator[pb.Frame], AsyncIterator[pb.Frame]]"
 
 
 class Dispatcher(control_pb2_grpc.ControlServicer):
-    def __init__(self, tasks: Tasks, nodes: Nodes, networks: Networks, desired: Desired, logs: Logs) -> None:
+    def __init__(self, tasks: Tasks, nodes: Nodes, networks: Networks, desired: Desired) -> None:
         self._tasks = tasks
         self._nodes = nodes
         self._networks = networks
         self._desired = desired
-        self._logs = logs
         self.images = Images(self._tell)
+        self.streams = Streams(self._tell)
         self._sessions: dict[str, _Session] = {}
         self._works: dict[str, asyncio.Task[object]] = {}
         tasks.listen(self._task_changed)
@@ -73,6 +75,7 @@ class Dispatcher(control_pb2_grpc.ControlServicer):
         self, request_iterator: AsyncIterator[pb.AgentMessage], context: SessionContext
     ) -> AsyncIterator[pb.MasterMessage]:
         node_id = await agent_name(context)
+        structlog.contextvars.bind_contextvars(node=node_id)
         statuses = await self._hello(node_id, request_iterator, context)
         # From "connected", above, to the block below that takes it back, nothing waits, so nothing can be cancelled.
         session = self._sessions[node_id] = _Session(self._desired.open(node_id))
@@ -90,15 +93,13 @@ class Dispatcher(control_pb2_grpc.ControlServicer):
                 self._nodes.disconnected(node_id)
                 self.images.lost(node_id)
 
-    async def SendLog(self, request_iterator: AsyncIterator[pb.LogChunk], context: LogContext) -> pb.LogEnd:
-        await agent_name(context)
+    async def Stream(
+        self, request_iterator: AsyncIterator[pb.Frame], context: StreamContext
+    ) -> AsyncIterator[pb.Frame]:
+        node_id = await agent_name(context)
         metadata = dict(context.invocation_metadata() or ())
-        await self._logs.receive(str(metadata.get("request", "")), request_iterator)
-        return pb.LogEnd()
-
-    def open_log(self, node: str, request: pb.OpenLog) -> bool:
-        """Ask the node for a task's output. False when it is not connected."""
-        return self._tell(node, pb.MasterMessage(open_log=request))
+        async for frame in self.streams.join(node_id, str(metadata.get("request", "")), request_iterator):
+            yield frame
 
     def _tell(self, node: str, message: pb.MasterMessage) -> bool:
         """False when the node is not connected, or has not taken the last few yet."""
@@ -168,6 +169,8 @@ class Dispatcher(control_pb2_grpc.ControlServicer):
                 self._nodes.report(node_id, tuple(message.applied.errors))
             case "image_answer":
                 self.images.receive(node_id, message.image_answer)
+            case "usage":
+                self._tasks.measure(node_id, convert.usages_from_wire(message.usage))
             case other:
                 raise ValueError(f"unexpected message {other}")
 
@@ -203,6 +206,9 @@ class Dispatcher(control_pb2_grpc.ControlServicer):
         late = await self._desired.barrier(online, DRAIN_DEADLINE_S)
         if late:
             log.warning("stopping although VIPs may still point at it", task=task_id, nodes=late)
+        record = self._tasks.get(task_id)
+        if record is not None and any(wanted(record)):
+            await asyncio.sleep(LINGER_S)
         await self._tasks.mark(task_id, drained=True)
 
     def _work(self, name: str, work: Callable[[], Awaitable[object]]) -> None:
@@ -218,7 +224,8 @@ class Dispatcher(control_pb2_grpc.ControlServicer):
 
 
 class _Session:
-    """What waits to be written to one agent. All of it is bounded: keys, one number a task, and a few requests."""
+    """What waits to be written to one agent. All of it is bounded: keys, one number a task, and a few messages about
+    streams and images."""
 
     MAX_MESSAGES = 256
 

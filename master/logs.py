@@ -1,89 +1,51 @@
-"""Task output on its way from an agent to a reader: the reader's request is sent to the agent over its session, and the
-agent answers with a stream of its own (`SendLog`) that ends up in the reader's queue.
-
-The queue is short, so a slow reader slows the agent's stream down (HTTP/2 flow control) and nobody's memory grows. Each
-side ends when the other does: the agent's stream with its reader, the reader, with an error, when the stream breaks.
-"""
+"""Task output on its way from an agent to a reader: a stream of the kind `log` (see streams.py)."""
 
 from __future__ import annotations
 
 import asyncio
-import secrets
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, Iterable
 
+from master.streams import StreamError, Streams
 from wire import control_pb2 as pb
-
-QUEUE_CHUNKS = 16
-OPEN_DEADLINE_S = 10.0
 
 
 class LogError(Exception):
     """The output can not be had: the node is away, or the agent says why."""
 
 
-@dataclass(slots=True, eq=False)
-class _Reader:
-    """`room` bounds the chunks in the queue, but for the last one, which says why there are no more."""
-
-    queue: asyncio.Queue[pb.LogChunk] = field(default_factory=asyncio.Queue)
-    room: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(QUEUE_CHUNKS))
-    gone: asyncio.Event = field(default_factory=asyncio.Event)
-
-    async def next(self) -> pb.LogChunk:
-        chunk = await self.queue.get()
-        self.room.release()
-        return chunk
-
-    async def fill(self, chunks: AsyncIterator[pb.LogChunk]) -> None:
-        async for chunk in chunks:
-            await self.room.acquire()
-            self.queue.put_nowait(chunk)
-
-
 class Logs:
-    def __init__(self) -> None:
-        self._readers: dict[str, _Reader] = {}
+    def __init__(self, streams: Streams) -> None:
+        self._streams = streams
 
-    async def read(
-        self, task_id: str, ask: Callable[[pb.OpenLog], bool], *, stream: str, tail: int, follow: bool
-    ) -> AsyncIterator[bytes]:
-        """The task's output as it comes. `ask` sends the request to the agent. Raises LogError."""
-        request = pb.OpenLog(request=secrets.token_hex(8), task_id=task_id, stream=stream, tail=tail, follow=follow)
-        reader = self._readers[request.request] = _Reader()
+    async def read(self, node: str, wanted: pb.OpenLog) -> AsyncGenerator[bytes, None]:
+        """The output as it comes; first an empty part, when it is certain that there is any. Raises LogError."""
         try:
-            if not ask(request):
-                raise LogError(f"log of {task_id}: its node is not connected")
-            chunk = await _first(reader, task_id)
-            while not chunk.end:
-                if chunk.error:
-                    raise LogError(f"log of {task_id}: {chunk.error}")
-                yield chunk.data
-                chunk = await reader.next()
-        finally:
-            del self._readers[request.request]
-            reader.gone.set()
+            async with self._streams.open(node, pb.Open(log=wanted)) as opened:
+                yield b""
+                while (frame := await opened.read()) is not None:
+                    yield frame.data
+        except StreamError as error:
+            raise LogError(f"log of {wanted.task_id}: {error}") from error
 
-    async def receive(self, request: str, chunks: AsyncIterator[pb.LogChunk]) -> None:
-        """The agent's stream for `request`. Returns when it ends, or when its reader is gone."""
-        reader = self._readers.get(request)
-        if reader is None:
-            return
-        filling = asyncio.create_task(reader.fill(chunks))
-        gone = asyncio.create_task(reader.gone.wait())
+    async def find(self, nodes: Iterable[str], wanted: pb.OpenLog) -> AsyncGenerator[bytes, None]:
+        """As `read`, of a task that nobody here remembers: nodes keep logs for longer."""
+        readings = [self.read(node, wanted) for node in nodes]
         try:
-            await asyncio.wait((filling, gone), return_when=asyncio.FIRST_COMPLETED)
+            begun = await asyncio.gather(*map(_begun, readings))
+            found = next((reading for reading in begun if reading is not None), None)
+            if found is None:
+                raise LogError(f"log of {wanted.task_id}: none of the {len(readings)} connected nodes has it")
+            yield b""
+            async for data in found:
+                yield data
         finally:
-            filling.cancel()
-            gone.cancel()
-            await asyncio.gather(filling, gone, return_exceptions=True)
-            # Of interest only to a reader who has not seen the end.
-            reader.queue.put_nowait(pb.LogChunk(error="the connection to its node broke"))
+            await asyncio.gather(*(reading.aclose() for reading in readings))
 
 
-async def _first(reader: _Reader, task_id: str) -> pb.LogChunk:
+async def _begun(reading: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None] | None:
+    """Past its first part; None when there is no such log."""
     try:
-        async with asyncio.timeout(OPEN_DEADLINE_S):
-            return await reader.next()
-    except TimeoutError as error:
-        raise LogError(f"log of {task_id}: its node did not answer within {OPEN_DEADLINE_S:g} s") from error
+        await anext(reading)
+    except LogError:
+        return None
+    return reading

@@ -10,7 +10,7 @@ import asyncio
 import dataclasses
 import time
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -19,7 +19,7 @@ from master.store.base import Conflict, Delete, Put, Store
 from model.adjustment import Adjustment, adjusted, adjustment_of
 from model.codec import Codec
 from model.resources import Resources
-from model.task import TaskSpec, TaskState, TaskStatus, newer
+from model.task import TaskSpec, TaskState, TaskStatus, Usage, newer
 
 log = structlog.get_logger()
 
@@ -111,6 +111,14 @@ class Tasks:
             sequence = max(status.sequence, record.status.sequence + 1)
             seen = dataclasses.replace(record, status=dataclasses.replace(status, sequence=sequence))
             await self._replace(record, _answered(seen))
+
+    def measure(self, node: str, usages: Mapping[str, Usage]) -> None:
+        """What tasks of `node` take now, by id. Not on disk, and no news to anybody: it is the next moment's again."""
+        for task_id, usage in usages.items():
+            record = self._records.get(task_id)
+            if record is not None and record.node == node and not record.over:
+                status = dataclasses.replace(record.status, usage=usage)
+                self._records[task_id] = dataclasses.replace(record, status=status)
 
     async def end(self, task_id: str, state: TaskState, reason: str) -> None:
         """The master's own verdict on a task that nobody will tell it about any more."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 
 from model.fetch import Fetch
+from model.health import Health, HealthCheck, Readiness, ReadinessCheck
 from model.image import ImageSpec
 from model.limits import TaskLimits, Tmpfs
 from model.resources import Resources
@@ -125,6 +126,9 @@ class TaskSpec:
     sysctls: tuple[tuple[str, str], ...] = ()
     secrets: tuple[Secret, ...] = ()
     limits: TaskLimits = field(default_factory=TaskLimits)
+    health_checks: tuple[HealthCheck, ...] = ()
+    readiness_checks: tuple[ReadinessCheck, ...] = ()
+    kill_signal: str = "SIGTERM"
     read_only: bool = False
     tmpfs: tuple[Tmpfs, ...] = ()
     shm: int = 64
@@ -153,13 +157,20 @@ class Usage:
     io_write_bytes: int = 0
     disk_bytes: int = 0  # of the writable layer
     disk_limit_bytes: int | None = None
+    net_received_bytes: int = 0  # by the container, through its own link
+    net_sent_bytes: int = 0
+    net_received_packets: int = 0
+    net_sent_packets: int = 0
+    net_received_dropped: int = 0
+    net_sent_dropped: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class TaskStatus:
-    """One observation of a task. `sequence` counts a task's observations from 1, so that attributes of RUNNING can
-    change too; `at` is seconds since the epoch on the node's clock. `adjustment` is the number of the last one that was
-    dealt with; `refused` says why it could not be done."""
+    """One observation of a task. `sequence` grows with each of them, so that attributes of RUNNING can change too; `at`
+    is seconds since the epoch on the node's clock, and `since` when the task came into its state. `health` and
+    `readiness` have one entry for each of the task's checks. `adjustment` is the number of the last one that was dealt
+    with; `refused` says why it could not be done."""
 
     task_id: str
     state: TaskState
@@ -172,6 +183,9 @@ class TaskStatus:
     exit_code: int | None = None
     healthy: bool | None = None
     usage: Usage = field(default_factory=Usage)
+    since: float = 0.0
+    health: tuple[Health, ...] = ()
+    readiness: tuple[Readiness, ...] = ()
     paused: bool = False
     adjustment: int = 0
     refused: str = ""

@@ -65,6 +65,7 @@ class AgentMessage(_message.Message):
     HELLO_FIELD_NUMBER: _builtins.int
     APPLIED_FIELD_NUMBER: _builtins.int
     STATUS_FIELD_NUMBER: _builtins.int
+    USAGE_FIELD_NUMBER: _builtins.int
     IMAGE_ANSWER_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def hello(self) -> Global___Hello: ...
@@ -73,6 +74,8 @@ class AgentMessage(_message.Message):
     @_builtins.property
     def status(self) -> Global___Status: ...
     @_builtins.property
+    def usage(self) -> Global___UsageReport: ...
+    @_builtins.property
     def image_answer(self) -> Global___ImageAnswer: ...
     def __init__(
         self,
@@ -80,13 +83,14 @@ class AgentMessage(_message.Message):
         hello: Global___Hello | None = ...,
         applied: Global___Applied | None = ...,
         status: Global___Status | None = ...,
+        usage: Global___UsageReport | None = ...,
         image_answer: Global___ImageAnswer | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "body", b"body", "hello", b"hello", "image_answer", b"image_answer", "status", b"status"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "body", b"body", "hello", b"hello", "image_answer", b"image_answer", "status", b"status", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "body", b"body", "hello", b"hello", "image_answer", b"image_answer", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "body", b"body", "hello", b"hello", "image_answer", b"image_answer", "status", b"status", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["hello", "applied", "status", "image_answer"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["hello", "applied", "status", "usage", "image_answer"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -98,14 +102,17 @@ class MasterMessage(_message.Message):
 
     CHANGE_FIELD_NUMBER: _builtins.int
     STATUS_ACK_FIELD_NUMBER: _builtins.int
-    OPEN_LOG_FIELD_NUMBER: _builtins.int
+    OPEN_FIELD_NUMBER: _builtins.int
+    CLOSE_FIELD_NUMBER: _builtins.int
     IMAGE_REQUEST_FIELD_NUMBER: _builtins.int
+    close: _builtins.str
+    """Open.request: nobody is left to read or write"""
     @_builtins.property
     def change(self) -> Global___Change: ...
     @_builtins.property
     def status_ack(self) -> Global___StatusAck: ...
     @_builtins.property
-    def open_log(self) -> Global___OpenLog: ...
+    def open(self) -> Global___Open: ...
     @_builtins.property
     def image_request(self) -> Global___ImageRequest: ...
     def __init__(
@@ -113,14 +120,15 @@ class MasterMessage(_message.Message):
         *,
         change: Global___Change | None = ...,
         status_ack: Global___StatusAck | None = ...,
-        open_log: Global___OpenLog | None = ...,
+        open: Global___Open | None = ...,
+        close: _builtins.str = ...,
         image_request: Global___ImageRequest | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "change", b"change", "image_request", b"image_request", "open_log", b"open_log", "status_ack", b"status_ack"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "change", b"change", "close", b"close", "image_request", b"image_request", "open", b"open", "status_ack", b"status_ack"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "change", b"change", "image_request", b"image_request", "open_log", b"open_log", "status_ack", b"status_ack"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "change", b"change", "close", b"close", "image_request", b"image_request", "open", b"open", "status_ack", b"status_ack"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["change", "status_ack", "open_log", "image_request"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["change", "status_ack", "open", "close", "image_request"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -359,6 +367,9 @@ class Task(_message.Message):
     IMAGE_FIELD_NUMBER: _builtins.int
     FETCH_FIELD_NUMBER: _builtins.int
     LIMITS_FIELD_NUMBER: _builtins.int
+    HEALTH_CHECKS_FIELD_NUMBER: _builtins.int
+    READINESS_CHECKS_FIELD_NUMBER: _builtins.int
+    KILL_SIGNAL_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     framework: _builtins.str
     owner: _builtins.str
@@ -372,6 +383,8 @@ class Task(_message.Message):
     read_only: _builtins.bool
     shm: _builtins.int
     """MiB"""
+    kill_signal: _builtins.str
+    """empty: SIGTERM"""
     @_builtins.property
     def argv(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -402,6 +415,10 @@ class Task(_message.Message):
     def fetch(self) -> _containers.RepeatedCompositeFieldContainer[Global___Fetch]: ...
     @_builtins.property
     def limits(self) -> Global___TaskLimits: ...
+    @_builtins.property
+    def health_checks(self) -> _containers.RepeatedCompositeFieldContainer[Global___HealthCheck]: ...
+    @_builtins.property
+    def readiness_checks(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReadinessCheck]: ...
     def __init__(
         self,
         *,
@@ -431,14 +448,113 @@ class Task(_message.Message):
         image: Global___Image | None = ...,
         fetch: _abc.Iterable[Global___Fetch] | None = ...,
         limits: Global___TaskLimits | None = ...,
+        health_checks: _abc.Iterable[Global___HealthCheck] | None = ...,
+        readiness_checks: _abc.Iterable[Global___ReadinessCheck] | None = ...,
+        kill_signal: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "limits", b"limits", "resources", b"resources"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["argv", b"argv", "capabilities_add", b"capabilities_add", "capabilities_drop", b"capabilities_drop", "cwd", b"cwd", "env", b"env", "fetch", b"fetch", "framework", b"framework", "id", b"id", "image", b"image", "kill_grace_s", b"kill_grace_s", "labels", b"labels", "limits", b"limits", "network", b"network", "owner", b"owner", "pids", b"pids", "ports", b"ports", "read_only", b"read_only", "resources", b"resources", "rlimits", b"rlimits", "rootfs", b"rootfs", "seccomp", b"seccomp", "secrets", b"secrets", "shm", b"shm", "sysctls", b"sysctls", "tmpfs", b"tmpfs", "user", b"user"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["argv", b"argv", "capabilities_add", b"capabilities_add", "capabilities_drop", b"capabilities_drop", "cwd", b"cwd", "env", b"env", "fetch", b"fetch", "framework", b"framework", "health_checks", b"health_checks", "id", b"id", "image", b"image", "kill_grace_s", b"kill_grace_s", "kill_signal", b"kill_signal", "labels", b"labels", "limits", b"limits", "network", b"network", "owner", b"owner", "pids", b"pids", "ports", b"ports", "read_only", b"read_only", "readiness_checks", b"readiness_checks", "resources", b"resources", "rlimits", b"rlimits", "rootfs", b"rootfs", "seccomp", b"seccomp", "secrets", b"secrets", "shm", b"shm", "sysctls", b"sysctls", "tmpfs", b"tmpfs", "user", b"user"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Task: _TypeAlias = Task  # noqa: Y015
+
+@_typing.final
+class HealthCheck(_message.Message):
+    """As in model/health.py."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    PORT_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    ARGV_FIELD_NUMBER: _builtins.int
+    OWN_ADDRESS_FIELD_NUMBER: _builtins.int
+    IPV6_FIELD_NUMBER: _builtins.int
+    IGNORE_1XX_FIELD_NUMBER: _builtins.int
+    GRACE_S_FIELD_NUMBER: _builtins.int
+    INTERVAL_S_FIELD_NUMBER: _builtins.int
+    TIMEOUT_S_FIELD_NUMBER: _builtins.int
+    DELAY_S_FIELD_NUMBER: _builtins.int
+    MAX_FAILURES_FIELD_NUMBER: _builtins.int
+    kind: _builtins.str
+    port: _builtins.int
+    path: _builtins.str
+    own_address: _builtins.bool
+    ipv6: _builtins.bool
+    ignore_1xx: _builtins.bool
+    grace_s: _builtins.float
+    interval_s: _builtins.float
+    timeout_s: _builtins.float
+    delay_s: _builtins.float
+    max_failures: _builtins.int
+    @_builtins.property
+    def argv(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        kind: _builtins.str = ...,
+        port: _builtins.int = ...,
+        path: _builtins.str = ...,
+        argv: _abc.Iterable[_builtins.str] | None = ...,
+        own_address: _builtins.bool = ...,
+        ipv6: _builtins.bool = ...,
+        ignore_1xx: _builtins.bool = ...,
+        grace_s: _builtins.float = ...,
+        interval_s: _builtins.float = ...,
+        timeout_s: _builtins.float = ...,
+        delay_s: _builtins.float = ...,
+        max_failures: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["argv", b"argv", "delay_s", b"delay_s", "grace_s", b"grace_s", "ignore_1xx", b"ignore_1xx", "interval_s", b"interval_s", "ipv6", b"ipv6", "kind", b"kind", "max_failures", b"max_failures", "own_address", b"own_address", "path", b"path", "port", b"port", "timeout_s", b"timeout_s"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HealthCheck: _TypeAlias = HealthCheck  # noqa: Y015
+
+@_typing.final
+class ReadinessCheck(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    PORT_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    INTERVAL_S_FIELD_NUMBER: _builtins.int
+    TIMEOUT_S_FIELD_NUMBER: _builtins.int
+    READY_CODES_FIELD_NUMBER: _builtins.int
+    KEEP_RESPONSE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    kind: _builtins.str
+    port: _builtins.int
+    path: _builtins.str
+    interval_s: _builtins.float
+    timeout_s: _builtins.float
+    keep_response: _builtins.bool
+    @_builtins.property
+    def ready_codes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        kind: _builtins.str = ...,
+        port: _builtins.int = ...,
+        path: _builtins.str = ...,
+        interval_s: _builtins.float = ...,
+        timeout_s: _builtins.float = ...,
+        ready_codes: _abc.Iterable[_builtins.int] | None = ...,
+        keep_response: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["interval_s", b"interval_s", "keep_response", b"keep_response", "kind", b"kind", "name", b"name", "path", b"path", "port", b"port", "ready_codes", b"ready_codes", "timeout_s", b"timeout_s"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReadinessCheck: _TypeAlias = ReadinessCheck  # noqa: Y015
 
 @_typing.final
 class Image(_message.Message):
@@ -790,6 +906,9 @@ class Status(_message.Message):
     EXIT_CODE_FIELD_NUMBER: _builtins.int
     HEALTHY_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
+    HEALTH_FIELD_NUMBER: _builtins.int
+    READINESS_FIELD_NUMBER: _builtins.int
     PAUSED_FIELD_NUMBER: _builtins.int
     ADJUSTMENT_FIELD_NUMBER: _builtins.int
     REFUSED_FIELD_NUMBER: _builtins.int
@@ -802,6 +921,7 @@ class Status(_message.Message):
     pid: _builtins.int
     exit_code: _builtins.int
     healthy: _builtins.bool
+    since: _builtins.float
     paused: _builtins.bool
     adjustment: _builtins.int
     """the last one that was dealt with"""
@@ -811,6 +931,10 @@ class Status(_message.Message):
     def addresses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
     def usage(self) -> Global___Usage: ...
+    @_builtins.property
+    def health(self) -> _containers.RepeatedCompositeFieldContainer[Global___Health]: ...
+    @_builtins.property
+    def readiness(self) -> _containers.RepeatedCompositeFieldContainer[Global___Readiness]: ...
     def __init__(
         self,
         *,
@@ -825,13 +949,16 @@ class Status(_message.Message):
         exit_code: _builtins.int | None = ...,
         healthy: _builtins.bool | None = ...,
         usage: Global___Usage | None = ...,
+        since: _builtins.float = ...,
+        health: _abc.Iterable[Global___Health] | None = ...,
+        readiness: _abc.Iterable[Global___Readiness] | None = ...,
         paused: _builtins.bool = ...,
         adjustment: _builtins.int = ...,
         refused: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "_healthy", b"_healthy", "_pid", b"_pid", "exit_code", b"exit_code", "healthy", b"healthy", "pid", b"pid", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "_healthy", b"_healthy", "_pid", b"_pid", "addresses", b"addresses", "adjustment", b"adjustment", "at", b"at", "exit_code", b"exit_code", "healthy", b"healthy", "message", b"message", "paused", b"paused", "pid", b"pid", "reason", b"reason", "refused", b"refused", "sequence", b"sequence", "state", b"state", "task_id", b"task_id", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "_healthy", b"_healthy", "_pid", b"_pid", "addresses", b"addresses", "adjustment", b"adjustment", "at", b"at", "exit_code", b"exit_code", "health", b"health", "healthy", b"healthy", "message", b"message", "paused", b"paused", "pid", b"pid", "readiness", b"readiness", "reason", b"reason", "refused", b"refused", "sequence", b"sequence", "since", b"since", "state", b"state", "task_id", b"task_id", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__exit_code: _TypeAlias = _typing.Literal["exit_code"]  # noqa: Y015
     _WhichOneofArgType__exit_code: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code"]  # noqa: Y015
@@ -849,6 +976,81 @@ class Status(_message.Message):
 Global___Status: _TypeAlias = Status  # noqa: Y015
 
 @_typing.final
+class Health(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FIRST_SUCCESS_FIELD_NUMBER: _builtins.int
+    LAST_SUCCESS_FIELD_NUMBER: _builtins.int
+    LAST_FAILURE_FIELD_NUMBER: _builtins.int
+    FAILURES_FIELD_NUMBER: _builtins.int
+    CAUSE_FIELD_NUMBER: _builtins.int
+    first_success: _builtins.float
+    last_success: _builtins.float
+    last_failure: _builtins.float
+    failures: _builtins.int
+    cause: _builtins.str
+    def __init__(
+        self,
+        *,
+        first_success: _builtins.float | None = ...,
+        last_success: _builtins.float | None = ...,
+        last_failure: _builtins.float | None = ...,
+        failures: _builtins.int = ...,
+        cause: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_first_success", b"_first_success", "_last_failure", b"_last_failure", "_last_success", b"_last_success", "first_success", b"first_success", "last_failure", b"last_failure", "last_success", b"last_success"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_first_success", b"_first_success", "_last_failure", b"_last_failure", "_last_success", b"_last_success", "cause", b"cause", "failures", b"failures", "first_success", b"first_success", "last_failure", b"last_failure", "last_success", b"last_success"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__first_success: _TypeAlias = _typing.Literal["first_success"]  # noqa: Y015
+    _WhichOneofArgType__first_success: _TypeAlias = _typing.Literal["_first_success", b"_first_success"]  # noqa: Y015
+    _WhichOneofReturnType__last_failure: _TypeAlias = _typing.Literal["last_failure"]  # noqa: Y015
+    _WhichOneofArgType__last_failure: _TypeAlias = _typing.Literal["_last_failure", b"_last_failure"]  # noqa: Y015
+    _WhichOneofReturnType__last_success: _TypeAlias = _typing.Literal["last_success"]  # noqa: Y015
+    _WhichOneofArgType__last_success: _TypeAlias = _typing.Literal["_last_success", b"_last_success"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__first_success) -> _WhichOneofReturnType__first_success | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__last_failure) -> _WhichOneofReturnType__last_failure | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__last_success) -> _WhichOneofReturnType__last_success | None: ...
+
+Global___Health: _TypeAlias = Health  # noqa: Y015
+
+@_typing.final
+class Readiness(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    READY_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    CONTENT_TYPE_FIELD_NUMBER: _builtins.int
+    BODY_FIELD_NUMBER: _builtins.int
+    CAUSE_FIELD_NUMBER: _builtins.int
+    ready: _builtins.bool
+    status: _builtins.int
+    content_type: _builtins.str
+    body: _builtins.str
+    cause: _builtins.str
+    def __init__(
+        self,
+        *,
+        ready: _builtins.bool = ...,
+        status: _builtins.int | None = ...,
+        content_type: _builtins.str = ...,
+        body: _builtins.str = ...,
+        cause: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_status", b"_status", "status", b"status"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_status", b"_status", "body", b"body", "cause", b"cause", "content_type", b"content_type", "ready", b"ready", "status", b"status"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__status: _TypeAlias = _typing.Literal["status"]  # noqa: Y015
+    _WhichOneofArgType__status: _TypeAlias = _typing.Literal["_status", b"_status"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__status) -> _WhichOneofReturnType__status | None: ...
+
+Global___Readiness: _TypeAlias = Readiness  # noqa: Y015
+
+@_typing.final
 class Usage(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -864,6 +1066,12 @@ class Usage(_message.Message):
     IO_WRITE_BYTES_FIELD_NUMBER: _builtins.int
     DISK_BYTES_FIELD_NUMBER: _builtins.int
     DISK_LIMIT_BYTES_FIELD_NUMBER: _builtins.int
+    NET_RECEIVED_BYTES_FIELD_NUMBER: _builtins.int
+    NET_SENT_BYTES_FIELD_NUMBER: _builtins.int
+    NET_RECEIVED_PACKETS_FIELD_NUMBER: _builtins.int
+    NET_SENT_PACKETS_FIELD_NUMBER: _builtins.int
+    NET_RECEIVED_DROPPED_FIELD_NUMBER: _builtins.int
+    NET_SENT_DROPPED_FIELD_NUMBER: _builtins.int
     cpu_s: _builtins.float
     cpu_limit: _builtins.float
     mem_bytes: _builtins.int
@@ -876,6 +1084,12 @@ class Usage(_message.Message):
     io_write_bytes: _builtins.int
     disk_bytes: _builtins.int
     disk_limit_bytes: _builtins.int
+    net_received_bytes: _builtins.int
+    net_sent_bytes: _builtins.int
+    net_received_packets: _builtins.int
+    net_sent_packets: _builtins.int
+    net_received_dropped: _builtins.int
+    net_sent_dropped: _builtins.int
     def __init__(
         self,
         *,
@@ -891,10 +1105,16 @@ class Usage(_message.Message):
         io_write_bytes: _builtins.int = ...,
         disk_bytes: _builtins.int = ...,
         disk_limit_bytes: _builtins.int | None = ...,
+        net_received_bytes: _builtins.int = ...,
+        net_sent_bytes: _builtins.int = ...,
+        net_received_packets: _builtins.int = ...,
+        net_sent_packets: _builtins.int = ...,
+        net_received_dropped: _builtins.int = ...,
+        net_sent_dropped: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_cpu_limit", b"_cpu_limit", "_disk_limit_bytes", b"_disk_limit_bytes", "_mem_limit_bytes", b"_mem_limit_bytes", "_pids_limit", b"_pids_limit", "cpu_limit", b"cpu_limit", "disk_limit_bytes", b"disk_limit_bytes", "mem_limit_bytes", b"mem_limit_bytes", "pids_limit", b"pids_limit"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cpu_limit", b"_cpu_limit", "_disk_limit_bytes", b"_disk_limit_bytes", "_mem_limit_bytes", b"_mem_limit_bytes", "_pids_limit", b"_pids_limit", "cpu_limit", b"cpu_limit", "cpu_s", b"cpu_s", "cpu_throttled_s", b"cpu_throttled_s", "disk_bytes", b"disk_bytes", "disk_limit_bytes", b"disk_limit_bytes", "io_read_bytes", b"io_read_bytes", "io_write_bytes", b"io_write_bytes", "mem_bytes", b"mem_bytes", "mem_limit_bytes", b"mem_limit_bytes", "mem_peak_bytes", b"mem_peak_bytes", "pids", b"pids", "pids_limit", b"pids_limit"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cpu_limit", b"_cpu_limit", "_disk_limit_bytes", b"_disk_limit_bytes", "_mem_limit_bytes", b"_mem_limit_bytes", "_pids_limit", b"_pids_limit", "cpu_limit", b"cpu_limit", "cpu_s", b"cpu_s", "cpu_throttled_s", b"cpu_throttled_s", "disk_bytes", b"disk_bytes", "disk_limit_bytes", b"disk_limit_bytes", "io_read_bytes", b"io_read_bytes", "io_write_bytes", b"io_write_bytes", "mem_bytes", b"mem_bytes", "mem_limit_bytes", b"mem_limit_bytes", "mem_peak_bytes", b"mem_peak_bytes", "net_received_bytes", b"net_received_bytes", "net_received_dropped", b"net_received_dropped", "net_received_packets", b"net_received_packets", "net_sent_bytes", b"net_sent_bytes", "net_sent_dropped", b"net_sent_dropped", "net_sent_packets", b"net_sent_packets", "pids", b"pids", "pids_limit", b"pids_limit"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__cpu_limit: _TypeAlias = _typing.Literal["cpu_limit"]  # noqa: Y015
     _WhichOneofArgType__cpu_limit: _TypeAlias = _typing.Literal["_cpu_limit", b"_cpu_limit"]  # noqa: Y015
@@ -914,6 +1134,51 @@ class Usage(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__pids_limit) -> _WhichOneofReturnType__pids_limit | None: ...
 
 Global___Usage: _TypeAlias = Usage  # noqa: Y015
+
+@_typing.final
+class UsageReport(_message.Message):
+    """What tasks take now: of those that take something else than the last report said. Nobody acknowledges it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class TasksEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        @_builtins.property
+        def value(self) -> Global___Usage: ...
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: Global___Usage | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    TASKS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def tasks(self) -> _containers.MessageMap[_builtins.str, Global___Usage]:
+        """by id"""
+
+    def __init__(
+        self,
+        *,
+        tasks: _abc.Mapping[_builtins.str, Global___Usage] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["tasks", b"tasks"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UsageReport: _TypeAlias = UsageReport  # noqa: Y015
 
 @_typing.final
 class StatusAck(_message.Message):
@@ -1072,67 +1337,107 @@ class Backend(_message.Message):
 Global___Backend: _TypeAlias = Backend  # noqa: Y015
 
 @_typing.final
-class OpenLog(_message.Message):
+class Open(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     REQUEST_FIELD_NUMBER: _builtins.int
-    TASK_ID_FIELD_NUMBER: _builtins.int
-    STREAM_FIELD_NUMBER: _builtins.int
-    TAIL_FIELD_NUMBER: _builtins.int
-    FOLLOW_FIELD_NUMBER: _builtins.int
+    LOG_FIELD_NUMBER: _builtins.int
+    EXEC_FIELD_NUMBER: _builtins.int
+    PORT_FIELD_NUMBER: _builtins.int
+    FILES_FIELD_NUMBER: _builtins.int
     request: _builtins.str
-    task_id: _builtins.str
-    stream: _builtins.str
-    """"stdout" or "stderr" """
-    tail: _builtins.int
-    """bytes from the end to begin with; negative: all"""
-    follow: _builtins.bool
-    """until the task has ended and everything was sent"""
+    @_builtins.property
+    def log(self) -> Global___OpenLog: ...
+    @_builtins.property
+    def exec(self) -> Global___OpenExec: ...
+    @_builtins.property
+    def port(self) -> Global___OpenPort: ...
+    @_builtins.property
+    def files(self) -> Global___OpenFiles: ...
     def __init__(
         self,
         *,
         request: _builtins.str = ...,
-        task_id: _builtins.str = ...,
-        stream: _builtins.str = ...,
-        tail: _builtins.int = ...,
-        follow: _builtins.bool = ...,
+        log: Global___OpenLog | None = ...,
+        exec: Global___OpenExec | None = ...,
+        port: Global___OpenPort | None = ...,
+        files: Global___OpenFiles | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["exec", b"exec", "files", b"files", "log", b"log", "port", b"port", "what", b"what"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["follow", b"follow", "request", b"request", "stream", b"stream", "tail", b"tail", "task_id", b"task_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["exec", b"exec", "files", b"files", "log", b"log", "port", b"port", "request", b"request", "what", b"what"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType_what: _TypeAlias = _typing.Literal["log", "exec", "port", "files"]  # noqa: Y015
+    _WhichOneofArgType_what: _TypeAlias = _typing.Literal["what", b"what"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_what) -> _WhichOneofReturnType_what | None: ...
 
-Global___OpenLog: _TypeAlias = OpenLog  # noqa: Y015
+Global___Open: _TypeAlias = Open  # noqa: Y015
 
 @_typing.final
-class LogChunk(_message.Message):
+class Frame(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    OPENED_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
+    STDERR_FIELD_NUMBER: _builtins.int
+    EOF_FIELD_NUMBER: _builtins.int
+    RESIZE_FIELD_NUMBER: _builtins.int
+    SIGNAL_FIELD_NUMBER: _builtins.int
+    EXIT_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
     END_FIELD_NUMBER: _builtins.int
+    TAKEN_FIELD_NUMBER: _builtins.int
     data: _builtins.bytes
+    stderr: _builtins.bytes
+    """of a command"""
+    signal: _builtins.int
+    """to a command"""
+    exit: _builtins.int
+    """code of a command; 128 and the signal's number when one ended it"""
     error: _builtins.str
-    end: _builtins.bool
-    """that was all; a stream that ends without it broke"""
+    """why there is no more"""
+    taken: _builtins.int
+    """so many bytes of `data` have reached a command's input"""
+    @_builtins.property
+    def opened(self) -> Global___Empty: ...
+    @_builtins.property
+    def eof(self) -> Global___Empty:
+        """no more `data` this way; the other way may go on"""
+
+    @_builtins.property
+    def resize(self) -> Global___Resize:
+        """of a command's terminal"""
+
+    @_builtins.property
+    def end(self) -> Global___Empty:
+        """that was all; a call that ends without it broke"""
+
     def __init__(
         self,
         *,
+        opened: Global___Empty | None = ...,
         data: _builtins.bytes = ...,
+        stderr: _builtins.bytes = ...,
+        eof: Global___Empty | None = ...,
+        resize: Global___Resize | None = ...,
+        signal: _builtins.int = ...,
+        exit: _builtins.int = ...,
         error: _builtins.str = ...,
-        end: _builtins.bool = ...,
+        end: Global___Empty | None = ...,
+        taken: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "data", b"data", "end", b"end", "eof", b"eof", "error", b"error", "exit", b"exit", "opened", b"opened", "resize", b"resize", "signal", b"signal", "stderr", b"stderr", "taken", b"taken"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "end", b"end", "error", b"error"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "data", b"data", "end", b"end", "eof", b"eof", "error", b"error", "exit", b"exit", "opened", b"opened", "resize", b"resize", "signal", b"signal", "stderr", b"stderr", "taken", b"taken"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["opened", "data", "stderr", "eof", "resize", "signal", "exit", "error", "end", "taken"]  # noqa: Y015
+    _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
-Global___LogChunk: _TypeAlias = LogChunk  # noqa: Y015
+Global___Frame: _TypeAlias = Frame  # noqa: Y015
 
 @_typing.final
-class LogEnd(_message.Message):
+class Empty(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     def __init__(
@@ -1144,7 +1449,167 @@ class LogEnd(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___LogEnd: _TypeAlias = LogEnd  # noqa: Y015
+Global___Empty: _TypeAlias = Empty  # noqa: Y015
+
+@_typing.final
+class OpenLog(_message.Message):
+    """What a task has written. The agent sends `data`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    STREAM_FIELD_NUMBER: _builtins.int
+    TAIL_FIELD_NUMBER: _builtins.int
+    FOLLOW_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
+    task_id: _builtins.str
+    stream: _builtins.str
+    """"stdout" or "stderr" """
+    tail: _builtins.int
+    """lines from the end to begin with; negative: all"""
+    follow: _builtins.bool
+    """until the task has ended and everything was sent"""
+    since: _builtins.float
+    """seconds since the epoch: leave out what was written before"""
+    def __init__(
+        self,
+        *,
+        task_id: _builtins.str = ...,
+        stream: _builtins.str = ...,
+        tail: _builtins.int = ...,
+        follow: _builtins.bool = ...,
+        since: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["follow", b"follow", "since", b"since", "stream", b"stream", "tail", b"tail", "task_id", b"task_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OpenLog: _TypeAlias = OpenLog  # noqa: Y015
+
+@_typing.final
+class OpenExec(_message.Message):
+    """A command in a task's container. `data` is its stdin and stdout, or its terminal's both ways."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    ARGV_FIELD_NUMBER: _builtins.int
+    ENV_FIELD_NUMBER: _builtins.int
+    USER_FIELD_NUMBER: _builtins.int
+    CWD_FIELD_NUMBER: _builtins.int
+    STDIN_FIELD_NUMBER: _builtins.int
+    TERMINAL_FIELD_NUMBER: _builtins.int
+    task_id: _builtins.str
+    user: _builtins.str
+    """empty: the task's"""
+    cwd: _builtins.str
+    """empty: the task's"""
+    stdin: _builtins.bool
+    """otherwise it reads nothing"""
+    @_builtins.property
+    def argv(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def env(self) -> _containers.RepeatedCompositeFieldContainer[Global___Pair]:
+        """beside the task's own"""
+
+    @_builtins.property
+    def terminal(self) -> Global___Resize:
+        """absent: none"""
+
+    def __init__(
+        self,
+        *,
+        task_id: _builtins.str = ...,
+        argv: _abc.Iterable[_builtins.str] | None = ...,
+        env: _abc.Iterable[Global___Pair] | None = ...,
+        user: _builtins.str = ...,
+        cwd: _builtins.str = ...,
+        stdin: _builtins.bool = ...,
+        terminal: Global___Resize | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["terminal", b"terminal"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["argv", b"argv", "cwd", b"cwd", "env", b"env", "stdin", b"stdin", "task_id", b"task_id", "terminal", b"terminal", "user", b"user"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OpenExec: _TypeAlias = OpenExec  # noqa: Y015
+
+@_typing.final
+class Resize(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROWS_FIELD_NUMBER: _builtins.int
+    COLUMNS_FIELD_NUMBER: _builtins.int
+    rows: _builtins.int
+    columns: _builtins.int
+    def __init__(
+        self,
+        *,
+        rows: _builtins.int = ...,
+        columns: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["columns", b"columns", "rows", b"rows"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Resize: _TypeAlias = Resize  # noqa: Y015
+
+@_typing.final
+class OpenPort(_message.Message):
+    """A TCP connection made from inside a task's network namespace. `data` both ways."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    PORT_FIELD_NUMBER: _builtins.int
+    task_id: _builtins.str
+    port: _builtins.int
+    def __init__(
+        self,
+        *,
+        task_id: _builtins.str = ...,
+        port: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["port", b"port", "task_id", b"task_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OpenPort: _TypeAlias = OpenPort  # noqa: Y015
+
+@_typing.final
+class OpenFiles(_message.Message):
+    """Files as a task's container sees them."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    VERB_FIELD_NUMBER: _builtins.int
+    task_id: _builtins.str
+    path: _builtins.str
+    verb: _builtins.str
+    """"list": a line of JSON for each entry; "read": a file; "pack": a tar archive"""
+    def __init__(
+        self,
+        *,
+        task_id: _builtins.str = ...,
+        path: _builtins.str = ...,
+        verb: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["path", b"path", "task_id", b"task_id", "verb", b"verb"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OpenFiles: _TypeAlias = OpenFiles  # noqa: Y015
 
 @_typing.final
 class ImageRequest(_message.Message):

@@ -39,10 +39,10 @@ class ControlStub:
                 request_serializer=wire_dot_control__pb2.AgentMessage.SerializeToString,
                 response_deserializer=wire_dot_control__pb2.MasterMessage.FromString,
                 _registered_method=True)
-        self.SendLog = channel.stream_unary(
-                '/tepui.control.v1.Control/SendLog',
-                request_serializer=wire_dot_control__pb2.LogChunk.SerializeToString,
-                response_deserializer=wire_dot_control__pb2.LogEnd.FromString,
+        self.Stream = channel.stream_stream(
+                '/tepui.control.v1.Control/Stream',
+                request_serializer=wire_dot_control__pb2.Frame.SerializeToString,
+                response_deserializer=wire_dot_control__pb2.Frame.FromString,
                 _registered_method=True)
 
 
@@ -60,9 +60,11 @@ class ControlServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def SendLog(self, request_iterator, context):
-        """The output of one task, sent by the agent because OpenLog asked for it. Metadata `request` bears OpenLog.request.
-        A stream of its own, so that a slow reader holds up nothing but itself. The call ends when the reader is gone.
+    def Stream(self, request_iterator, context):
+        """Bytes both ways between somebody at the master and something on the node, dialled by the agent because Open asked
+        for it: the agent has no port. Metadata `request` bears Open.request. A call of its own, so that a slow end holds up
+        nothing but itself. The agent's first frame is `opened`, its last one `end`, or `error` at any time. The call ends
+        when whoever it is for is gone.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -76,10 +78,10 @@ def add_ControlServicer_to_server(servicer, server):
                     request_deserializer=wire_dot_control__pb2.AgentMessage.FromString,
                     response_serializer=wire_dot_control__pb2.MasterMessage.SerializeToString,
             ),
-            'SendLog': grpc.stream_unary_rpc_method_handler(
-                    servicer.SendLog,
-                    request_deserializer=wire_dot_control__pb2.LogChunk.FromString,
-                    response_serializer=wire_dot_control__pb2.LogEnd.SerializeToString,
+            'Stream': grpc.stream_stream_rpc_method_handler(
+                    servicer.Stream,
+                    request_deserializer=wire_dot_control__pb2.Frame.FromString,
+                    response_serializer=wire_dot_control__pb2.Frame.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -120,7 +122,7 @@ class Control:
             _registered_method=True)
 
     @staticmethod
-    def SendLog(request_iterator,
+    def Stream(request_iterator,
             target,
             options=(),
             channel_credentials=None,
@@ -130,12 +132,12 @@ class Control:
             wait_for_ready=None,
             timeout=None,
             metadata=None):
-        return grpc.experimental.stream_unary(
+        return grpc.experimental.stream_stream(
             request_iterator,
             target,
-            '/tepui.control.v1.Control/SendLog',
-            wire_dot_control__pb2.LogChunk.SerializeToString,
-            wire_dot_control__pb2.LogEnd.FromString,
+            '/tepui.control.v1.Control/Stream',
+            wire_dot_control__pb2.Frame.SerializeToString,
+            wire_dot_control__pb2.Frame.FromString,
             options,
             channel_credentials,
             insecure,

@@ -23,9 +23,11 @@ class ControlStub:
     should have. Each later Change holds differences only and its revision is one greater than that of the one before.
     An agent that sees a gap ends the stream and dials again.
     """
-    SendLog: _aio.StreamUnaryMultiCallable[_control_pb2.LogChunk, _control_pb2.LogEnd]
-    """The output of one task, sent by the agent because OpenLog asked for it. Metadata `request` bears OpenLog.request.
-    A stream of its own, so that a slow reader holds up nothing but itself. The call ends when the reader is gone.
+    Stream: _aio.StreamStreamMultiCallable[_control_pb2.Frame, _control_pb2.Frame]
+    """Bytes both ways between somebody at the master and something on the node, dialled by the agent because Open asked
+    for it: the agent has no port. Metadata `request` bears Open.request. A call of its own, so that a slow end holds up
+    nothing but itself. The agent's first frame is `opened`, its last one `end`, or `error` at any time. The call ends
+    when whoever it is for is gone.
     """
 
 class ControlServicer(metaclass=_abc_1.ABCMeta):
@@ -43,13 +45,15 @@ class ControlServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
-    def SendLog(
+    def Stream(
         self,
-        request_iterator: _abc.AsyncIterator[_control_pb2.LogChunk],
-        context: _aio.ServicerContext[_abc.AsyncIterator[_control_pb2.LogChunk], _abc.Awaitable[_control_pb2.LogEnd]],
-    ) -> _abc.Awaitable[_control_pb2.LogEnd]:
-        """The output of one task, sent by the agent because OpenLog asked for it. Metadata `request` bears OpenLog.request.
-        A stream of its own, so that a slow reader holds up nothing but itself. The call ends when the reader is gone.
+        request_iterator: _abc.AsyncIterator[_control_pb2.Frame],
+        context: _aio.ServicerContext[_abc.AsyncIterator[_control_pb2.Frame], _abc.AsyncIterator[_control_pb2.Frame]],
+    ) -> _abc.AsyncIterator[_control_pb2.Frame]:
+        """Bytes both ways between somebody at the master and something on the node, dialled by the agent because Open asked
+        for it: the agent has no port. Metadata `request` bears Open.request. A call of its own, so that a slow end holds up
+        nothing but itself. The agent's first frame is `opened`, its last one `end`, or `error` at any time. The call ends
+        when whoever it is for is gone.
         """
 
 def add_ControlServicer_to_server(servicer: ControlServicer, server: _aio.Server) -> None: ...

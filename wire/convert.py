@@ -1,12 +1,11 @@
-"""Protocol messages to model and back, all of it, so that no other file knows both.
+"""Protocol messages to model and back, all of it (health in `wire/health.py`), so that no other file knows both.
 
 Reading trusts nothing: a message of another version or of a broken peer raises ValueError, which ends the session.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from ipaddress import ip_address, ip_network
 
@@ -20,6 +19,8 @@ from model.resources import Resources
 from model.task import Port, Protocol, Rlimit, Secret, TaskSpec, TaskState, TaskStatus, Usage
 from model.vip import Backend, Vip
 from wire import control_pb2 as pb
+from wire import health
+from wire.health import finite as _finite
 
 
 def resources_to_wire(resources: Resources) -> pb.Resources:
@@ -62,6 +63,9 @@ def task_to_wire(task: TaskSpec) -> pb.Task:
         tmpfs=[pb.Tmpfs(**asdict(mount)) for mount in task.tmpfs],
         shm=task.shm,
         limits=limits_to_wire(task.limits),
+        health_checks=map(health.check_to_wire, task.health_checks),
+        readiness_checks=map(health.readiness_check_to_wire, task.readiness_checks),
+        kill_signal=task.kill_signal,
         image=pb.Image(**asdict(task.image)) if task.image is not None else None,
         fetch=[pb.Fetch(**asdict(fetch)) for fetch in task.fetch],
     )
@@ -96,6 +100,9 @@ def task_from_wire(message: pb.Task) -> TaskSpec:
         tmpfs=tuple(Tmpfs(each.destination, each.size, each.mode, each.executable) for each in message.tmpfs),
         shm=message.shm,
         limits=limits_from_wire(message.limits) if message.HasField("limits") else TaskLimits(),
+        health_checks=tuple(map(health.check_from_wire, message.health_checks)),
+        readiness_checks=tuple(map(health.readiness_check_from_wire, message.readiness_checks)),
+        kill_signal=message.kill_signal or "SIGTERM",
         image=image_from_wire(message.image) if message.HasField("image") else None,
         fetch=tuple(fetch_from_wire(fetch) for fetch in message.fetch),
     )
@@ -178,7 +185,6 @@ def limits_from_wire(message: pb.TaskLimits) -> TaskLimits:
 
 
 def status_to_wire(status: TaskStatus) -> pb.Status:
-    usage = status.usage
     return pb.Status(
         task_id=status.task_id,
         state=status.state,
@@ -193,25 +199,14 @@ def status_to_wire(status: TaskStatus) -> pb.Status:
         paused=status.paused,
         adjustment=status.adjustment,
         refused=status.refused,
-        usage=pb.Usage(
-            cpu_s=usage.cpu_s,
-            cpu_limit=usage.cpu_limit,
-            mem_bytes=usage.mem_bytes,
-            mem_limit_bytes=usage.mem_limit_bytes,
-            pids=usage.pids,
-            pids_limit=usage.pids_limit,
-            cpu_throttled_s=usage.cpu_throttled_s,
-            mem_peak_bytes=usage.mem_peak_bytes,
-            io_read_bytes=usage.io_read_bytes,
-            io_write_bytes=usage.io_write_bytes,
-            disk_bytes=usage.disk_bytes,
-            disk_limit_bytes=usage.disk_limit_bytes,
-        ),
+        usage=usage_to_wire(status.usage),
+        since=status.since,
+        health=map(health.health_to_wire, status.health),
+        readiness=map(health.readiness_to_wire, status.readiness),
     )
 
 
 def status_from_wire(message: pb.Status) -> TaskStatus:
-    usage = message.usage
     return TaskStatus(
         task_id=message.task_id,
         state=TaskState(message.state),
@@ -226,21 +221,65 @@ def status_from_wire(message: pb.Status) -> TaskStatus:
         paused=message.paused,
         adjustment=message.adjustment,
         refused=message.refused,
-        usage=Usage(
-            cpu_s=_finite(usage.cpu_s),
-            cpu_limit=_finite(usage.cpu_limit) if usage.HasField("cpu_limit") else None,
-            mem_bytes=usage.mem_bytes,
-            mem_limit_bytes=usage.mem_limit_bytes if usage.HasField("mem_limit_bytes") else None,
-            pids=usage.pids,
-            pids_limit=usage.pids_limit if usage.HasField("pids_limit") else None,
-            cpu_throttled_s=_finite(usage.cpu_throttled_s),
-            mem_peak_bytes=usage.mem_peak_bytes,
-            io_read_bytes=usage.io_read_bytes,
-            io_write_bytes=usage.io_write_bytes,
-            disk_bytes=usage.disk_bytes,
-            disk_limit_bytes=usage.disk_limit_bytes if usage.HasField("disk_limit_bytes") else None,
-        ),
+        usage=usage_from_wire(message.usage),
+        since=_finite(message.since),
+        health=tuple(map(health.health_from_wire, message.health)),
+        readiness=tuple(map(health.readiness_from_wire, message.readiness)),
     )
+
+
+def usage_to_wire(usage: Usage) -> pb.Usage:
+    return pb.Usage(
+        cpu_s=usage.cpu_s,
+        cpu_limit=usage.cpu_limit,
+        mem_bytes=usage.mem_bytes,
+        mem_limit_bytes=usage.mem_limit_bytes,
+        pids=usage.pids,
+        pids_limit=usage.pids_limit,
+        cpu_throttled_s=usage.cpu_throttled_s,
+        mem_peak_bytes=usage.mem_peak_bytes,
+        io_read_bytes=usage.io_read_bytes,
+        io_write_bytes=usage.io_write_bytes,
+        disk_bytes=usage.disk_bytes,
+        disk_limit_bytes=usage.disk_limit_bytes,
+        net_received_bytes=usage.net_received_bytes,
+        net_sent_bytes=usage.net_sent_bytes,
+        net_received_packets=usage.net_received_packets,
+        net_sent_packets=usage.net_sent_packets,
+        net_received_dropped=usage.net_received_dropped,
+        net_sent_dropped=usage.net_sent_dropped,
+    )
+
+
+def usage_from_wire(message: pb.Usage) -> Usage:
+    return Usage(
+        cpu_s=_finite(message.cpu_s),
+        cpu_limit=_finite(message.cpu_limit) if message.HasField("cpu_limit") else None,
+        mem_bytes=message.mem_bytes,
+        mem_limit_bytes=message.mem_limit_bytes if message.HasField("mem_limit_bytes") else None,
+        pids=message.pids,
+        pids_limit=message.pids_limit if message.HasField("pids_limit") else None,
+        cpu_throttled_s=_finite(message.cpu_throttled_s),
+        mem_peak_bytes=message.mem_peak_bytes,
+        io_read_bytes=message.io_read_bytes,
+        io_write_bytes=message.io_write_bytes,
+        disk_bytes=message.disk_bytes,
+        disk_limit_bytes=message.disk_limit_bytes if message.HasField("disk_limit_bytes") else None,
+        net_received_bytes=message.net_received_bytes,
+        net_sent_bytes=message.net_sent_bytes,
+        net_received_packets=message.net_received_packets,
+        net_sent_packets=message.net_sent_packets,
+        net_received_dropped=message.net_received_dropped,
+        net_sent_dropped=message.net_sent_dropped,
+    )
+
+
+def usages_to_wire(usages: Mapping[str, Usage]) -> pb.UsageReport:
+    return pb.UsageReport(tasks={task_id: usage_to_wire(usage) for task_id, usage in usages.items()})
+
+
+def usages_from_wire(message: pb.UsageReport) -> dict[str, Usage]:
+    return {task_id: usage_from_wire(usage) for task_id, usage in message.tasks.items()}
 
 
 def hello_to_wire(node: Node, tasks: list[TaskStatus]) -> pb.Hello:
@@ -343,10 +382,3 @@ def _pairs_to_wire(pairs: tuple[tuple[str, str], ...]) -> list[pb.Pair]:
 
 def _pairs_from_wire(pairs: Iterable[pb.Pair]) -> tuple[tuple[str, str], ...]:
     return tuple((pair.key, pair.value) for pair in pairs)
-
-
-def _finite(number: float) -> float:
-    """JSON, in which all of this ends on disk, has no infinity."""
-    if not math.isfinite(number):
-        raise ValueError(f"{number} where a finite number is due")
-    return number

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,13 +34,16 @@ def look(bundle: Path) -> Adopted | None:
     return Adopted(keeper.container.pid, keeper.phase == record.STARTING)
 
 
-async def wait_exit(bundle: Path) -> Exit:
-    """Returns when neither the container nor its keeper lives. Has no deadline: containers run as long as they do."""
+async def wait_exit(bundle: Path, orphaned: Callable[[], None] = lambda: None) -> Exit:
+    """Returns when neither the container nor its keeper lives. Has no deadline: containers run as long as they do.
+    `orphaned` is called when the keeper is gone and the container is not."""
     keeper = record.read_keeper(str(bundle))
     if keeper is not None:
         await _gone(keeper.keeper)
         keeper = record.read_keeper(str(bundle)) or keeper  # it may have made its container since
         if keeper.container is not None:
+            if record.identify(keeper.container.pid) == keeper.container:
+                orphaned()
             await _gone(keeper.container)
     return record.read_exit(str(bundle)) or Exit(lost=True)
 

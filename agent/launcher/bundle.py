@@ -164,6 +164,15 @@ def parse(directory: str, config: bytes, program: bytes, frame: Frame) -> Bundle
         )
 
 
+def read(directory: str) -> tuple[Frame, Bundle]:
+    """Of a container that was made. Raises OSError and BundleError."""
+    with open(os.path.join(directory, "config.json"), "rb") as file:
+        config = file.read()
+    with _complaints():
+        frame = parse_frame(json.loads(config))
+    return frame, parse(directory, config, seccomp.read(directory), frame)
+
+
 def _added(config: dict[str, Any], frame: Frame) -> list[dict[str, Any]]:
     """The mounts that the sandbox does not have. Raises BundleError when it has others, or is another one."""
     begun, mounts = frame.config.get("mounts", []), config.get("mounts", [])

@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agent.launcher import record
+from agent.launcher import record, streams
 from agent.launcher.channel import MAX_MESSAGE, Message, decode, encode, pair
+from agent.launcher.pump import DEFAULT_LIMITS, Limits
 
 NATIVE = "native"
 MAIN = Path(__file__).with_name("main.py")
@@ -57,10 +58,14 @@ class Launch:
             pass
         return False
 
-    async def fill(self, stdout: Path, stderr: Path) -> None:
-        """Begin to do what the bundle says; the program is not executed before `start`."""
+    async def fill(
+        self, stdout: Path, stderr: Path, limits: tuple[Limits, Limits] = (DEFAULT_LIMITS, DEFAULT_LIMITS)
+    ) -> None:
+        """Begin to do what the bundle says; the program is not executed before `start`. What it writes goes to the two
+        files, of which there are as many as `limits` say."""
+        logs = streams.request((str(stdout), str(stderr)), limits)
         with suppress(LauncherGone):  # `start` will say why
-            await _send(self.keeper, {"op": "fill", "stdout": str(stdout), "stderr": str(stderr)})
+            await _send(self.keeper, {"op": "fill", "streams": logs})
 
     async def start(self) -> int:
         """Returns when the program runs, with the pid that it has: another runtime makes a process of its own. Raises
@@ -118,6 +123,10 @@ class Launcher:
                 raise
             # The launcher died before it forked: the end of the socket says that nobody holds it, so nothing was made.
             return await self._create(bundle, request)
+
+    async def enter(self, request: Message) -> socket.socket:
+        """Asks for a guard; see `entry.py` for what it says by the socket."""
+        return await self._request(request)
 
     async def stop(self) -> None:
         """Ends the launcher. Containers that were started go on; others are taken back by their keepers."""

@@ -7,7 +7,7 @@
     confine   from here on its system calls are filtered
     execute   the program, which is pid 1 from then on
 
-It starts with all capabilities in a user namespace of its own, yet with the node's ids until `_take_ids`. What lies on
+It starts with all capabilities in a user namespace of its own, yet with the node's ids until `take_ids`. What lies on
 the node is given to it open, by its maker.
 """
 
@@ -63,8 +63,8 @@ def run(frame: Frame, directory: str, maker: socket.socket) -> NoReturn:
         _become(bundle, maker.fileno())
         send(maker, {"event": "executing"})
         if bundle.process.no_new_privileges:
-            _confine(bundle.seccomp)
-        _execute(bundle.process)
+            confine(bundle.seccomp)
+        execute(bundle.process)
     except SetupError as error:
         send(maker, error.message())
         receive(maker)  # stay until the maker knows what to do
@@ -78,7 +78,7 @@ def _enter(frame: Frame, directory: str) -> tuple[int, int]:
     with _step("open directory of the container"):
         target = os.open(directory, sc.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     with _step("take ids of the container"):
-        _take_ids(0, 0, ())
+        take_ids(0, 0, ())
         os.setsid()
     with _step("mount root of the sandbox"):
         place = _attach_place(target, directory)
@@ -169,44 +169,49 @@ def _set_sysctls(proc: int, bundle: Bundle) -> None:
 
 
 def _become(bundle: Bundle, maker: int) -> None:
-    process = bundle.process
     if bundle.new_cgroup_namespace:
         with _step("unshare cgroup namespace"):  # only now: its root is the cgroup that the process is in
             sc.unshare(sc.CLONE_NEWCGROUP)
+    become(bundle.process, bundle.seccomp, maker)
+
+
+def become(process: Process, program: bytes, keep: int) -> None:
+    """Ends with the privileges of `process`, and but for the standard streams no descriptor except `keep`. Should
+    `process` permit new privileges it is confined already."""
     with _step("limit capabilities"):
         _limit_bounding_set(process.bounding)
         sc.prctl(sc.PR_SET_KEEPCAPS, 1)
     if not process.no_new_privileges:  # then a filter takes a capability, which is about to go
-        _confine(bundle.seccomp)
+        confine(program)
     with _step(f"change to user {process.uid}:{process.gid}"):
-        _take_ids(process.uid, process.gid, process.groups)
+        take_ids(process.uid, process.gid, process.groups)
     with _step("set capabilities"):
         sc.capset(process.effective, process.permitted, 0)
         sc.prctl(sc.PR_CAP_AMBIENT, sc.PR_CAP_AMBIENT_CLEAR_ALL)
         if process.no_new_privileges:
             sc.prctl(sc.PR_SET_NO_NEW_PRIVS, 1)
     with _step("close descriptors"):  # before chdir: /proc/self/fd of an open directory would lead out (CVE-2024-21626)
-        sc.close_all_but(maker)
+        sc.close_all_but(keep)
     with _step("change directory"):
         _change_directory(process.cwd)
     _reset_signals()
     os.umask(0o022)
 
 
-def _confine(program: bytes) -> None:
+def confine(program: bytes) -> None:
     if program:
         with _step("load seccomp filter"):
             seccomp.load(program)
 
 
-def _execute(process: Process) -> NoReturn:
+def execute(process: Process) -> NoReturn:
     try:
         os.execvpe(process.argv[0], process.argv, process.env)
     except OSError as error:
         raise SetupError("execute", process.argv[0], error.errno or 0) from error
 
 
-def _take_ids(uid: int, gid: int, groups: tuple[int, ...]) -> None:
+def take_ids(uid: int, gid: int, groups: tuple[int, ...]) -> None:
     os.setgroups(groups)
     os.setresgid(gid, gid, gid)
     os.setresuid(uid, uid, uid)

@@ -1,4 +1,4 @@
-"""The parent of one container: has it made, waits for its end, writes that down in `exit.json`.
+"""The parent of one container: has it made, empties its pipes, waits for its end, writes that down in `exit.json`.
 
 It is forked ahead of its time, and waits with its maker (`maker.py`) for a request. It has a session of its own and
 needs neither agent nor launcher once the container has started.
@@ -14,28 +14,31 @@ lost then.
 from __future__ import annotations
 
 import os
+import select
 import signal
 import socket
 import sys
 import time
 from typing import NoReturn
 
-from agent.launcher import maker, record
+from agent.launcher import maker, record, streams
 from agent.launcher import syscalls as sc
+from agent.launcher.channel import MAX_MESSAGE, pair
+from agent.launcher.pump import Pump
 from agent.launcher.record import Exit
 
 TITLE = b"tepui-keeper"
-PATH_MAX = 4096
+WAKE_BYTES = 64
 
 
 def run(requests: socket.socket) -> NoReturn:
     """The keeper's whole life; never returns. One request comes by `requests`, or its end."""
     try:
         _detach(requests)
-        told, tell = os.pipe()
+        told, tell = pair()
         making = _fork_maker(requests, tell)
         requests.close()
-        os.close(tell)
+        tell.close()
         _release_log()
         _keep(told, making)
     finally:
@@ -56,7 +59,7 @@ def _detach(requests: socket.socket) -> None:
     sc.close_all_but(requests.fileno())
 
 
-def _fork_maker(requests: socket.socket, tell: int) -> int:
+def _fork_maker(requests: socket.socket, tell: socket.socket) -> int:
     parent = os.getpid()
     pid = os.fork()
     if pid == 0:
@@ -71,12 +74,11 @@ def _release_log() -> None:
     os.close(null)
 
 
-def _keep(told: int, making: int) -> None:
-    """The children are the maker and, once it has made it, the container. The maker has told which bundle it is."""
-    statuses: dict[int, int] = {}
-    while (ended := _wait()) is not None:
-        statuses[ended[0]] = ended[1]
-    directory = os.read(told, PATH_MAX).decode()
+def _keep(told: socket.socket, making: int) -> None:
+    """The children are the maker and, once it has made it, the container. The maker tells which bundle it is."""
+    charge = _Charge(told)
+    statuses = charge.attend()
+    directory = charge.directory
     made = os.waitstatus_to_exitcode(statuses.pop(making))
     if not directory or made == maker.FAILED:
         return  # there was nothing to make, or it has written why it was not made
@@ -86,11 +88,72 @@ def _keep(told: int, making: int) -> None:
         record.write_exit(directory, Exit(at=time.time(), error="its maker was killed before the start"))
 
 
-def _wait() -> tuple[int, int] | None:
+class _Charge:
+    """What the maker `told` of: the bundle's directory, empty until it has told, and the container's pipes."""
+
+    def __init__(self, told: socket.socket) -> None:
+        self.directory = ""
+        self._told = told
+        self._streams: tuple[bytes, list[int]] = (b"", [])
+        self._pumps: dict[int, Pump] = {}
+        self._poll = select.poll()
+
+    def attend(self) -> dict[int, int]:
+        """Until no child is left, and so nobody who would write to the pipes. Returns how each child ended."""
+        statuses: dict[int, int] = {}
+        woken = _wake_on_child()
+        for descriptor in (self._told.fileno(), woken):
+            self._poll.register(descriptor, select.POLLIN)
+        while _reap(statuses):
+            for descriptor, _ in self._poll.poll():
+                if descriptor == woken:
+                    os.read(woken, WAKE_BYTES)
+                elif descriptor == self._told.fileno():
+                    self._hear()
+                else:
+                    self._pumping()[descriptor].move()
+        while self._told.fileno() >= 0:
+            self._hear()
+        for pump in self._pumping().values():
+            pump.drain()
+        return statuses
+
+    def _hear(self) -> None:
+        """The directory, then what to pump, then the end."""
+        packet, descriptors, _, _ = socket.recv_fds(self._told, MAX_MESSAGE, 2 * len(streams.NAMES))
+        if not packet:
+            self._poll.unregister(self._told)
+            self._told.close()
+        elif not descriptors:
+            self.directory = packet.decode()
+        else:
+            self._streams = packet, descriptors
+            for pipe in streams.pipes(descriptors):
+                self._poll.register(pipe, select.POLLIN)
+
+    def _pumping(self) -> dict[int, Pump]:
+        """By pipe. Not before there is something to pump: a silent container's keeper need not copy the pages."""
+        if not self._pumps and self._streams[0]:
+            self._pumps = {pump.pipe: pump for pump in streams.pumps(*self._streams)}
+        return self._pumps
+
+
+def _wake_on_child() -> int:
+    """A pipe that becomes readable with each SIGCHLD: poll can't miss it, whenever it comes."""
+    woken, waker = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
+    signal.signal(signal.SIGCHLD, lambda number, frame: None)
+    return woken
+
+
+def _reap(statuses: dict[int, int]) -> bool:
+    """Whether a child is left."""
     try:
-        return os.wait()
+        while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+            statuses[ended[0]] = ended[1]
     except ChildProcessError:
-        return None
+        return False
+    return True
 
 
 def _status_of_container(directory: str, statuses: dict[int, int]) -> int:

@@ -1,10 +1,10 @@
 """Waits for a request, makes one sandbox, then in it one container, up to its exec, and ends: the memory that this
 takes goes with it.
 
-It reads the bundle's `config.json`; it writes `keeper.json` and opens what of the node goes into the container. The
-container becomes a child of the keeper, not of this process (CLONE_PARENT). The end of the agent's socket before the
-start means that nobody would ever say "start": the sandbox is killed, so that no half-made one is left. Should the
-keeper die, this process dies too, and with it the socket that init waits on.
+It reads the bundle's `config.json`; it writes `keeper.json`, opens what of the node goes into the container and makes
+its two pipes (`streams.py`). The container becomes a child of the keeper, not of this process (CLONE_PARENT). The end
+of the agent's socket before the start means that nobody would ever say "start": the sandbox is killed, so that no
+half-made one is left. Should the keeper die, this process dies too, and with it the socket that init waits on.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 from typing import NoReturn
 
 from agent.launcher import bundle as bundles
-from agent.launcher import init, oci, record, seccomp
+from agent.launcher import init, oci, record, seccomp, streams
 from agent.launcher import syscalls as sc
 from agent.launcher.bundle import Bundle, BundleError, Frame
 from agent.launcher.channel import MAX_MESSAGE, Message, SetupError, decode, failed, pair, receive, send, send_open
@@ -32,37 +32,36 @@ from agent.launcher.record import Exit, Keeper
 
 TITLE = b"tepui-maker"
 MADE, FAILED = 0, 1
-LOG_FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 @dataclass(frozen=True, slots=True)
 class Sandbox:
-    """`init` leads to its first process, `pid`."""
+    """`init` leads to its first process, `pid`, and `keeper` to its parent."""
 
     frame: Frame
     directory: str
     pid: int
     pidfd: int
     init: socket.socket
+    keeper: socket.socket
 
 
 class Aborted(Exception):
     """The agent took the container back, or ended, before the start."""
 
 
-def run(requests: socket.socket, tell: int, parent: int) -> NoReturn:
+def run(requests: socket.socket, keeper: socket.socket, parent: int) -> NoReturn:
     """Ends with MADE when the program runs; with FAILED, and `exit.json` written, when it never will. The keeper is
-    told through `tell` which bundle it is, as soon as that is known."""
+    told which bundle it is as soon as that is known, and then gets what it shall pump."""
     code = os.EX_SOFTWARE
     try:
         _stay_with(parent)
         packet, descriptors, _, _ = socket.recv_fds(requests, MAX_MESSAGE, 1)
         request = decode(packet)
         if request is not None:
-            os.write(tell, request["bundle"].encode())
-            os.close(tell)
+            keeper.send(request["bundle"].encode())
             requests.close()
-            code = _make(request, socket.socket(fileno=descriptors[0]))
+            code = _make(request, socket.socket(fileno=descriptors[0]), keeper)
     finally:
         error = sys.exc_info()[1]
         if error is not None:  # a fault of ours: nobody above this frame would say so
@@ -77,9 +76,9 @@ def _stay_with(parent: int) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _make(request: Message, agent: socket.socket) -> int:
+def _make(request: Message, agent: socket.socket, keeper: socket.socket) -> int:
     try:
-        _live(request, agent)
+        _live(request, agent, keeper)
     except Aborted:
         record.write_exit(request["bundle"], Exit(at=time.time(), error="aborted before the start"))
         return FAILED
@@ -90,58 +89,58 @@ def _make(request: Message, agent: socket.socket) -> int:
     return MADE
 
 
-def _live(request: Message, agent: socket.socket) -> None:
+def _live(request: Message, agent: socket.socket, keeper: socket.socket) -> None:
     me = record.identify(os.getppid())
     assert me is not None
-    keeper = Keeper(me, record.boot_id(), record.CREATING)
-    _note(request["bundle"], keeper)
-    sandbox = _clone(_read_frame(request), request["bundle"])
+    noted = Keeper(me, record.boot_id(), record.CREATING)
+    _note(request["bundle"], noted)
+    sandbox = _clone(_read_frame(request), request["bundle"], keeper)
     try:
-        keeper = replace(keeper, phase=record.CREATED, container=record.identify(sandbox.pid))
+        noted = replace(noted, phase=record.CREATED, container=record.identify(sandbox.pid))
         _map_ids(sandbox)
         send(sandbox.init, {"op": "mapped"})
-        _note(sandbox.directory, keeper)
+        _note(sandbox.directory, noted)
         _expect(sandbox.init, "ready")
         _tell(agent, {"event": "created", "pid": sandbox.pid})
         if (runtime := request.get("runtime")) is None:
-            pid = _fill(sandbox, keeper, agent)
+            pid = _fill(sandbox, noted, agent)
         else:
-            pid = _fill_by(runtime, sandbox, keeper, agent)
+            pid = _fill_by(runtime, sandbox, noted, agent)
     except (Aborted, SetupError):
         _kill(sandbox.pidfd)
         raise
     _tell(agent, {"event": "started", "pid": pid})
 
 
-def _fill(sandbox: Sandbox, keeper: Keeper, agent: socket.socket) -> int:
+def _fill(sandbox: Sandbox, noted: Keeper, agent: socket.socket) -> int:
     """Puts a task into it. Each side does what it can while the others are at work: init mounts, the agent sets limits
     and then says `start`."""
     fill = _await(agent, "fill", sandbox.init)
     bundle = _read_bundle(sandbox)
     send_open(sandbox.init, {"op": "move in"}, [_memory(bundle), *_open_sources(bundle)])
-    streams = _open_logs(fill, bundle, sandbox.frame)
+    ends = _connect(sandbox, bundle, fill)
     _adjust_oom_score(bundle, sandbox.pid)
     _await(agent, "start")
-    _note(sandbox.directory, replace(keeper, phase=record.STARTING))
+    _note(sandbox.directory, replace(noted, phase=record.STARTING))
     _expect(sandbox.init, "moved in")
     _set_limits(bundle, sandbox.pid)
-    send_open(sandbox.init, {"op": "execute"}, streams)
+    send_open(sandbox.init, {"op": "execute"}, ends)
     _await_exec(sandbox.init)
     return sandbox.pid
 
 
-def _fill_by(runtime: str, sandbox: Sandbox, keeper: Keeper, agent: socket.socket) -> int:
+def _fill_by(runtime: str, sandbox: Sandbox, noted: Keeper, agent: socket.socket) -> int:
     """As `_fill`, by another runtime (`oci.py`), whose process joins the namespaces that the sandbox is for; the one
     that has waited in them is not needed any more. Returns the pid of the new one."""
     fill = _await(agent, "fill", sandbox.init)
     bundle = _read_bundle(sandbox)
-    stdout, stderr = _open_logs(fill, bundle, sandbox.frame)
+    ends = _connect(sandbox, bundle, fill)
     _await(agent, "start")
     with _step(f"have {runtime} create"):
-        pid = oci.create(runtime, sandbox.directory, bundle, sandbox.pid, (stdout, stderr))
+        pid = oci.create(runtime, sandbox.directory, bundle, sandbox.pid, (ends[0], ends[1]))
         pidfd = os.pidfd_open(pid)
     try:
-        _note(sandbox.directory, replace(keeper, phase=record.STARTING, container=record.identify(pid)))
+        _note(sandbox.directory, replace(noted, phase=record.STARTING, container=record.identify(pid)))
         with _step(f"have {runtime} start"):
             oci.start(runtime, sandbox.directory, bundle)
     except SetupError:
@@ -163,7 +162,7 @@ def _read_frame(request: Message) -> Frame:
         raise SetupError(f"read frame: {error}", request["bundle"], errno.EINVAL) from error
 
 
-def _clone(frame: Frame, directory: str) -> Sandbox:
+def _clone(frame: Frame, directory: str, keeper: socket.socket) -> Sandbox:
     """The cgroup namespace is not among these: its root is to be the cgroup that the agent puts the process in."""
     with _step("clone into namespaces"):
         ours, theirs = pair()
@@ -172,7 +171,7 @@ def _clone(frame: Frame, directory: str) -> Sandbox:
         ours.close()
         init.run(frame, directory, theirs)
     theirs.close()
-    return Sandbox(frame, directory, pid, pidfd, ours)
+    return Sandbox(frame, directory, pid, pidfd, ours, keeper)
 
 
 def _read_bundle(sandbox: Sandbox) -> Bundle:
@@ -193,8 +192,14 @@ def _memory(bundle: Bundle) -> int:
     return descriptor
 
 
-def _open_logs(fill: Message, bundle: Bundle, frame: Frame) -> list[int]:
-    return [_open_log(fill[stream], bundle, frame) for stream in ("stdout", "stderr")]
+def _connect(sandbox: Sandbox, bundle: Bundle, fill: Message) -> list[int]:
+    """What is to be its stdout and stderr. From now on the keeper has their other ends."""
+    frame, process = sandbox.frame, bundle.process
+    try:
+        owner = bundles.outside(frame.uid_maps, process.uid), bundles.outside(frame.gid_maps, process.gid)
+    except BundleError as error:
+        raise SetupError(f"connect streams: {error}", sandbox.directory, errno.EINVAL) from error
+    return streams.make(sandbox.directory, owner, fill["streams"], sandbox.keeper)
 
 
 def _open_sources(bundle: Bundle) -> list[int]:
@@ -205,18 +210,6 @@ def _open_sources(bundle: Bundle) -> list[int]:
         with _step(source.describe()):
             trees.append(source.opened().tree)
     return trees
-
-
-def _open_log(path: str, bundle: Bundle, frame: Frame) -> int:
-    """Owned by the container's user, who may open it again by way of /dev/stdout."""
-    with _step("open log"):
-        descriptor = os.open(path, LOG_FLAGS, 0o600)
-        try:
-            user = bundles.outside(frame.uid_maps, bundle.process.uid)
-            os.fchown(descriptor, user, bundles.outside(frame.gid_maps, bundle.process.gid))
-        except BundleError as error:
-            raise SetupError(f"open log: {error}", path, errno.EINVAL) from error
-        return descriptor
 
 
 def _map_ids(sandbox: Sandbox) -> None:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import time
 from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any
@@ -108,6 +109,11 @@ def open_process(process: Identity) -> int | None:
         return pidfd
     os.close(pidfd)
     return None
+
+
+def age(process: Identity) -> float:
+    """Seconds since it was made, by a clock that goes on while the machine sleeps, and that nobody sets."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - process.start / os.sysconf("SC_CLK_TCK")
 
 
 @cache

@@ -3,6 +3,7 @@
 A request is one packet with one socket, on which the answer goes, so that requests never wait for one another:
 
     {"op": "create", "bundle": DIR, "frame": CONFIG}    see keeper.py and, for the frame, bundle.py
+    {"op": "enter", "bundle": DIR, ...}                 see guard.py
 
 A keeper is forked before it is needed, so that a request need not wait for a fork; the next one only when nothing has
 been asked for a moment, since forking takes time from those that are being made.
@@ -19,9 +20,9 @@ import select
 import signal
 import socket
 
-from agent.launcher import keeper, record
+from agent.launcher import guard, keeper, record
 from agent.launcher import syscalls as sc
-from agent.launcher.channel import MAX_MESSAGE, failed, pair, send
+from agent.launcher.channel import MAX_MESSAGE, Message, decode, failed, pair, send
 
 TITLE = b"tepui-launcher"
 QUIET_MS = 30
@@ -51,8 +52,18 @@ def serve(agent: socket.socket) -> None:
                 signal.set_wakeup_fd(-1)
                 return
             with socket.socket(fileno=descriptors[0]) as answer:
-                _hand_over(packet, answer, spare)
-                spare = None
+                spare = _serve_one(packet, answer, spare)
+
+
+def _serve_one(packet: bytes, answer: socket.socket, spare: socket.socket | None) -> socket.socket | None:
+    """Returns the spare keeper, unless it has got something to do."""
+    request = decode(packet)
+    assert request is not None
+    if request["op"] == "enter":
+        _guard(request, answer)
+        return spare
+    _hand_over(packet, answer, spare)
+    return None
 
 
 def _hand_over(packet: bytes, answer: socket.socket, spare: socket.socket | None) -> None:
@@ -95,6 +106,16 @@ def fork_keeper() -> socket.socket:
         if pid == 0:
             keeper.run(theirs)
     return ours
+
+
+def _guard(request: Message, answer: socket.socket) -> None:
+    try:
+        pid = os.fork()
+    except OSError as error:
+        send(answer, failed("fork guard", error).message())
+        return
+    if pid == 0:
+        guard.run(request, answer)
 
 
 def _wake_on_child() -> socket.socket:

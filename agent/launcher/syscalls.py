@@ -74,10 +74,12 @@ O_PATH = 0o10000000
 # linux/magic.h
 PROC_SUPER_MAGIC = 0x9FA0
 SYSFS_MAGIC = 0x62656572
+DEVPTS_SUPER_MAGIC = 0x1CD1
 
 MAX_FD = 0x7FFFFFFF
 
 PR_SET_PDEATHSIG = 1
+PR_SET_DUMPABLE = 4
 PR_SET_KEEPCAPS = 8
 PR_SET_NAME = 15
 PR_CAPBSET_READ = 23
@@ -105,6 +107,12 @@ def clone3(flags: int) -> tuple[int, int]:
 
 def unshare(flags: int) -> None:
     if _libc.unshare(ctypes.c_int(flags)) < 0:
+        raise _error(f"flags {flags:#x}")
+
+
+def setns(pidfd: int, flags: int) -> None:
+    """Into these namespaces of another process, all of them or none (Linux 5.8)."""
+    if _libc.setns(ctypes.c_int(pidfd), ctypes.c_int(flags)) < 0:
         raise _error(f"flags {flags:#x}")
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 from frameworks.services.definition import Definition
+from frameworks.services.fields import TIME
 from model.codec import Codec
 from model.task import TaskSpec
 
@@ -18,7 +19,6 @@ FRAMEWORK = "services"
 PREFIX = "services/apps"  # an app's id begins with a slash
 VERSION_LABEL = "tepui/version"
 STAGED_LABEL = "tepui/staged"
-TIME = "%Y-%m-%dT%H:%M:%S.%fZ"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +74,8 @@ def new_task(app: App, now: datetime) -> TaskSpec:
         cwd="" if definition.image or definition.fetches else "/",
         labels=tuple(sorted(labels.items())),
         kill_grace_s=definition.taskKillGracePeriodSeconds,
+        health_checks=tuple(check.of_task(definition.task_ports) for check in definition.healthChecks),
+        readiness_checks=tuple(check.of_task(definition.task_ports) for check in definition.readinessChecks),
         image=definition.image,
         fetch=definition.fetches,
     )

@@ -45,6 +45,16 @@ async def resize(store: Store, app_id: str, instances: int) -> App:
     return app
 
 
+async def shrink(store: Store, app_id: str, by: int) -> App:
+    """However often it is changed at the same moment."""
+    while True:
+        app = await read(store, app_id)
+        try:
+            return await resize(store, app_id, max(0, app.instances - by))
+        except Conflict:
+            continue
+
+
 async def remove(store: Store, app_id: str) -> App:
     """Its tasks end because no app wants them any more."""
     entry = await _entry(store, app_id)

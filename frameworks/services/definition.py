@@ -13,10 +13,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, Field, model_validator
 
-from frameworks.services import confinement
+from frameworks.services import confinement, health
 from frameworks.services.artifacts import Artifacts, DockerImage, Secrets, Uris, fetches
 from frameworks.services.confinement import LinuxInfo, Parameters, ResourceLimits
 from frameworks.services.fields import STRICT, Refused, invalid, invalid_at
+from frameworks.services.health import HealthChecks, ReadinessChecks
 from model.fetch import Fetch
 from model.image import ImageSpec, may_use
 from model.network import NETWORK_NAME
@@ -203,6 +204,8 @@ class Definition(Strict):
     backoffSeconds: Seconds = 1.0
     backoffFactor: Annotated[float, Field(ge=1, le=1000, allow_inf_nan=False)] = 1.15
     maxLaunchDelaySeconds: Seconds = 300.0
+    healthChecks: HealthChecks = []
+    readinessChecks: ReadinessChecks = []
 
     acceptedResourceRoles: Refused = None
     check: Refused = None
@@ -211,12 +214,10 @@ class Definition(Strict):
     executor: Refused = None
     executorResources: Refused = None
     gpus: Refused = None
-    healthChecks: Refused = None
     ipAddress: Refused = None
     killSelection: Refused = None
     portDefinitions: Refused = None
     ports: Refused = None
-    readinessChecks: Refused = None
     requirePorts: Refused = None
     residency: Refused = None
     resourceLimits: ResourceLimits | None = None
@@ -252,6 +253,12 @@ class Definition(Strict):
             raise invalid_at(
                 {("secrets", name, "source"): f"{source!r} is for apps below its path, which {self.id} is not"}
             )
+        return self
+
+    @model_validator(mode="after")
+    def _checks_have_ports(self) -> Definition:
+        if problems := dict(health.problems(self.healthChecks, self.readinessChecks, self.task_ports)):
+            raise invalid_at(problems)
         return self
 
     @model_validator(mode="after")
@@ -306,6 +313,12 @@ class Scale(Strict):
     @classmethod
     def _null_is_absent(cls, value: object) -> object:
         return without_nulls(value)
+
+
+class TaskIds(Strict):
+    """Which tasks are to end."""
+
+    ids: Annotated[list[str], Field(max_length=100_000)]
 
 
 def without_nulls(value: Any) -> Any:

@@ -22,7 +22,7 @@ import structlog
 from frameworks.services.app import CODEC, PREFIX, STAGED_LABEL, App, label, new_task
 from frameworks.services.backoff import Backoff, Failure, failed
 from frameworks.services.place import Demand, Refusal, explain, place, reason
-from frameworks.services.wanted import Run, missing, surplus
+from frameworks.services.wanted import Run, illness, missing, surplus
 from master.offers import Offer, OfferGone, Offers, Rescinded, Subscription, TaskView, UnknownTask, Update
 from master.store.base import Change, Compacted, Store, StoreError
 from model.codec import Damaged
@@ -56,6 +56,7 @@ class Services:
         self._offers_since = 0.0
         self._backoff: dict[str, Backoff] = {}
         self._failures: dict[str, TaskFailure] = {}
+        self._chosen: set[str] = set()  # ids: they go first when their app shrinks
         self._refusals: dict[str, dict[str, tuple[float, Refusal]]] = {}  # app -> node
         self._asked: Counter[str] = Counter()  # what the last pass wanted offers for
         self._changed = asyncio.Event()
@@ -73,6 +74,24 @@ class Services:
     def runs(self, app_id: str) -> list[Run]:
         """The app's tasks that are not over, oldest first."""
         return sorted(self._runs.get(app_id, {}).values(), key=lambda run: (label(run.view.spec, STAGED_LABEL), run.id))
+
+    def choose(self, runs: Sequence[Run]) -> None:
+        """When their app shrinks, it is by these."""
+        self._chosen.update(run.id for run in runs)
+
+    async def kill(self, run: Run) -> None:
+        """End a task. Its app has another one started, unless it has enough. Raises StoreError."""
+        latest = self._runs.get(run.view.spec.owner, {}).get(run.id)
+        if latest is None or latest.view.killing:
+            return
+        try:
+            await self._subscription.kill(run.id)
+        except UnknownTask:
+            self._forget(run.view.spec)
+            return
+        latest = self._runs.get(run.view.spec.owner, {}).get(run.id)
+        if latest is not None:
+            self._note(replace(latest, view=replace(latest.view, killing=True)))
 
     def last_failure(self, app_id: str) -> TaskFailure | None:
         return self._failures.get(app_id)
@@ -157,7 +176,7 @@ class Services:
         if run.view.status.state.terminal:
             return
         if run.running and run.running_at is None:
-            run = replace(run, running_at=time.monotonic(), started=run.view.status.at)
+            run = replace(run, running_at=time.monotonic(), started=run.view.status.since or run.view.status.at)
         self._runs.setdefault(run.view.spec.owner, {})[run.id] = run
 
     def _ended(self, view: TaskView) -> None:
@@ -165,20 +184,22 @@ class Services:
         run = self._forget(view.spec)
         app = self._apps.get(app_id)
         self._asked.clear()  # what it used may be enough for somebody: ask again
-        if run is None or app is None or view.killing or run.view.killing:
+        ill = bool(illness(view))
+        if run is None or app is None or (not ill and (view.killing or run.view.killing)):
             return
         state, now = view.status.state, time.monotonic()
-        if state not in (TaskState.FINISHED, TaskState.KILLED):
+        if ill or state not in (TaskState.FINISHED, TaskState.KILLED):
             self._failures[app_id] = TaskFailure(view, app.version, view.status.at)
-        if state not in NOT_ITS_FAULT:
+        if ill or state not in NOT_ITS_FAULT:
             ran_s = now - run.running_at if run.running_at is not None else 0.0
-            failure = Failure(run.launched_at, ran_s, describe_end(view.status))
+            failure = Failure(run.launched_at, ran_s, describe_end(view))
             self._backoff[app_id] = failed(self._backoff.get(app_id, Backoff()), app.definition, failure, now)
-        log.info("service task ended", app=app_id, task=view.spec.id, reason=describe_end(view.status))
+        log.info("service task ended", app=app_id, task=view.spec.id, reason=describe_end(view))
 
     def _forget(self, spec: TaskSpec) -> Run | None:
         runs = self._runs.get(spec.owner, {})
         run = runs.pop(spec.id, None)
+        self._chosen.discard(spec.id)
         if not runs:
             self._runs.pop(spec.owner, None)
         return run
@@ -199,17 +220,14 @@ class Services:
         for app_id, runs in list(self._runs.items()):
             if app_id in self._unreadable:
                 continue
-            for run in surplus(self._apps.get(app_id), list(runs.values())):
+            for run in surplus(self._apps.get(app_id), list(runs.values()), self._chosen):
+                if ill := illness(run.view):
+                    log.info("service task is replaced", app=app_id, task=run.id, reason=ill)
                 try:
-                    await self._subscription.kill(run.id)
-                except UnknownTask:
-                    self._forget(run.view.spec)
-                    continue
+                    await self.kill(run)
                 except StoreError as error:
                     log.error("kill service task", task=run.id, error=str(error))
                     return RETRY_S
-                if (latest := runs.get(run.id)) is not None:
-                    self._note(replace(latest, view=replace(latest.view, killing=True)))
         return None
 
     async def _start_missing(self) -> float | None:
@@ -304,8 +322,11 @@ class Services:
         return ["waits for 1 task to end" if ending == 1 else f"waits for {ending} tasks to end"]
 
 
-def describe_end(status: TaskStatus) -> str:
+def describe_end(view: TaskView) -> str:
     """`failed: exit code 1`."""
+    status = view.status
+    if ill := illness(view):
+        return f"unhealthy: {ill}"
     detail = status.message or status.reason
     if not detail and status.exit_code is not None:
         detail = f"exit code {status.exit_code}"

@@ -15,6 +15,7 @@ from typing import Any
 from model.capability import ALL, KNOWN
 from model.limits import Device, IoLimit, TaskLimits, Tmpfs
 from model.mounts import tmpfs_problem
+from model.signals import parse_signal
 from model.sysctl import problem as sysctl_problem
 from model.task import Rlimit, TaskSpec
 
@@ -190,7 +191,7 @@ def _flag(field: str) -> Apply:
     return apply
 
 
-def _of_task(field: str, parse: Callable[[str], int]) -> Apply:
+def _of_task(field: str, parse: Callable[[str], int | str]) -> Apply:
     def apply(task: TaskSpec, value: str) -> TaskSpec:
         fields: dict[str, Any] = {field: parse(value)}
         return replace(task, **fields)
@@ -224,6 +225,11 @@ def _bytes(text: str) -> int:
     return int(found[1]) * UNITS[found[2].lower()]
 
 
+def _signal(text: str) -> str:
+    parse_signal(text)
+    return text
+
+
 def _mebibytes(text: str) -> int:
     return -(-_bytes(text) // MIB)
 
@@ -244,6 +250,7 @@ PARAMETERS: dict[str, Apply] = {
     "read-only": _flag("read_only"),
     "security-opt": _security,
     "shm-size": _of_task("shm", _mebibytes),
+    "stop-signal": _of_task("kill_signal", _signal),
     "sysctl": _sysctl,
     "tmpfs": _tmpfs,
     "ulimit": _ulimit,

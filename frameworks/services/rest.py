@@ -6,18 +6,21 @@ no word for (addresses of nodes, process ids, why something waits) is in our own
 
 from __future__ import annotations
 
+from collections import Counter
 from datetime import UTC, datetime
 from ipaddress import ip_address
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Response
+from pydantic import BeforeValidator
 from starlette.responses import PlainTextResponse
 
 from frameworks.services import catalog
 from frameworks.services.app import FRAMEWORK, STAGED_LABEL, VERSION_LABEL, App, format_time, label
 from frameworks.services.catalog import AppExists, UnknownApp
-from frameworks.services.definition import Definition, Scale
+from frameworks.services.definition import Definition, Scale, TaskIds
 from frameworks.services.framework import Services, TaskFailure, describe_end
+from frameworks.services.health import health_results, readiness_results
 from frameworks.services.wanted import Run, settled
 from master.rest import cluster
 from master.rest.errors import ApiError
@@ -29,8 +32,11 @@ MARATHON_VERSION = "1.11.0"  # of the API: clients choose their calls by it
 ALIASES = ("/service/marathon", "/marathon")
 PUBLIC = ("/ping", *(alias + "/ping" for alias in ALIASES))
 EMBEDDED_TASKS = {"app.tasks", "apps.tasks"}
+EMBEDDED_READINESS = {"app.readiness", "apps.readiness"}
 
 Json = dict[str, Any]
+# Clients write `?scale=true`, `?scale=True` and `?scale`.
+Flag = Annotated[bool, Query(), BeforeValidator(lambda value: True if value == "" else value)]
 Embed = Annotated[list[str], Query()]
 
 
@@ -56,6 +62,9 @@ class MarathonApi:
         router.post("/v2/apps", status_code=201)(self.create)
         # Before the apps themselves: an id may have slashes, but does not end in /tasks.
         router.get("/v2/apps/{app_id:path}/tasks")(self.tasks)
+        router.delete("/v2/apps/{app_id:path}/tasks")(self.kill_all)
+        router.delete("/v2/apps/{app_id:path}/tasks/{task_id}")(self.kill_one)
+        router.post("/v2/tasks/delete")(self.kill_some)
         router.get("/v2/apps/{app_id:path}")(self.show)
         router.put("/v2/apps/{app_id:path}")(self.update)
         router.delete("/v2/apps/{app_id:path}")(self.delete)
@@ -84,11 +93,17 @@ class MarathonApi:
 
     async def list_apps(self, embed: Embed = []) -> Json:  # noqa: B006 - FastAPI copies it
         apps = await catalog.read_all(self._store)
-        embedded = bool(EMBEDDED_TASKS.intersection(embed))
-        return {"apps": [app_json(app, self._services, embedded) for app in apps]}
+        return {"apps": [self._embedding(app, embed, EMBEDDED_TASKS & set(embed)) for app in apps]}
 
-    async def show(self, app_id: str) -> Json:
-        return {"app": app_json(await existing(self._store, app_id), self._services, with_tasks=True)}
+    async def show(self, app_id: str, embed: Embed = []) -> Json:  # noqa: B006 - FastAPI copies it
+        return {"app": self._embedding(await existing(self._store, app_id), embed, with_tasks=True)}
+
+    def _embedding(self, app: App, embed: list[str], with_tasks: object) -> Json:
+        answer = app_json(app, self._services, bool(with_tasks))
+        if EMBEDDED_READINESS.intersection(embed):
+            runs = self._services.runs(app.id)
+            answer["readinessCheckResults"] = [result for run in runs for result in readiness_results(run.view)]
+        return answer
 
     async def update(self, app_id: str, scale: Scale, response: Response) -> Json:
         path = "/" + app_id
@@ -115,6 +130,62 @@ class MarathonApi:
     async def all_tasks(self) -> Json:
         apps = await catalog.read_all(self._store)
         return {"tasks": [task_json(run) for app in apps for run in self._services.runs(app.id)]}
+
+    # `wipe` gives up what a task's volumes hold: there are none that outlive it. `force` has nothing to overrule.
+    async def kill_one(
+        self,
+        app_id: str,
+        task_id: str,
+        response: Response,
+        scale: Flag = False,
+        wipe: Flag = False,
+        force: Flag = False,
+    ) -> Json:
+        app = await existing(self._store, app_id)
+        found = [run for run in self._services.runs(app.id) if run.id == task_id]
+        if not found:
+            raise ApiError(404, f"Task '{task_id}' does not exist")
+        deployed = await self._kill(found, scale)
+        return _deployed(deployed[0], response) if deployed else {"task": task_json(found[0])}
+
+    async def kill_all(
+        self,
+        app_id: str,
+        response: Response,
+        host: str | None = None,
+        scale: Flag = False,
+        wipe: Flag = False,
+        force: Flag = False,
+    ) -> Json:
+        """`host` is a node: only those there."""
+        app = await existing(self._store, app_id)
+        found = [run for run in self._services.runs(app.id) if host in (None, run.view.node)]
+        return self._killed(found, await self._kill(found, scale), response)
+
+    async def kill_some(
+        self, wanted: TaskIds, response: Response, scale: Flag = False, wipe: Flag = False, force: Flag = False
+    ) -> Json:
+        ids, apps = set(wanted.ids), await catalog.read_all(self._store)
+        found = [run for app in apps for run in self._services.runs(app.id) if run.id in ids]
+        return self._killed(found, await self._kill(found, scale), response)
+
+    def _killed(self, found: list[Run], deployed: list[App], response: Response) -> Json:
+        return _deployed(deployed[0], response) if deployed else {"tasks": [task_json(run) for run in found]}
+
+    async def _kill(self, runs: list[Run], scale: bool) -> list[App]:
+        """With `scale` their apps shrink by as many, and are returned. First they shrink: none of these is replaced."""
+        counts = Counter(run.view.spec.owner for run in runs if scale and not run.view.killing)
+        deployed = []
+        if scale:
+            self._services.choose(runs)
+        for app_id, count in counts.items():
+            try:
+                deployed.append(await catalog.shrink(self._store, app_id, count))
+            except UnknownApp as error:
+                raise _refusal(error, app_id) from error
+        for run in runs:
+            await self._services.kill(run)
+        return deployed
 
 
 def _own_view(store: Store, services: Services) -> APIRouter:
@@ -178,6 +249,8 @@ def task_json(run: Run) -> Json:
         "state": MESOS_STATES[status.state],
         "version": label(spec, VERSION_LABEL),
     }
+    if spec.health_checks:
+        task["healthCheckResults"] = health_results(run.view)
     if run.started is not None:
         task["startedAt"] = _time(run.started)
     return task
@@ -191,7 +264,7 @@ def failure_json(failure: TaskFailure) -> Json:
         "host": failure.view.node,
         "slaveId": failure.view.node,
         "state": MESOS_STATES[status.state],
-        "message": describe_end(status),
+        "message": describe_end(failure.view),
         "timestamp": _time(failure.at),
         "version": failure.version,
     }

@@ -11,9 +11,10 @@ import asyncio
 import errno
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
+from pathlib import Path
 
 from isolators.base import BundlePart, Container, Isolator, IsolatorError, Limit, Sandbox, Unsupported
-from isolators.cgroup import devices
+from isolators.cgroup import devices, tree
 from isolators.cgroup.hierarchy import V1, V2, detect
 from isolators.cgroup.limits import MIB, Limits, Throttle, check, limits, oci_resources
 from isolators.cgroup.tree import Cgroups
@@ -46,6 +47,8 @@ class CgroupIsolator(Isolator):
         for name in self._cgroups.names():
             if name not in kept:
                 await self._destroy(name)
+            else:
+                await self._end_sessions(name)
 
     async def open(self, sandbox: Sandbox) -> BundlePart:
         with _operation("create cgroup", sandbox.id):
@@ -70,6 +73,18 @@ class CgroupIsolator(Isolator):
 
     async def enforce(self, container: Container) -> None:
         await self.update(container, container.task.resources)
+
+    async def join(self, container: Container, session: str, pid: int) -> Path:
+        directory = self._cgroups.sessions(container.id) / session
+        with _operation(f"move process {pid} to cgroup", container.id):
+            tree.make(directory)
+            await asyncio.to_thread(self._cgroups.add, container.id, pid)
+            await asyncio.to_thread(tree.join, directory, pid)
+        return directory
+
+    async def leave(self, container: Container, session: str) -> None:
+        with _operation(f"end {session} in", container.id):
+            await _kill_and_remove(self._cgroups.sessions(container.id) / session)
 
     async def watch(self, container: Container) -> Limit | None:
         with _operation("watch memory of", container.id), closing(self._cgroups.oom_news(container.id)) as news:
@@ -137,6 +152,13 @@ class CgroupIsolator(Isolator):
         ]
         return limits(container.task, resources, throttles, rules)
 
+    async def _end_sessions(self, name: str) -> None:
+        """Those of an agent that was killed together with their guards."""
+        directory = self._cgroups.sessions(name)
+        for session in tree.children(directory):
+            with _operation(f"end {session} in", name):
+                await _kill_and_remove(directory / session)
+
     def _not_resized(self, container: Container, limit: Limits, error: OSError) -> IsolatorError:
         if error.errno == errno.EBUSY:
             with suppress(OSError):
@@ -174,6 +196,27 @@ class CgroupIsolator(Isolator):
                 raise
             return False
         return True
+
+
+async def _kill_and_remove(directory: Path) -> None:
+    async with asyncio.timeout(KILL_DEADLINE_S):
+        while True:
+            if _killed_and_removed(directory):
+                return
+            await asyncio.sleep(KILL_INTERVAL_S)
+
+
+def _killed_and_removed(directory: Path) -> bool:
+    """False while a process in it has not quite ended."""
+    if tree.kill_all(directory):
+        return False
+    try:
+        tree.remove(directory)
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        return False
+    return True
 
 
 async def _readable(descriptor: int) -> None:

@@ -26,6 +26,9 @@ class Cgroups(Protocol):
 
     def add(self, name: str, pid: int) -> None: ...
 
+    def sessions(self, name: str) -> Path:
+        """Where cgroups for parts of a container's processes can be made, which bound nothing further."""
+
     def usage(self, name: str, usage: Usage) -> Usage:
         """`usage` with all that is counted here."""
 

@@ -56,6 +56,7 @@ class CgroupsV1:
             self._controllers += [(each, self._unified) for each in UNIFIED if each.name in offered]
             self._switched = [each.name for each in UNIFIED if each.name in offered]
         self._memory = mounts["memory"] / prefix
+        self._pids = mounts["pids"] / prefix
         self._freezer = mounts["freezer"] / prefix if "freezer" in mounts else None
         # Controllers that share a mount share its cgroups.
         self._bases = [mount / prefix for mount in dict.fromkeys(mount for _, mount in self._controllers)]
@@ -80,6 +81,10 @@ class CgroupsV1:
     def add(self, name: str, pid: int) -> None:
         for base in self._bases:
             tree.join(base / name, pid)
+
+    def sessions(self, name: str) -> Path:
+        """Of the controller that counts all below as its own."""
+        return self._pids / name
 
     def usage(self, name: str, usage: Usage) -> Usage:
         for controller, mount in self._controllers:

@@ -61,6 +61,9 @@ class CgroupsV2:
     def add(self, name: str, pid: int) -> None:
         tree.join(self._base / name, pid)
 
+    def sessions(self, name: str) -> Path:
+        return self._base / name
+
     def usage(self, name: str, usage: Usage) -> Usage:
         for controller in self._controllers:
             usage = controller.usage(self._base / name, usage, self._kept.files)

@@ -52,7 +52,7 @@ class PathsInOrder:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
+        if scope["type"] != "lifespan":
             path = SLASHES.sub("/", scope["path"])
             scope = {**scope, "path": path.rstrip("/") or "/"}
         await self._app(scope, receive, send)

@@ -5,7 +5,8 @@ Answers are the model's objects as JSON. What a person asks first of each ("wher
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
+from dataclasses import asdict
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
@@ -20,14 +21,15 @@ from master.offers import TaskView
 from master.rest.errors import ApiError
 from master.tasks import TaskRecord, Tasks
 from master.tokens import Tokens
+from model.health import describe
 from model.resources import Resources
 from model.task import TaskState, Usage
 from model.vip import Vip
 from wire import control_pb2 as pb
 
-OpenLog = Callable[[str, pb.OpenLog], bool]
 Stream = Annotated[str, Query(pattern="^(stdout|stderr)$")]
-Tail = Annotated[int, Query(ge=-1, lt=2**63)]  # bytes; -1: all
+Tail = Annotated[int, Query(ge=-1, lt=2**63)]  # lines; -1: all
+Since = Annotated[float, Query(ge=0, allow_inf_nan=False)]  # seconds since the epoch
 
 VIPS: TypeAdapter[list[Vip]] = TypeAdapter(list[Vip])
 
@@ -45,7 +47,6 @@ def cluster_router(
     allocator: Allocator,
     discovery: Discovery,
     logs: Logs,
-    open_log: OpenLog,
     tokens: Tokens,
 ) -> APIRouter:
     router = APIRouter(prefix="/api/v1", tags=["cluster"])
@@ -62,15 +63,25 @@ def cluster_router(
     async def show_task(task_id: str) -> dict[str, Any]:
         return {"task": task_json(known_task(tasks, task_id))}
 
+    @router.delete("/tasks/{task_id}", status_code=202)
+    async def kill_task(task_id: str) -> dict[str, Any]:
+        """Its backends leave the VIPs, then it is stopped. What its framework does about that is the framework's."""
+        known = known_task(tasks, task_id)
+        return {"task": task_json(await tasks.mark(known.spec.id) or known)}
+
     @router.get("/tasks/{task_id}/log")
     async def read_log(
-        task_id: str, stream: Stream = "stdout", tail: Tail = -1, follow: bool = False
+        task_id: str, stream: Stream = "stdout", tail: Tail = -1, since: Since = 0.0, follow: bool = False
     ) -> StreamingResponse:
-        task = known_task(tasks, task_id)
-        chunks = logs.read(
-            task.spec.id, lambda request: open_log(task.node, request), stream=stream, tail=tail, follow=follow
-        )
-        return StreamingResponse(await _opened(chunks), media_type="application/octet-stream")
+        task = _known_or_none(tasks, task_id)
+        name = task.spec.id if task is not None else task_id
+        wanted = pb.OpenLog(task_id=name, stream=stream, tail=tail, since=since, follow=follow)
+        if task is not None:
+            chunks = await _opened(logs.read(task.node, wanted), failure=502)
+        else:
+            nodes_now = [view.node.id for view in nodes.all() if view.connected]
+            chunks = await _opened(logs.find(nodes_now, wanted), failure=404)
+        return StreamingResponse(chunks, media_type="application/octet-stream")
 
     @router.get("/vips")
     async def list_vips() -> dict[str, Any]:
@@ -83,14 +94,14 @@ def cluster_router(
     return router
 
 
-async def _opened(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+async def _opened(chunks: AsyncIterator[bytes], failure: int) -> AsyncIterator[bytes]:
     """The stream, once its first chunk is there: until then, an error can still be an HTTP status."""
     try:
         first = await anext(chunks)
     except StopAsyncIteration:
         first = b""
     except LogError as error:
-        raise ApiError(502, str(error)) from error
+        raise ApiError(failure, str(error)) from error
 
     async def all_of_it() -> AsyncIterator[bytes]:
         yield first
@@ -101,15 +112,21 @@ async def _opened(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
 
 
 def known_task(tasks: Tasks, task_id: str) -> TaskRecord:
+    task = _known_or_none(tasks, task_id)
+    if task is None:
+        raise ApiError(404, f"Task '{task_id}' does not exist")
+    return task
+
+
+def _known_or_none(tasks: Tasks, task_id: str) -> TaskRecord | None:
     """The task with this id, or the only one whose id begins so: people copy beginnings."""
     exact = tasks.get(task_id)
     if exact is not None:
         return exact
     matching = [record for record in tasks.all() if record.spec.id.startswith(task_id)]
-    if len(matching) == 1:
-        return matching[0]
-    problem = f"is the beginning of {len(matching)} ids" if matching else "does not exist"
-    raise ApiError(404, f"Task '{task_id}' {problem}")
+    if len(matching) > 1:
+        raise ApiError(404, f"Task '{task_id}' is the beginning of {len(matching)} ids")
+    return matching[0] if matching else None
 
 
 def _node(view: NodeView, tasks: Tasks, allocator: Allocator) -> dict[str, Any]:
@@ -141,13 +158,22 @@ def task_json(task: TaskRecord | TaskView) -> dict[str, Any]:
         "node": task.node,
         "state": status.state.name,
         "killing": task.killing,
-        "since": status.at,
+        "kill_grace_s": spec.kill_grace_s,
+        "since": status.since or status.at,
         "reason": status.reason,
         "message": status.message,
         "addresses": list(status.addresses),
         "pid": status.pid,
         "exit_code": status.exit_code,
         "healthy": status.healthy,
+        "health": [
+            asdict(health) | {"alive": health.alive, "check": describe(check), "max_failures": check.max_failures}
+            for check, health in zip(spec.health_checks, status.health, strict=False)
+        ],
+        "readiness": [
+            asdict(readiness) | {"name": check.name, "check": describe(check)}
+            for check, readiness in zip(spec.readiness_checks, status.readiness, strict=False)
+        ],
         "paused": status.paused,
         "refused": status.refused,
         "network": spec.network,
@@ -176,6 +202,12 @@ def usage_json(usage: Usage) -> dict[str, float]:
         "io_write_bytes": usage.io_write_bytes,
         "disk_bytes": usage.disk_bytes,
         "pids": usage.pids,
+        "net_received_bytes": usage.net_received_bytes,
+        "net_sent_bytes": usage.net_sent_bytes,
+        "net_received_packets": usage.net_received_packets,
+        "net_sent_packets": usage.net_sent_packets,
+        "net_received_dropped": usage.net_received_dropped,
+        "net_sent_dropped": usage.net_sent_dropped,
     }
 
 

@@ -19,6 +19,8 @@ START_DEADLINE_S = 10.0
 STOP_DEADLINE_S = 3  # for requests under way when the master stops
 CONNECTIONS = 512
 BACKLOG = 256
+MESSAGE_LIMIT = 2**20  # of a WebSocket
+PING_INTERVAL_S = 20.0
 
 
 class ServerError(Exception):
@@ -61,7 +63,12 @@ def _configuration(app: ASGIApp, context: ssl.SSLContext) -> uvicorn.Config:
         log_config=None,
         access_log=False,
         lifespan="off",
-        ws="none",
+        ws="websockets-sansio",
+        ws_max_size=MESSAGE_LIMIT,
+        ws_per_message_deflate=False,
+        # Not as a test of life: who has stopped reading for a while answers no ping, and may go on later.
+        ws_ping_interval=PING_INTERVAL_S,
+        ws_ping_timeout=None,
         server_header=False,
         backlog=BACKLOG,
         limit_concurrency=CONNECTIONS,

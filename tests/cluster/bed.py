@@ -251,7 +251,7 @@ def command(app: str, line: str, instances: int = 1, **fields: object) -> Json:
 
 
 def app_json(app: str, **fields: object) -> Json:
-    """A small app without ports. As process 1 of its namespace it would ignore SIGTERM for the whole grace period."""
+    """A small app without ports, which gets little time to end."""
     small: Json = {"cpus": 0.05, "mem": 32, "taskKillGracePeriodSeconds": 0.2}
     return {"id": app, "networks": [{"mode": "container", "name": "overlay"}], **small, **fields}
 

@@ -17,8 +17,9 @@ from lab.record import Node
 
 @dataclass(frozen=True, slots=True)
 class Traces:
-    """Task ids, except for `links`: how many veth pairs end in containers. `records` are checkpoints and logs, which
-    outlive the container until the master has heard of its end. Sandboxes that wait for a task are not counted."""
+    """Task ids, except for `links`: how many veth pairs end in containers. `records` are checkpoints, which outlive the
+    container until the master has heard of its end. Logs stay for longer. Sandboxes that wait for a task are not
+    counted."""
 
     cgroups: frozenset[str]
     mounts: frozenset[str]
@@ -46,7 +47,7 @@ def read(lab: Lab, name: str) -> Traces:
         mounts=tasks(_mounts(node, pid)),
         leases=tasks(_leases(node)),
         directories=tasks(_entries(bundles(node, pid)) | _entries(node.state / "layers")),
-        records=_entries(node.state / "logs") | frozenset(Path(each).stem for each in _entries(node.state / "tasks")),
+        records=frozenset(Path(each).stem for each in _entries(node.state / "tasks")),
         links=_links(lab, name) - len(spares),
     )
 
@@ -54,6 +55,12 @@ def read(lab: Lab, name: str) -> Traces:
 def bundles(node: Node, pid: int) -> Path:
     """Which are in memory that only the node's own processes have mounted; `pid` is one of them."""
     return Path(f"/proc/{pid}/root{node.state}/run/containers")
+
+
+def bundle(lab: Lab, name: str, task: str) -> Path:
+    """Of the task's container, on the node of this name."""
+    node = lab.node(name)
+    return bundles(node, lab.status(name).pid) / _containers(node)[task]
 
 
 def limits(node: Node, task: str) -> dict[str, int]:

@@ -40,7 +40,7 @@ class Agent:
         self.fetcher = Fetcher(state / "fetch", (state,))
         self.fetcher.open()
         provision = Provision(self.images, self.fetcher, PullSecrets({"shop": state / "shop.json"}))
-        self.containers = Containers(self.directories, self.node.isolators, self.node.launcher, provision)
+        self.containers = Containers(self.directories, self.node.isolators, self.node.launcher, provision=provision)
         self.sandboxes = Sandboxes(self.containers, self.ready)
         checkpoint = Checkpoint(self.directories.tasks)
         self.reconciler = Reconciler(

@@ -38,7 +38,8 @@ def look(state: Path, prefix: str, mark: str) -> Remains:
         cgroups=frozenset(cgroups(prefix)),
         links=frozenset(link["ifname"] for link in ip("link")),
         processes=frozenset(_processes(mark)),
-        files=frozenset(str(path) for path in state.rglob("*")),
+        # Logs stay until they are too old (agent/log_retention.py).
+        files=frozenset(str(path) for path in state.rglob("*") if "logs" not in path.relative_to(state).parts[:-1]),
         descriptors=frozenset(_descriptors()),
     )
 

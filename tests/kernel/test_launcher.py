@@ -430,10 +430,11 @@ async def test_many_at_once(node: Sandbox) -> None:
     assert [run.result()[0].code for run in runs] == list(range(20))
 
 
-async def test_logs_are_the_containers_users_alone(node: Sandbox) -> None:
+async def test_streams_are_the_containers_users_alone_and_logs_the_agents(node: Sandbox) -> None:
     container, _ = await node.start(task("web.1", "true", user="5:6"))
-    status = (container.directory / "stdout").stat()
-    assert (status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)) == (ID_BASE + 5, ID_BASE + 6, 0o600)
+    stream, log = (container.directory / "stdout.fifo").stat(), (container.directory / "stdout").stat()
+    assert (stream.st_uid, stream.st_gid, stat.filemode(stream.st_mode)) == (ID_BASE + 5, ID_BASE + 6, "prw-------")
+    assert (log.st_uid, log.st_gid, stat.filemode(log.st_mode)) == (0, 0, "-rw-------")
 
 
 async def test_log_is_not_opened_through_a_link(node: Sandbox, tmp_path: Path) -> None:

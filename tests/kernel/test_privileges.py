@@ -116,6 +116,7 @@ async def test_secrets_are_in_no_file_of_the_node(node: Sandbox) -> None:
     container, _ = await node.start(task("web.1", "sleep", "infinity", secrets=(SECRET,)))
     memory = container.directory / "secrets"
     files = [path for path in everything_below(container.directory) if not path.is_relative_to(memory)]
+    files = [path for path in files if not path.is_fifo()]  # what the container writes
     assert [path for path in files if b"hunter2" in path.read_bytes()] == []
     assert [point.kind for point in mount_points() if point.path == memory] == ["ramfs"]
     status = await asyncio.to_thread((memory / "password").stat)

@@ -13,6 +13,7 @@ from typing import Any
 
 import grpc.aio
 
+from agent.streams import Streams
 from master.allocator import Allocator
 from master.desired import Desired
 from master.discovery import Discovery
@@ -94,10 +95,11 @@ async def master(
     """From what is in the directory, as after a restart."""
     store = await FullDisk.open(directory / "store.db")
     assert isinstance(store, FullDisk)
-    tasks, networks, desired, logs = Tasks(store), Networks(store), Desired(), Logs()
+    tasks, networks, desired = Tasks(store), Networks(store), Desired()
     nodes = Nodes(store, unreachable_after_s, lost_after_s)
     discovery = Discovery(store, tasks, nodes, desired, POOL)
-    dispatcher = Dispatcher(tasks, nodes, networks, desired, logs)
+    dispatcher = Dispatcher(tasks, nodes, networks, desired)
+    logs = Logs(dispatcher.streams)
     allocator = Allocator(tasks, nodes, networks)
     try:
         for part in (tasks, networks, nodes, discovery, dispatcher):
@@ -163,7 +165,7 @@ class Agent:
         self.items: dict[str, pb.Item] = {}
         self.revision = 0
         self.acknowledged: dict[str, int] = {}
-        self.log_requests: list[pb.OpenLog] = []
+        self.streams = Streams({})  # what it serves
 
     async def hello(self, *statuses: TaskStatus, node: Node | None = None) -> None:
         self.node = node or self.node
@@ -198,9 +200,17 @@ class Agent:
                 self._apply(message.change)
             case "status_ack":
                 self.acknowledged[message.status_ack.task_id] = message.status_ack.sequence
-            case "open_log":
-                self.log_requests.append(message.open_log)
+            case "open":
+                self.streams.open(self.stub, message.open)
+            case "close":
+                self.streams.end(message.close)
         return message
+
+    async def serve(self, streams: Streams) -> None:
+        """Heed every message that comes, and serve these streams, until the master ends the session."""
+        self.streams = streams
+        while await self.read() is not None:
+            pass
 
     async def take(self) -> pb.Change:
         """The next change."""

@@ -249,11 +249,16 @@ class _Containers(Containers):
         await self._step()
         return self._world.exits.get(container.id, Exit(lost=True))
 
-    def signal(self, container: Container, number: signal.Signals) -> None:
+    def ask(self, container: Container, number: int) -> bool:
         self._life.step()
-        assert number is signal.SIGKILL or container.id not in self._world.frozen, "it can not see the signal"
-        if number is signal.SIGKILL or container.task.argv != ("stubborn",):
+        assert container.id not in self._world.frozen, "it can not see the signal"
+        if container.task.argv != ("stubborn",):
             self._world.end(container.id, Exit(signal=number))
+        return True
+
+    def kill(self, container: Container) -> None:
+        self._life.step()
+        self._world.end(container.id, Exit(signal=signal.SIGKILL))
 
     async def update(self, container: Container) -> None:
         await self._step()
@@ -285,7 +290,7 @@ class _Containers(Containers):
         self._clear(sandbox.id)
         await self._step()
 
-    def forget(self, task_id: str) -> None:
+    def let_logs_age(self, task_id: str) -> None:
         self._life.step()
 
     def _noted(self, container: Container) -> None:

@@ -7,6 +7,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from hypothesis import strategies as st
 
 from model.fetch import Fetch
+from model.health import Health, HealthCheck, ProbeKind, Readiness, ReadinessCheck
 from model.image import ImageSpec, Rules
 from model.limits import Device, HugePages, IoLimit, TaskLimits, Tmpfs
 from model.network import Address, Block, Network, NetworkKind, Subnet, Vtep
@@ -48,7 +49,42 @@ usages = st.builds(
     io_write_bytes=numbers,
     disk_bytes=numbers,
     disk_limit_bytes=st.none() | numbers,
+    net_received_bytes=numbers,
+    net_sent_bytes=numbers,
+    net_received_packets=numbers,
+    net_sent_packets=numbers,
+    net_received_dropped=numbers,
+    net_sent_dropped=numbers,
 )
+instants = st.none() | seconds
+healths = st.builds(Health, instants, instants, instants, st.integers(0, 2**31), texts)
+health_checks = st.builds(
+    HealthCheck,
+    kind=st.sampled_from(ProbeKind),
+    port=ports,
+    path=texts,
+    argv=st.lists(texts, max_size=2).map(tuple),
+    own_address=st.booleans(),
+    ipv6=st.booleans(),
+    ignore_1xx=st.booleans(),
+    grace_s=seconds,
+    interval_s=seconds,
+    timeout_s=seconds,
+    delay_s=seconds,
+    max_failures=st.integers(0, 2**31),
+)
+readiness_checks = st.builds(
+    ReadinessCheck,
+    name=texts,
+    kind=st.sampled_from(ProbeKind),
+    port=ports,
+    path=texts,
+    interval_s=seconds,
+    timeout_s=seconds,
+    ready_codes=st.lists(st.integers(100, 999), max_size=3).map(tuple),
+    keep_response=st.booleans(),
+)
+readinesses = st.builds(Readiness, st.booleans(), st.none() | st.integers(100, 999), texts, texts, texts)
 statuses = st.builds(
     TaskStatus,
     task_id=names,
@@ -62,6 +98,9 @@ statuses = st.builds(
     exit_code=st.none() | st.integers(-(2**31), 2**31 - 1),
     healthy=st.none() | st.booleans(),
     usage=usages,
+    since=seconds,
+    health=st.lists(healths, max_size=2).map(tuple),
+    readiness=st.lists(readinesses, max_size=2).map(tuple),
     paused=st.booleans(),
     adjustment=numbers,
     refused=texts,
@@ -103,6 +142,9 @@ specs = st.builds(
     labels=pairs,
     kill_grace_s=seconds,
     limits=limits,
+    health_checks=st.lists(health_checks, max_size=2).map(tuple),
+    readiness_checks=st.lists(readiness_checks, max_size=2).map(tuple),
+    kill_signal=st.sampled_from(["SIGTERM", "SIGINT", "SIGRTMIN+3"]),
     image=st.none() | st.builds(ImageSpec, texts, st.booleans(), st.sampled_from(Rules), st.booleans(), texts),
     fetch=st.lists(st.builds(Fetch, texts, texts, st.booleans(), st.booleans(), st.booleans(), texts), max_size=2).map(
         tuple

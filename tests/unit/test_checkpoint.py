@@ -64,6 +64,22 @@ def test_a_first_record_can_be_read_at_once_and_is_synced_before_its_directory(
     assert len(os.listdir("/proc/self/fd")) == descriptors
 
 
+def test_lives_only_grow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever happened to the file that counts them."""
+    lives = [Checkpoint(tmp_path / "tasks").new_life() for _ in range(3)]
+    (tmp_path / "lives").write_text("")
+    with capture_logs() as logs:
+        lives += [Checkpoint(tmp_path / "tasks").new_life() for _ in range(2)]
+    with monkeypatch.context() as patch:
+        patch.setattr("agent.checkpoint.write_atomic", full)
+        lives.append(Checkpoint(tmp_path / "tasks").new_life())
+    assert lives == sorted(set(lives)) and lives[:3] == [0, 1, 2] and len(logs) == 1
+
+
+def full(path: Path, data: bytes, mode: int) -> None:
+    raise OSError(28, "No space left on device", str(path))
+
+
 def test_a_damaged_file_costs_one_task(tmp_path: Path) -> None:
     checkpoint = Checkpoint(tmp_path)
     for name in ("a", "b"):
@@ -142,7 +158,7 @@ class Forged:
     bundle: Path
     pid: int = 42
 
-    async def fill(self, stdout: Path, stderr: Path) -> None:
+    async def fill(self, stdout: Path, stderr: Path, limits: object = None) -> None:
         assert stdout.parent == stderr.parent and stdout.parent.is_dir()
         assert (self.bundle / "config.json").exists()
         self.forge.note("fill", self.bundle)
@@ -268,7 +284,7 @@ def test_a_signal_reaches_the_container_and_no_process_that_has_its_pid_now(tmp_
     kept = containers(tmp_path, [])
     container = Container(task("a"), sandbox(kept))
     container.directory.mkdir()
-    kept.signal(container, signal.SIGKILL)  # nobody there yet
+    kept.kill(container)  # nobody there yet
     with subprocess.Popen(["sleep", "60"]) as process:
         alive = record.identify(process.pid)
         me = record.identify(os.getpid())
@@ -277,18 +293,11 @@ def test_a_signal_reaches_the_container_and_no_process_that_has_its_pid_now(tmp_
         for container_process in (None, earlier):
             keeper = record.Keeper(me, record.boot_id(), record.STARTING, container_process)
             record.write_keeper(str(container.directory), keeper)
-            kept.signal(container, signal.SIGKILL)
+            kept.kill(container)
+            assert kept.ask(container, signal.SIGTERM)
         assert process.poll() is None
         record.write_keeper(str(container.directory), record.Keeper(me, record.boot_id(), record.STARTING, alive))
-        kept.signal(container, signal.SIGTERM)
-        assert process.wait(10) == -signal.SIGTERM
-        kept.signal(container, signal.SIGTERM)
-
-
-async def test_a_tasks_output_is_forgotten_with_it(tmp_path: Path) -> None:
-    kept = containers(tmp_path, [])
-    (tmp_path / "logs" / "a").mkdir()
-    (tmp_path / "logs" / "a" / "stdout").write_text("hello")
-    for _ in range(2):
-        kept.forget("a")
-    assert list((tmp_path / "logs").iterdir()) == []
+        assert not kept.ask(container, signal.SIGTERM)  # it has no handler
+        kept.kill(container)
+        assert process.wait(10) == -signal.SIGKILL
+        kept.kill(container)

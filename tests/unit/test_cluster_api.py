@@ -14,6 +14,7 @@ import httpx2
 import pytest
 
 from agent.logs import LogFeed
+from agent.streams import Streams
 from master.auth import token as admin_token
 from master.rest.app import create_app
 from master.rest.cluster import cluster_router
@@ -49,9 +50,7 @@ async def api(directory: Path) -> AsyncIterator[Api]:
     issued.issue(Role.MASTER, "m1")
     async with cluster(directory) as (parts, dial):
         tokens = Tokens(parts.store, issued.authority.fingerprint)
-        router = cluster_router(
-            parts.tasks, parts.nodes, parts.allocator, parts.discovery, parts.logs, parts.dispatcher.open_log, tokens
-        )
+        router = cluster_router(parts.tasks, parts.nodes, parts.allocator, parts.discovery, parts.logs, tokens)
         app = create_app(lambda token: admin_token.matches(token, KEPT), [router])
         context = server_context(directory / "web" / "m1", ssl.TLSVersion.TLSv1_3)
         async with serving(app, "127.0.0.1", 0, context) as port:
@@ -134,29 +133,24 @@ async def test_a_token_is_good_for_as_many_uses_as_it_has(tmp_path: Path) -> Non
 
 
 @asynccontextmanager
-async def answering(agent: Agent, feed: LogFeed) -> AsyncIterator[None]:
-    async def answer() -> None:
-        while await agent.read() is not None:
-            while agent.log_requests:
-                feed.open(agent.stub, agent.log_requests.pop())
-
-    work = asyncio.create_task(answer())
+async def answering(agent: Agent, streams: Streams) -> AsyncIterator[None]:
+    work = asyncio.create_task(agent.serve(streams))
     try:
         yield
     finally:
         work.cancel()
         await asyncio.gather(work, return_exceptions=True)
-        await feed.close()
+        await streams.close()
 
 
 async def test_output_over_http_and_a_follower_that_hangs_up(tmp_path: Path) -> None:
     over: set[str] = set()
-    feed = LogFeed(lambda task_id, stream: tmp_path / stream, over.__contains__)
+    streams = Streams({"log": LogFeed(lambda task_id, stream: tmp_path / stream, over.__contains__).serve})
     (tmp_path / "stdout").write_text("hello\n")
     async with api(tmp_path) as cluster, cluster.dial("n1") as agent:
         await agent.join()
         await cluster.parts.tasks.add("n1", [task("a")])
-        async with answering(agent, feed):
+        async with answering(agent, streams):
             assert (await cluster.client.get("/api/v1/tasks/a/log")).text == "hello\n"
             assert (await cluster.get("/tasks/a/log", stream="stderr"))[0] == 502
             for _ in range(3):
@@ -164,7 +158,7 @@ async def test_output_over_http_and_a_follower_that_hangs_up(tmp_path: Path) -> 
                     async for text in stream.aiter_text():
                         assert text == "hello\n"
                         break
-            await until(lambda: not feed._feeds and not cluster.parts.logs._readers)
+            await until(lambda: not streams._open and not cluster.parts.dispatcher.streams._open)
 
 
 async def test_output_of_a_node_that_is_away(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from master.discovery import serving, wanted
+from model.health import HealthCheck, ProbeKind
 from model.node import NodeState
 from model.task import Port, Protocol, TaskState
 from model.vip import Backend, Vip
@@ -129,6 +130,23 @@ async def test_a_backend_leaves_in_the_moment_its_task_is_to_end(tmp_path: Path)
         await parts.tasks.mark("a")
         (vip,) = parts.discovery.table()
         assert vip.backends == () and not parts.record("a").drained
+
+
+async def test_with_checks_a_backend_is_what_is_known_to_be_well(tmp_path: Path) -> None:
+    checked = replace(task("a", vip="/web:80"), health_checks=(HealthCheck(ProbeKind.TCP, 80),))
+    async with master(tmp_path) as parts:
+        await parts.nodes.connected(node("n1"))
+        await parts.tasks.add("n1", [checked])
+
+        def backends() -> list[str]:
+            return [backend.task_id for vip in parts.discovery.table() for backend in vip.backends]
+
+        seen = []
+        for healthy in (None, True, False, True):
+            await parts.saw("a", TaskState.RUNNING, addresses=("100.64.0.2",), healthy=healthy)
+            await settled(parts)
+            seen.append(backends())
+        assert seen == [[], ["a"], [], ["a"]]
 
 
 async def test_one_name_many_ports_one_address(tmp_path: Path) -> None:

@@ -135,7 +135,7 @@ async def test_a_start_with_a_spare_is_as_one_without(tmp_path: Path) -> None:
         await until(is_over(world, "a"))
         logs.append(world.master_log)
         await life.end()
-    late, early = ([replace(s, at=0) for s in log if s.state >= TaskState.RUNNING] for log in logs)
+    late, early = ([replace(s, at=0, since=0) for s in log if s.state >= TaskState.RUNNING] for log in logs)
     assert late == early
 
 
@@ -336,6 +336,42 @@ async def test_a_restart_of_the_agent_touches_nothing_that_runs(tmp_path: Path) 
     again.reconciler.withdraw_others(set())
     await until(lambda: again.reconciler.statuses() == [])
     assert world.alive == {}
+
+
+async def test_what_a_later_agent_sees_is_newer(tmp_path: Path) -> None:
+    """Although what the earlier one saw last was not on disk: law 5."""
+    world, life = await start(tmp_path)
+    life.reconciler.assign(spec("a"), kill=False)
+    await until(lambda: state(world, "a") is TaskState.RUNNING)
+    for _ in range(3):
+        life.reconciler._observe(life.reconciler._records["a"], TaskState.RUNNING)
+    last = world.master["a"]
+    await life.end()
+    for _ in range(3):
+        again = Life(world)
+        assert await again.begin()
+        assert world.master["a"].sequence > last.sequence and world.master["a"].since >= last.since
+        last = world.master["a"]
+        await again.end()
+
+
+async def test_a_signal_that_there_is_not_is_refused_before_the_start(tmp_path: Path) -> None:
+    world, life = await start(tmp_path)
+    life.reconciler.assign(replace(spec("a"), kill_signal="SIGNONE"), kill=False)
+    await until(is_over(world, "a"))
+    assert (state(world, "a"), world.master["a"].reason) == (TaskState.REJECTED, "kill signal: 'SIGNONE' is no signal")
+    assert world.launched == {}
+
+
+async def test_a_kill_tells_how_it_proceeds(tmp_path: Path) -> None:
+    world, life = await start(tmp_path)
+    life.reconciler.assign(spec("a", "stubborn"), kill=False)
+    await until(lambda: state(world, "a") is TaskState.RUNNING)
+    life.reconciler.assign(spec("a", "stubborn"), kill=True)
+    await until(is_over(world, "a"))
+    said = [status.message for status in world.master_log if status.state is TaskState.KILLING]
+    assert said == ["", "SIGTERM sent, 0.01 s of grace", "SIGKILL sent after 0.01 s of grace"]
+    assert world.master["a"].reason == "killed with SIGKILL after 0.01 s of grace"
 
 
 async def test_after_a_reboot_everything_is_lost(tmp_path: Path) -> None:

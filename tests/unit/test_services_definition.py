@@ -65,7 +65,7 @@ def test_defaults_are_marathons() -> None:
         ({"instances": 1.5}, "/instances", "integer"),
         ({"instances": 10**9}, "/instances", "less than"),
         ({"colour": "red"}, "/colour", "Extra"),
-        ({"healthChecks": [{"protocol": "HTTP"}]}, "/healthChecks", "not supported by this version"),
+        ({"dependencies": ["/db"]}, "/dependencies", "not supported by this version"),
         ({"constraints": [["hostname", "UNIQUE"]]}, "/constraints", "not supported"),
         ({"acceptedResourceRoles": ["*"]}, "/acceptedResourceRoles", "not supported"),
         ({"upgradeStrategy": {"minimumHealthCapacity": 1}}, "/upgradeStrategy", "not supported"),
@@ -147,11 +147,11 @@ def test_port_mappings(fields: dict[str, Any], field: str, says: str) -> None:
 
 
 def test_nothing_asked_is_nothing_refused() -> None:
-    empty: dict[str, Any] = {"healthChecks": [], "constraints": None, "secrets": {}, "gpus": 0, "requirePorts": False}
+    empty: dict[str, Any] = {"dependencies": [], "constraints": None, "secrets": {}, "gpus": 0, "requirePorts": False}
     nulls = {"container": {"docker": None, "portMappings": [{**MAPPING, "name": None, "labels": {"a": None}}]}}
     app = Definition.model_validate({**LEAST, **empty, **nulls, "user": None})
     assert app.task_ports[0].labels == ()
-    assert "healthChecks" not in app.model_dump(exclude_none=True)
+    assert "dependencies" not in app.model_dump(exclude_none=True)
 
 
 def test_ids_may_be_relative() -> None:

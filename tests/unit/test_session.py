@@ -13,10 +13,10 @@ import pytest
 
 from agent.images.images import Images, Places
 from agent.launcher.record import Exit
-from agent.logs import LogFeed
 from agent.node_network import NodeNetwork
 from agent.session import Session
-from model.task import TaskState
+from agent.streams import Streams
+from model.task import TaskState, Usage
 from pki.credentials import CredentialError, Credentials
 from pki.identity import Role
 from tests.unit.cluster import node, until
@@ -63,10 +63,10 @@ class Agent:
         session = Session(node(self.credentials.identity.name), self.dial, network, ready)
         life.reconciler._report, life.reconciler._ready = session.report, ready
         await life.reconciler.recover()
-        logs = LogFeed(lambda task_id, stream: self.world.directory / stream, life.reconciler.over)
+        self.session = session
         directory = self.world.directory
         images = Images(Places(directory / "images", directory / "containers", directory))
-        running = asyncio.create_task(session.run(life.reconciler, logs, images))
+        running = asyncio.create_task(session.run(life.reconciler, Streams({}), images))
         try:
             yield life
         finally:
@@ -222,7 +222,7 @@ class Script(control_pb2_grpc.ControlServicer):
             self.heard.append(said)
         self.left += 1
 
-    async def SendLog(self, request_iterator: AsyncIterator[pb.LogChunk], context: object) -> pb.LogEnd:
+    def Stream(self, request_iterator: AsyncIterator[pb.Frame], context: object) -> AsyncIterator[pb.Frame]:
         raise NotImplementedError
 
     def applied(self, revision: int) -> bool:
@@ -274,6 +274,9 @@ async def test_a_gap_or_nonsense_ends_the_session_and_the_next_begins_afresh(
         assert len(script.hellos) == 2
 
 
+GREAT = 1 << 60  # more than any agent of a test counts to
+
+
 async def test_hello_says_what_it_runs_and_statuses_are_repeated_until_acknowledged(bed: Bed) -> None:
     script = Script([change(1, assignment("a"), full=True)], [change(1, assignment("a"), full=True)])
     async with playing(bed, script) as agent:
@@ -303,3 +306,28 @@ async def test_an_end_that_a_full_change_does_not_want_any_more_is_forgotten(bed
         async with agent.running() as life:
             await until(lambda: set(agent.world.running()) == {"b"} and len(agent.world.alive) == 1)
             await until(lambda: [status.task_id for status in life.reconciler.statuses()] == ["b"])
+
+
+async def test_what_tasks_take_is_told_and_told_again_to_another_master(bed: Bed) -> None:
+    def seen(parts: Master) -> list[int]:
+        records = [parts.tasks.get(name) for name in "ab"]
+        return [record.status.usage.mem_bytes for record in records if record is not None]
+
+    agent = bed.agent("n1", "")
+    async with bed.master() as (parts, target):
+        agent.target = target
+        running = agent.running()
+        await running.__aenter__()
+        await until(lambda: bool(parts.nodes.all()))
+        await parts.tasks.add("n1", [replace(task(name), argv=("sleep",)) for name in "ab"])
+        await until(lambda: {state(parts, "a"), state(parts, "b")} == {TaskState.RUNNING})
+        agent.session.report_usages({"a": Usage(mem_bytes=1), "b": Usage(mem_bytes=2), "unknown": Usage(mem_bytes=3)})
+        await until(lambda: seen(parts) == [1, 2])
+        agent.session.report_usages({"a": Usage(mem_bytes=4), "b": Usage(mem_bytes=2)})
+        await until(lambda: seen(parts) == [4, 2])
+    try:
+        async with bed.master() as (parts, target):
+            agent.target = target
+            await until(lambda: seen(parts) == [4, 2])
+    finally:
+        await running.__aexit__(None, None, None)

@@ -12,7 +12,7 @@ from master.store.base import StoreError
 from master.store.sqlite import SqliteStore
 from master.tasks import PREFIX, TaskRecord, Tasks
 from model.resources import Resources
-from model.task import TaskState, TaskStatus
+from model.task import TaskState, TaskStatus, Usage
 from tests.unit.control import task
 
 pytestmark = pytest.mark.anyio
@@ -161,3 +161,14 @@ async def test_asking_every_node_of_a_large_cluster_is_cheap(tasks: Tasks) -> No
     for _ in range(20):
         assert all(tasks.used(node).cpus == 2500 for node in nodes)
     assert time.perf_counter() - began < 1.0
+
+
+async def test_what_a_task_takes_is_its_nodes_to_say_and_no_news(store: SqliteStore, tasks: Tasks) -> None:
+    await tasks.add("n1", [task("a"), task("b")])
+    await tasks.observe("n1", status("b", TaskState.FINISHED, 4))
+    heard: list[object] = []
+    tasks.listen(lambda before, after: heard.append(after))
+    tasks.measure("n2", {"a": Usage(pids=1)})
+    tasks.measure("n1", {"a": Usage(pids=2), "b": Usage(pids=3), "unknown": Usage(pids=4)})
+    assert [record.status.usage.pids for record in tasks.all()] == [2, 0] and heard == []
+    assert state_of(tasks, "a") is TaskState.ASSIGNED

@@ -1,0 +1,1 @@
+"""Asks containers, from inside their network namespaces, whether they are well."""

@@ -1,0 +1,11 @@
+"""Lengths of time, for people."""
+
+from __future__ import annotations
+
+
+def duration(seconds: float) -> str:
+    """`42 s`, `3 min`, `5 h`, `12 d`."""
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{max(0.0, seconds):.0f} s"

@@ -1,0 +1,86 @@
+"""`tepui service log`: what all tasks of a service write, line by line, each with its task's name before it.
+
+One thread a task, since each reads a stream of its own. With `-f` tasks that start later are followed too.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from cli.client import connect
+from cli.log_options import Follow, Since, Stderr, Tail, log_query
+from cli.problem import Problem
+
+POLL_S = 2.0
+NAME_LENGTH = 8  # of what tells tasks of a service from each other: the beginning of an id's last part
+
+
+def log(service: str, follow: Follow = False, tail: Tail = -1, since: Since = "", stderr: Stderr = False) -> None:
+    """What the tasks of a service write."""
+    readers = _Readers(log_query(follow, tail, since, stderr))
+    while True:
+        tasks = connect().get(f"/api/v1/services/{service.lstrip('/')}")["tasks"]
+        readers.read({task["id"] for task in tasks})
+        if not follow:
+            return readers.wait()
+        time.sleep(POLL_S)
+
+
+class _Readers:
+    def __init__(self, query: dict[str, Any]) -> None:
+        self._query = query
+        self._threads: dict[str, threading.Thread] = {}
+        self._complaints: dict[str, str] = {}
+        self._broke_at: dict[str, float] = {}
+        self._printing = threading.Lock()
+
+    def read(self, tasks: Iterable[str]) -> None:
+        """Those that are not being read yet."""
+        for task in sorted(tasks):
+            if task not in self._threads:
+                # Should the person interrupt, these must not keep the program.
+                thread = self._threads[task] = threading.Thread(target=self._read, args=(task,), daemon=True)
+                thread.start()
+
+    def wait(self) -> None:
+        for thread in self._threads.values():
+            thread.join()
+
+    def _read(self, task: str) -> None:
+        """A log that can not be read, as of a task that has not started, is tried again; why is said once."""
+        query = self._query
+        if task in self._broke_at:  # what came before was printed
+            query = query | {"since": self._broke_at[task], "tail": -1}
+        try:
+            with connect().stream(f"/api/v1/tasks/{task}/log", **query) as chunks:
+                for line in lines(chunks):
+                    with self._printing:
+                        sys.stdout.buffer.write(b"%s | %s\n" % (short(task).encode(), line))
+                        sys.stdout.buffer.flush()
+                    self._broke_at[task] = time.time()
+        except Problem as problem:
+            if self._complaints.get(task) != str(problem):
+                self._complaints[task] = str(problem)
+                print(f"{short(task)} ! {problem}", file=sys.stderr)
+            if self._query["follow"]:
+                del self._threads[task]
+
+
+def lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """Without their ends; the last one may have none."""
+    rest = b""
+    for chunk in chunks:
+        *whole, rest = (rest + chunk).split(b"\n")
+        yield from whole
+    if rest:
+        yield rest
+
+
+def short(task: str) -> str:
+    """`web.3f2a9c01` of `web.3f2a9c01-6b1e-4c0e-9d5a-2f1f9a7a8b3c`."""
+    name, dot, unique = task.rpartition(".")
+    return name + dot + unique[:NAME_LENGTH]

@@ -1,0 +1,71 @@
+"""What a person, or Prometheus, sees of a cluster from outside."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from typing import Any
+
+from lab import daemons
+from lab.cluster import MASTER
+from tests.cluster import bed
+from tests.cluster.bed import Cluster, eventually
+
+BUSY = "while :; do :; done"
+SERVED = "import urllib.request as r; print(r.urlopen('http://127.0.0.1:9464/metrics').read().decode())"
+PYTHON = "/usr/bin/python3"
+COMMAND_DEADLINE_S = 30.0
+
+
+def test_events_tell_of_a_task_from_beginning_to_end(cluster: Cluster) -> None:
+    cluster.run(bed.command("/short-lived", "exec sleep 3600"))
+    (task,) = cluster.await_running("/short-lived", 1).values()
+    cluster.remove("/short-lived")
+    eventually(lambda: not cluster.tasks(), "it is gone")
+    cluster.lab.kill_daemon(task["node"], "agent")
+    eventually(lambda: connections(cluster, task["node"])[-2:] == [False, True], "the node was away, and is back")
+    seen = events(cluster)
+    states = [event["state"] for event in seen if event.get("task") == task["id"]]
+    assert [state for state in states if state in ("ASSIGNED", "RUNNING", "KILLED")] == sorted(
+        ["ASSIGNED", *["RUNNING"] * states.count("RUNNING"), "KILLED"], key=["ASSIGNED", "RUNNING", "KILLED"].index
+    )
+
+
+def test_what_a_task_takes_is_told_while_it_runs(cluster: Cluster) -> None:
+    cluster.run(bed.command("/busy", BUSY, cpus=0.1))
+    (task,) = cluster.await_running("/busy", 1).values()
+
+    def busy() -> dict[str, float] | None:
+        usage: dict[str, float] = cluster.get(f"/api/v1/tasks/{task['id']}")["task"]["usage"]
+        return usage if usage["cpu_s"] > 0.3 and usage["cpu_throttled_s"] > 0 else None
+
+    usage = eventually(busy, "its use of CPU time is told")
+    assert usage and usage["mem_bytes"] > 0 and usage["pids"] >= 1
+    metrics = cluster.request("GET", "/metrics").text
+    assert value(metrics, "container_cpu_usage_seconds_total", task["id"]) >= 0.3
+    own = cluster.lab.exec(task["node"], [PYTHON, "-c", SERVED]).stdout
+    assert value(own, "container_cpu_usage_seconds_total", task["id"]) >= 0.3
+    assert f'tepui_nodes{{state="online"}} {len(cluster.names):.1f}\n' in metrics
+    shown = tepui(cluster, "task", "usage", task["id"])
+    assert re.search(r"CPUs +0\.\d+ +0\.1 ", shown)
+
+
+def events(cluster: Cluster) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in tepui(cluster, "events", "--json").splitlines()]
+
+
+def connections(cluster: Cluster, node: str) -> list[bool]:
+    """Whether it was connected, as told time and again."""
+    return [event["connected"] for event in events(cluster) if event["kind"] == "node" and event["node"] == node]
+
+
+def tepui(cluster: Cluster, *words: str) -> str:
+    argv = daemons.command(cluster.lab, MASTER, ["tepui", *words])
+    return subprocess.run(argv, capture_output=True, text=True, check=True, timeout=COMMAND_DEADLINE_S).stdout
+
+
+def value(metrics: str, name: str, task: str) -> float:
+    found = re.search(rf'^{name}{{task="{re.escape(task)}".*}} (\S+)$', metrics, re.MULTILINE)
+    assert found is not None, f"{name} of {task} in {metrics[:2000]}"
+    return float(found[1])

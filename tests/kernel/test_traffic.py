@@ -1,0 +1,78 @@
+"""What the kernel counts on links, and what of it is a container's."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from isolators.base import Container, Sandbox
+from isolators.network import NetworkIsolator
+from model.resources import Resources
+from model.task import TaskSpec, Usage
+from netns.link import veth_name
+from netns.traffic import read_traffic
+from tests.kernel.namespaces import NetnsProcess, ip, run
+
+pytestmark = pytest.mark.anyio
+
+PACKETS = 50
+LINKS = 300  # more than one packet of answers
+
+
+def pair(process: NetnsProcess, name: str) -> None:
+    run("ip", "link", "add", name, "type", "veth", "peer", "name", "eth0", "netns", str(process.pid))
+    run("ip", "addr", "add", "192.0.2.1/24", "dev", name)
+    run("ip", "link", "set", name, "up")
+    process.run("ip", "addr", "add", "192.0.2.2/24", "dev", "eth0")
+    process.run("ip", "link", "set", "eth0", "up")
+
+
+def send(address: str, size: int) -> None:
+    """To nobody: what comes back is smaller."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        for _ in range(PACKETS):
+            sender.sendto(bytes(size), (address, 9))
+
+
+def test_counts_are_those_of_the_kernel(spawn: Callable[..., NetnsProcess]) -> None:
+    pair(spawn(), "tv0")
+    send("192.0.2.2", size=100)
+    seen, links, after = read_traffic(), ip("-s", "link"), read_traffic()  # a link says a word of its own now and then
+    for link in links:
+        name, rx, tx = link["ifname"], link["stats64"]["rx"], link["stats64"]["tx"]
+        assert seen[name].received_packets <= rx["packets"] <= after[name].received_packets
+        assert seen[name].received_bytes <= rx["bytes"] <= after[name].received_bytes
+        assert seen[name].sent_packets <= tx["packets"] <= after[name].sent_packets
+        assert seen[name].sent_bytes <= tx["bytes"] <= after[name].sent_bytes
+    assert seen["tv0"].sent_packets >= PACKETS and seen["tv0"].sent_bytes >= 100 * PACKETS
+
+
+def test_all_links_are_in_one_look() -> None:
+    names = [f"tv{number}" for number in range(LINKS)]
+    batch = "".join(f"link add {name} type ifb\n" for name in names)
+    subprocess.run(["ip", "-batch", "-"], input=batch, text=True, check=True)
+    assert {*names} <= read_traffic().keys()
+
+
+def sandbox(id: str) -> Sandbox:
+    return Sandbox(id, Path("/nowhere"), Path("/nowhere"), 0, "overlay")
+
+
+async def test_a_container_received_what_its_node_sent(spawn: Callable[..., NetnsProcess]) -> None:
+    task = TaskSpec("web.1", "services", "/web", ("true",), Resources(), "overlay")
+    container = Container(task, sandbox("web.1"))
+    isolator = NetworkIsolator(driver=None)  # type: ignore[arg-type]
+    process = spawn()
+    pair(process, veth_name("web.1"))
+    send("192.0.2.2", size=1000)
+    usage = await isolator.usage(container, Usage(pids=7))
+    assert usage.pids == 7 and usage.net_received_packets >= PACKETS
+    assert usage.net_received_bytes >= 1000 * PACKETS > usage.net_sent_bytes > 0
+    process.stop()
+    isolator._looked_at = 0.0
+    assert await isolator.usage(container, Usage(pids=7)) == usage  # what is gone has counted
+    assert await isolator.usage(Container(task, sandbox("other")), Usage()) == Usage()
