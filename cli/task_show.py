@@ -62,7 +62,7 @@ def _state(task: Task, now: float) -> str:
         return f"{since}: {task['message']}" + (f", {left:.0f} s left" if left > 0 else "")
     if task["killing"] and task["state"] != "KILLED":
         return f"{since}, leaving the VIPs"
-    return since
+    return f"{since}: {task['message']}" if task["message"] else since
 
 
 def _health(health: Task, now: float) -> str:

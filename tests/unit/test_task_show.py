@@ -11,6 +11,7 @@ from cli.task_show import describe
 from master.rest.cluster import task_json
 from master.tasks import TaskRecord
 from model.health import Health, HealthCheck, ProbeKind, Readiness, ReadinessCheck
+from model.image import PullProgress
 from model.signals import parse_signal, signal_name
 from model.task import TaskSpec, TaskState, TaskStatus
 from tests.unit.control import task
@@ -48,6 +49,14 @@ def test_what_its_checks_found() -> None:
         "tcp :81: ill, 7 failures in a row, the last: refused",
     ]
     assert lines["readiness"] == ["https :80/ready: ready"]
+
+
+def test_how_far_the_pull_of_its_image_is() -> None:
+    progress = PullProgress("nginx:1.25", layers=5, layers_done=2, bytes=80 << 20, bytes_done=34 << 20)
+    lines = shown(state=TaskState.PREPARING, message=progress.describe())
+    assert lines["state"] == ["PREPARING for 18 s: pulls nginx:1.25: 2 of 5 layers, 34 of 80 MiB"]
+    waits = replace(progress, note="registry down: refused; trying again in 2 s (2 of 6)").describe()
+    assert waits == "pulls nginx:1.25: registry down: refused; trying again in 2 s (2 of 6)"
 
 
 def test_how_far_its_end_has_come() -> None:
