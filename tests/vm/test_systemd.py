@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ pytestmark = pytest.mark.timeout(900)
 DEADLINE_S = 180.0
 CONTAINERS = "/sys/fs/cgroup/tepui"
 SETTINGS = "/var/lib/tepui/agent/agent.toml"
+DROP_IN = "/etc/systemd/system/tepui-master.service.d"
 BUNDLES = "/var/lib/tepui/agent/run/containers"
 APP = {
     "id": "/web",
@@ -97,7 +99,9 @@ class Cluster:
 
 @pytest.fixture(scope="module")
 def cluster(vm: Machine) -> Cluster:
-    """With two tasks of an app, both running."""
+    """With two tasks of an app, both running. An agent that takes long to start again is no lost node."""
+    patience = shlex.quote(f"[Service]\nEnvironment=TEPUI_MASTER_LOST_AFTER_S={DEADLINE_S}\n")
+    vm.run(f"mkdir {DROP_IN} && printf {patience} >{DROP_IN}/patience.conf")
     vm.run(f"{HOME}/vagrant/provision master 10.0.2.15")
     admin = json.loads(vm.run("cat /var/lib/tepui/master/admin.json"))
     made = Cluster(vm, Client(Admin(**admin | {"url": f"https://127.0.0.1:{vm.forward(8443)}"})))
@@ -173,7 +177,8 @@ def test_crun_makes_containers_where_the_node_says_so(cluster: Cluster) -> None:
     cluster.systemctl("restart tepui-agent")
     eventually(cluster.connected, "the agent has come back")
     cluster.scale(2)
-    eventually(lambda: cluster.processes() == before, "an agent that uses its own has ended it")
+    eventually(lambda: cluster.groups() == groups, "an agent that uses its own has ended it")
+    assert cluster.processes() == before
 
 
 def test_what_ended_while_the_agent_was_away_is_replaced(cluster: Cluster) -> None:
