@@ -20,6 +20,7 @@ from pathlib import Path
 from isolators import disk_usage, project_quota
 from isolators.base import BundlePart, Container, Isolator, IsolatorError, Limit, Sandbox
 from isolators.mount import mount_points
+from isolators.workspace import DIRECTORY
 from model.resources import Resources
 from model.task import Usage
 
@@ -39,7 +40,7 @@ class Layer:
 
 
 class DiskIsolator(Isolator):
-    """Prepared after the file system, which makes the layer, and the volumes, of which some are in it."""
+    """Prepared after the file system, which makes the layer."""
 
     name = "disk"
 
@@ -50,14 +51,19 @@ class DiskIsolator(Isolator):
     async def recover(self, known: list[Container], orphans: list[str]) -> None:
         self._layers |= {container.id: Layer(container.task.resources.disk) for container in known}
 
+    async def open(self, sandbox: Sandbox) -> BundlePart:
+        if self._quotas:
+            with _operation("assign disk quota", sandbox):
+                project_quota.assign(sandbox.layer, _project(sandbox))  # for workspace and volumes
+        return {}
+
     async def prepare(self, container: Container) -> BundlePart:
         self._layers[container.id] = Layer(container.task.resources.disk)
         if self._quotas:
             with _operation("set disk quota", container):
                 _limit(container, container.task.resources.disk)
-                # All that is next to each other: a rename must not lead from project to project.
-                for directory in (*_written(container), container.layer / "work", container.layer / "work/work"):
-                    project_quota.assign(directory, _project(container))
+                for directory in ("upper", "work", "work/work"):  # a rename must not lead from project to project
+                    project_quota.assign(container.layer / directory, _project(container))
         return {}
 
     async def watch(self, container: Container) -> Limit | None:
@@ -120,7 +126,7 @@ class DiskIsolator(Isolator):
 
 
 def _written(container: Container) -> list[Path]:
-    return [container.layer / "upper", *(container.layer / VOLUMES).glob("*")]
+    return [path for name in ("upper", DIRECTORY, VOLUMES) if (path := container.layer / name).is_dir()]
 
 
 def _limit(container: Container | Sandbox, limit: int) -> None:

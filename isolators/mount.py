@@ -32,8 +32,8 @@ MS_NOSUID = 0x2
 MS_NODEV = 0x4
 MS_NOEXEC = 0x8
 MNT_DETACH = 0x2
-O_PATH = 0o10000000
 UMOUNT_NOFOLLOW = 0x8
+O_PATH = 0o10000000
 RESOLVE_IN_ROOT = 0x10
 RESOLVE_BENEATH = 0x08
 RESOLVE_NO_MAGICLINKS = 0x02
@@ -88,10 +88,10 @@ def move_mount(tree: int, target: Path) -> None:
     _syscall(str(target), NR_MOVE_MOUNT, tree, b"", AT_FDCWD, os.fsencode(target), MOVE_MOUNT_F_EMPTY_PATH)
 
 
-def open_in_root(root: Path, path: str) -> int:
+def open_in_root(root: Path, path: str, flags: int = os.O_RDONLY) -> int:
     """Opens a file for reading as if `root` were `/`: no symbolic link leads out (openat2(2), RESOLVE_IN_ROOT)."""
     # O_NONBLOCK: an image may have a FIFO there, and opening one waits for its other end.
-    return _openat2(root, path, os.O_RDONLY | os.O_NONBLOCK, RESOLVE_IN_ROOT)
+    return _openat2(root, path, flags | (0 if flags & O_PATH else os.O_NONBLOCK), RESOLVE_IN_ROOT)
 
 
 def open_beneath(root: Path, path: str) -> int:

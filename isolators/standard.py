@@ -23,6 +23,7 @@ from isolators.seccomp import SeccompIsolator
 from isolators.secrets import SecretsIsolator
 from isolators.sysctls import SysctlsIsolator
 from isolators.volumes import VolumesIsolator
+from isolators.workspace import WorkspaceIsolator
 from netns.driver import Driver
 
 
@@ -35,13 +36,14 @@ def standard_isolators(
         CgroupIsolator(cgroup, rights),
         NamespacesIsolator(rights),
         FilesystemIsolator(state_directory),
-        VolumesIsolator(state_directory, volumes, rights),
         DiskIsolator(state_directory),
         CapabilitiesIsolator(rights),
         SeccompIsolator(rights),
         PrivilegesIsolator(),
         RlimitsIsolator(),
         SysctlsIsolator(),
+        WorkspaceIsolator(),
+        VolumesIsolator(state_directory, volumes, rights),
         ProcessIsolator(),
         SecretsIsolator(state_directory),
         NetworkIsolator(networks),

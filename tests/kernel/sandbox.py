@@ -36,6 +36,7 @@ from isolators.seccomp import SeccompIsolator
 from isolators.secrets import SecretsIsolator
 from isolators.sysctls import SysctlsIsolator
 from isolators.volumes import VolumesIsolator
+from isolators.workspace import WorkspaceIsolator
 from model.resources import Resources
 from model.task import TaskSpec
 from tests.kernel.cgroup_files import CGROUPS as CGROUPS
@@ -134,10 +135,11 @@ def isolators_of(state: Path, prefix: str, rights: Rights = NO_RIGHTS) -> list[I
     """Without the network's."""
     return [
         FilesystemIsolator(state),
-        VolumesIsolator(state, PersistentVolumes(state.parent), rights),
         DiskIsolator(state),
         CgroupIsolator(prefix, rights),
         NamespacesIsolator(rights),
+        WorkspaceIsolator(),
+        VolumesIsolator(state, PersistentVolumes(state.parent), rights),
         ProcessIsolator(),
         CapabilitiesIsolator(rights),
         SeccompIsolator(rights),

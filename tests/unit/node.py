@@ -221,7 +221,9 @@ class _Containers(Containers):
         launch: Any = _Launch(self._life, sandbox)
         return Made(sandbox, {}, launch, (ip_address(ADDRESS),))
 
-    async def start(self, made: Made, task: TaskSpec, noted: Callable[[], Awaitable[None]]) -> int:
+    async def start(
+        self, made: Made, task: TaskSpec, noted: Callable[[], Awaitable[None]], layers: tuple[Path, ...] = ()
+    ) -> int:
         container = Container(task, made.sandbox)
         try:
             await self._step()
