@@ -40,7 +40,7 @@ class Layer:
 
 
 class DiskIsolator(Isolator):
-    """Prepared after the file system, which makes the layer, and the volumes, of which some are in it."""
+    """Prepared after the file system, which makes the layer."""
 
     name = "disk"
 
@@ -54,7 +54,7 @@ class DiskIsolator(Isolator):
     async def open(self, sandbox: Sandbox) -> BundlePart:
         if self._quotas:
             with _operation("assign disk quota", sandbox):
-                project_quota.assign(sandbox.layer, _project(sandbox))  # for the workspace, and all that is put in it
+                project_quota.assign(sandbox.layer, _project(sandbox))  # for workspace and volumes
         return {}
 
     async def prepare(self, container: Container) -> BundlePart:
@@ -62,9 +62,8 @@ class DiskIsolator(Isolator):
         if self._quotas:
             with _operation("set disk quota", container):
                 _limit(container, container.task.resources.disk)
-                # All that is next to each other: a rename must not lead from project to project.
-                for directory in (*_written(container), container.layer / "work", container.layer / "work/work"):
-                    project_quota.assign(directory, _project(container))
+                for directory in ("upper", "work", "work/work"):  # a rename must not lead from project to project
+                    project_quota.assign(container.layer / directory, _project(container))
         return {}
 
     async def watch(self, container: Container) -> Limit | None:
@@ -127,8 +126,7 @@ class DiskIsolator(Isolator):
 
 
 def _written(container: Container) -> list[Path]:
-    own = [container.layer / "upper", container.layer / DIRECTORY, *(container.layer / VOLUMES).glob("*")]
-    return [directory for directory in own if directory.is_dir()]
+    return [path for name in ("upper", DIRECTORY, VOLUMES) if (path := container.layer / name).is_dir()]
 
 
 def _limit(container: Container | Sandbox, limit: int) -> None:

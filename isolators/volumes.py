@@ -32,7 +32,7 @@ GUARDS = ("nosuid", "nodev")
 
 
 class VolumesIsolator(Isolator):
-    """Prepared after the file system, in which the task's user is looked up, and before the disk's."""
+    """Prepared after the file system, in which the task's user is looked up, and the workspace, in which some are."""
 
     name = "volumes"
 

@@ -1,9 +1,9 @@
 """A task's workspace, where Mesos has its sandbox: /mnt/mesos/sandbox, with what was fetched for the task.
 
-The directory is `Container.layer`/workspace, made before the container is prepared, for tasks with an image or with
-something to fetch. It belongs to the task's user, who may be known only by the image's files. It is gone with the
-container, as its private layer is, and counts like it. The place in the root file system, and the working directory of
-the task, are made in the private layer where the image lacks them, as Docker does it.
+The directory is `Container.layer`/workspace, made before the container is prepared, for tasks with an image, with
+something to fetch or with a volume in it. It belongs to the task's user, who may be known only by the image's files. It
+is gone with the container, as its private layer is, and counts like it. The place in the root file system, and the
+working directory of the task, are made in the private layer where the image lacks them, as Docker does it.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from pathlib import Path, PurePosixPath
 from isolators import mount
 from isolators.base import BundlePart, Container, Isolator, IsolatorError
 from isolators.process import user_of
+from model.volume import WORKSPACE
 
-DESTINATION = "/mnt/mesos/sandbox"
+DESTINATION = WORKSPACE
 DIRECTORY = "workspace"
 PATH_FLAGS = mount.O_PATH | os.O_DIRECTORY
 

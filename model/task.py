@@ -15,7 +15,7 @@ from model.health import Health, HealthCheck, Readiness, ReadinessCheck
 from model.image import ImageSpec
 from model.limits import TaskLimits, Tmpfs
 from model.resources import Resources
-from model.volume import VolumeMount
+from model.volume import WORKSPACE, VolumeMount
 
 
 class TaskState(IntEnum):
@@ -133,14 +133,15 @@ class TaskSpec:
     read_only: bool = False
     tmpfs: tuple[Tmpfs, ...] = ()
     shm: int = 64
-    volumes: tuple[VolumeMount, ...] = ()
     image: ImageSpec | None = None
     fetch: tuple[Fetch, ...] = ()
+    volumes: tuple[VolumeMount, ...] = ()
 
     @property
     def needs_provision(self) -> bool:
-        """Whether something has to be on the node before it can start."""
-        return self.image is not None or bool(self.fetch)
+        """Whether something has to be on the node before it can start: its image, or its workspace."""
+        in_workspace = any(mount.destination.startswith(f"{WORKSPACE}/") for mount in self.volumes)
+        return self.image is not None or bool(self.fetch) or in_workspace
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from model.mounts import MOST_MIB, destination_problem, path_problem
 # They name directories: no slash, no leading dot.
 VOLUME_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,239}")
 VOLUME_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}")
+WORKSPACE = "/mnt/mesos/sandbox"  # of a task, in its container: where Mesos has its sandbox
 MODES = ("ro", "rw", "rshared")  # what a node permits, each more than the one before
 
 

@@ -21,13 +21,12 @@ from frameworks.services.catalog import AppExists, UnknownApp
 from frameworks.services.definition import Definition, Scale, TaskIds
 from frameworks.services.framework import Services, TaskFailure, describe_end
 from frameworks.services.health import health_results, readiness_results
-from frameworks.services.volumes import SANDBOX
 from frameworks.services.wanted import Run, settled
 from master.rest import cluster
 from master.rest.errors import ApiError
 from master.store.base import Conflict, Store
 from model.task import MESOS_STATES, TaskState
-from model.volume import VolumeKind
+from model.volume import WORKSPACE, VolumeKind
 
 MARATHON_VERSION = "1.11.0"  # of the API: clients choose their calls by it
 # Where DC/OS has its Marathon, and where its proxies often put it.
@@ -257,7 +256,7 @@ def task_json(run: Run) -> Json:
         task["healthCheckResults"] = health_results(run.view)
     if kept := [mount for mount in spec.volumes if mount.kind is VolumeKind.PERSISTENT]:
         task["localVolumes"] = [
-            {"containerPath": mount.destination.removeprefix(f"{SANDBOX}/"), "persistenceId": mount.source}
+            {"containerPath": mount.destination.removeprefix(f"{WORKSPACE}/"), "persistenceId": mount.source}
             for mount in kept
         ]
     if run.started is not None:

@@ -1,7 +1,7 @@
 """The parts of a definition that say what its tasks share with their node or with the task before them: Marathon's
 `container.volumes` and `residency` (`marathon.raml: AppVolume, AppResidency`), and what they make of a task.
 
-A path in the container that is not absolute is below the sandbox, the directory in which such a task then starts. A
+A path in the container that is not absolute is below the workspace, where such a task then starts. A
 `hostPath` that is not absolute is in there too: a persistent volume of that name if there is one, which so gets a
 second place, and else a volume that is gone with the task.
 """
@@ -18,9 +18,8 @@ from pydantic import BaseModel, BeforeValidator, Field, field_validator, model_v
 from frameworks.services.fields import STRICT, Location, Refused, invalid
 from model.mounts import MOST_MIB
 from model.task import TaskSpec
-from model.volume import VOLUME_NAME, PersistentVolume, VolumeKind, VolumeMount, mount_problem
+from model.volume import VOLUME_NAME, WORKSPACE, PersistentVolume, VolumeKind, VolumeMount, mount_problem
 
-SANDBOX = "/mnt/mesos/sandbox"  # as in Mesos
 VOLUMES_MOST = 64
 DAY_S = 86_400
 RESIDENCY = {"taskLostBehavior": "WAIT_FOREVER", "relaunchEscalationTimeoutSeconds": 3600}
@@ -76,7 +75,7 @@ class Volume(Strict):
 
     def mount(self, instance: str, kept: dict[str, int]) -> VolumeMount:
         """`kept`: the persistent volumes that the app has, and their sizes."""
-        destination, read_only = posixpath.join(SANDBOX, self.containerPath), self.mode == "RO"
+        destination, read_only = posixpath.join(WORKSPACE, self.containerPath), self.mode == "RO"
         if self.hostPath is not None and self.hostPath.startswith("/"):
             return VolumeMount(destination, VolumeKind.HOST, self.hostPath, read_only)
         size = self.persistent.size if self.persistent is not None else kept.get(self.hostPath or "", 0)
@@ -152,10 +151,9 @@ def mounted(task: TaskSpec, volumes: Sequence[Volume], instance: str) -> TaskSpe
     """The task with the volumes of this instance of its app."""
     kept = {each.containerPath: each.persistent.size for each in volumes if each.persistent is not None}
     mounts = tuple(each.mount(instance, kept) for each in volumes)
-    if not any(mount.destination.startswith(SANDBOX + "/") for mount in mounts):
-        return replace(task, volumes=mounts)
-    env = tuple(sorted({"MESOS_SANDBOX": SANDBOX, **dict(task.env)}.items()))
-    return replace(task, volumes=mounts, cwd=SANDBOX, env=env)
+    with_volumes = replace(task, volumes=mounts)
+    # No directory named: the workspace, or the one that the image says.
+    return replace(with_volumes, cwd="") if with_volumes.needs_provision else with_volumes
 
 
 def overlapping(task: TaskSpec) -> str:

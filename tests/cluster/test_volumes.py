@@ -15,7 +15,8 @@ from lab.daemons import tepui
 from tests.cluster import bed
 from tests.cluster.bed import Cluster, Json, Tasks, eventually
 
-SETTINGS = {"TEPUI_MASTER_UNREACHABLE_AFTER_S": "1", "TEPUI_MASTER_LOST_AFTER_S": "2"}
+# Long enough for an agent to start again, on a machine that has much to do.
+SETTINGS = {"TEPUI_MASTER_UNREACHABLE_AFTER_S": "1", "TEPUI_MASTER_LOST_AFTER_S": "10"}
 COUNTER: Json = json.loads((bed.ROOT / "examples/counter.json").read_text())
 APP = "/counter"
 

@@ -135,11 +135,11 @@ def isolators_of(state: Path, prefix: str, rights: Rights = NO_RIGHTS) -> list[I
     """Without the network's."""
     return [
         FilesystemIsolator(state),
-        WorkspaceIsolator(),
-        VolumesIsolator(state, PersistentVolumes(state.parent), rights),
         DiskIsolator(state),
         CgroupIsolator(prefix, rights),
         NamespacesIsolator(rights),
+        WorkspaceIsolator(),
+        VolumesIsolator(state, PersistentVolumes(state.parent), rights),
         ProcessIsolator(),
         CapabilitiesIsolator(rights),
         SeccompIsolator(rights),

@@ -14,11 +14,11 @@ from frameworks.services.app import create, new_task
 from frameworks.services.definition import Definition
 from frameworks.services.framework import Services
 from frameworks.services.instances import Instance, Waiting
-from frameworks.services.volumes import RESIDENCY, SANDBOX, UPGRADE
+from frameworks.services.volumes import RESIDENCY, UPGRADE
 from master.rest.errors import json_path
 from master.store.sqlite import SqliteStore
 from model.task import TaskSpec, TaskState
-from model.volume import Propagation, VolumeKind, VolumeMount, persistent
+from model.volume import WORKSPACE, Propagation, VolumeKind, VolumeMount, persistent
 from tests.unit.cluster import Cluster, node, until
 from tests.unit.test_services import definition, runs, services
 
@@ -43,16 +43,16 @@ def problems(*volumes: Any, **fields: Any) -> dict[str, str]:
 def test_a_host_volume() -> None:
     task = spec({"containerPath": "/data", "hostPath": "/srv/data", "mode": "RO"})
     assert task.volumes == (VolumeMount("/data", VolumeKind.HOST, "/srv/data", read_only=True),)
-    assert task.cwd == "/" and "MESOS_SANDBOX" not in dict(task.env)
+    assert task.cwd == "/" and not task.needs_provision
 
 
-def test_a_persistent_volume_is_in_the_sandbox() -> None:
+def test_a_persistent_volume_is_in_the_workspace() -> None:
     task = spec(KEPT)
-    assert task.volumes == (VolumeMount(f"{SANDBOX}/data", VolumeKind.PERSISTENT, "db.1.data", size=100),)
-    assert task.cwd == dict(task.env)["MESOS_SANDBOX"] == SANDBOX
+    assert task.volumes == (VolumeMount(f"{WORKSPACE}/data", VolumeKind.PERSISTENT, "db.1.data", size=100),)
+    assert task.cwd == "" and task.needs_provision  # the node makes the workspace, and starts it there
 
 
-def test_a_second_place_for_what_is_in_the_sandbox() -> None:
+def test_a_second_place_for_what_is_in_the_workspace() -> None:
     kept, again, scratch = spec(
         KEPT,
         {"containerPath": "/var/lib/db", "hostPath": "data", "mode": "RW"},
