@@ -37,7 +37,7 @@ from tests.kernel.namespaces import run
 
 SECONDS = float(os.environ.get("TEPUI_TEST_RANDOM_S", "0"))
 SHORT = settings(max_examples=3, stateful_step_count=14)
-LONG = settings(max_examples=8, stateful_step_count=40)
+LONG = settings(max_examples=3, stateful_step_count=40)
 STATE_SIZE = "48m"
 NETWORK_NAMES = ["none", "overlay"]
 MOST_TASKS = 12
@@ -328,7 +328,7 @@ def loop() -> Iterator[asyncio.AbstractEventLoop]:
     made.close()
 
 
-@pytest.mark.timeout(SECONDS + 300)
+@pytest.mark.timeout(2 * SECONDS + 300)
 @pytest.mark.usefixtures("host_mounts")
 def test_random_sequences(tmp_path: Path, loop: asyncio.AbstractEventLoop) -> None:
     Agent.directory, Agent.loop = tmp_path, loop
