@@ -84,6 +84,7 @@ class Agent(RuleBasedStateMachine):
         state = directory / "state"
         state.mkdir(parents=True)
         run("mount", "-t", "tmpfs", "-o", f"mode=0700,size={STATE_SIZE}", "tmpfs", str(state))
+        self.stack.callback(run, "umount", "-l", str(state))
         self.node: NodeDaemon = self.wait(self.stack.enter_async_context(node_daemon(directory, state)))
 
     @property
@@ -190,13 +191,11 @@ class Agent(RuleBasedStateMachine):
             assert node.process.poll() is None, f"the agent has ended\n{node.tail()}"
 
     def teardown(self) -> None:
-        if not hasattr(self, "node"):
-            return
         try:
-            self.settle()
+            if hasattr(self, "node"):
+                self.settle()
         finally:
             self.wait(self.stack.aclose())
-            run("umount", "-l", str(self.node.state))
 
     async def settled(self) -> None:
         node = self.node
