@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 from uuid import uuid4
 
@@ -133,6 +134,30 @@ async def test_a_state_directory_that_can_not_be_written_is_named_and_costs_no_c
         assert pids(node) == before and alive(set(before.values()))
 
 
+async def test_a_full_disk_holds_up_what_must_be_written_down_and_nothing_else(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    state.mkdir()
+    run("mount", "-t", "tmpfs", "-o", "mode=0700,size=48m", "tmpfs", str(state))
+    async with node_daemon(tmp_path, state) as node:
+        await node.run(spec("a", FOREVER), spec("b", FOREVER))
+        fill(state / "filler")
+        await node.master.tasks.mark("a", drained=True)
+        await node.master.tasks.add("n1", [spec("c", FOREVER)])
+        await until(lambda: len(not_written(node)) == 2, "the master is told", node.tail)
+        assert {text.split(":")[0] for text in not_written(node)} == {
+            f"task {name} is not written down" for name in "ac"
+        }
+        assert node.in_state(TaskState.RUNNING) == {"a", "b"} and alive({pids(node)["a"]})
+        node.kill()
+        node.begin()
+        await node.connected()
+        assert node.in_state(TaskState.RUNNING) == {"a", "b"} and alive({pids(node)["a"]})
+        (state / "filler").unlink()
+        await until(lambda: node.in_state(TaskState.KILLED) == {"a"}, "its end is done", node.tail)
+        await until(lambda: node.in_state(TaskState.RUNNING) == {"b", "c"}, "the other one runs", node.tail)
+    run("umount", "-l", str(state))
+
+
 async def test_a_node_that_has_less_and_permits_less_than_before_starts_and_says_so(tmp_path: Path) -> None:
     async with node_daemon(tmp_path, CAPABILITIES='["CAP_SYS_PTRACE"]') as node:
         await node.run(spec("a", FOREVER, capabilities_add=("CAP_SYS_PTRACE",)))
@@ -186,6 +211,20 @@ async def restarted(node: NodeDaemon) -> None:
     process = node.begin()
     await node.connected()
     assert cpu_s(process.pid) < MARGIN * RECONCILED_S
+
+
+def fill(file: Path) -> None:
+    with suppress(OSError), file.open("wb", buffering=0) as filler:
+        while True:
+            filler.write(bytes(1 << 16))
+    with suppress(OSError), file.open("ab", buffering=0) as filler:
+        while True:
+            filler.write(b"x")
+
+
+def not_written(node: NodeDaemon) -> list[str]:
+    (view,) = node.master.nodes.all()
+    return [error for error in view.errors if "not written down" in error]
 
 
 def cpu_s(pid: int) -> float:

@@ -37,7 +37,7 @@ from tests.kernel.namespaces import run
 
 SECONDS = float(os.environ.get("TEPUI_TEST_RANDOM_S", "0"))
 SHORT = settings(max_examples=3, stateful_step_count=14)
-LONG = settings(max_examples=8, stateful_step_count=40)
+LONG = settings(max_examples=3, stateful_step_count=40)
 STATE_SIZE = "48m"
 NETWORK_NAMES = ["none", "overlay"]
 MOST_TASKS = 12
@@ -84,6 +84,7 @@ class Agent(RuleBasedStateMachine):
         state = directory / "state"
         state.mkdir(parents=True)
         run("mount", "-t", "tmpfs", "-o", f"mode=0700,size={STATE_SIZE}", "tmpfs", str(state))
+        self.stack.callback(run, "umount", "-l", str(state))
         self.node: NodeDaemon = self.wait(self.stack.enter_async_context(node_daemon(directory, state)))
 
     @property
@@ -190,13 +191,11 @@ class Agent(RuleBasedStateMachine):
             assert node.process.poll() is None, f"the agent has ended\n{node.tail()}"
 
     def teardown(self) -> None:
-        if not hasattr(self, "node"):
-            return
         try:
-            self.settle()
+            if hasattr(self, "node"):
+                self.settle()
         finally:
             self.wait(self.stack.aclose())
-            run("umount", "-l", str(self.node.state))
 
     async def settled(self) -> None:
         node = self.node
@@ -328,7 +327,7 @@ def loop() -> Iterator[asyncio.AbstractEventLoop]:
     made.close()
 
 
-@pytest.mark.timeout(SECONDS + 300)
+@pytest.mark.timeout(2 * SECONDS + 300)
 @pytest.mark.usefixtures("host_mounts")
 def test_random_sequences(tmp_path: Path, loop: asyncio.AbstractEventLoop) -> None:
     Agent.directory, Agent.loop = tmp_path, loop
