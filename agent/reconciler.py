@@ -3,6 +3,9 @@
 Reads: the assignments (`assign`, `withdraw`), the checkpoint, the exit of containers. Writes: the checkpoint, before
 the kernel; containers; and every observation to `report`, which sees to it that the master hears of it.
 
+A pod's tasks share one fate: with the first that ends all others do, and nobody is asked. It follows from the records,
+so an agent that starts comes to the same.
+
 Each task has a loop of its own that calls `step` until the task is over. A step looks at the record, does the one
 operation that its state asks for, and returns the next record. What must be on disk when:
 
@@ -10,7 +13,7 @@ operation that its state asks for, and returns the next record. What must be on 
                meanwhile is done to a sandbox, which its keeper takes back when the agent ends
     container  which one it is, with its addresses, before exec; the keeper notes that exec is due, so that it never
                runs twice. When a sandbox was ready, this goes down together with ACCEPTED
-    kill       before the signal, so that it is not restarted or reported as a failure
+    kill       before the signal, so that it is not restarted or reported as a failure; for the pod's sake with `fate`
     adjustment before it is done, so that it is done in the end, and after it, with how it went
     ended      how, before it is cleared away, and with it what the keeper noted
     health     when what is known of it changed, so that the next agent goes on from there
@@ -40,10 +43,12 @@ from agent.health.checks import Checks, Results, known
 from agent.health.probe import Prober, Target
 from agent.launcher.client import LaunchError
 from agent.launcher.record import STARTING, Exit, age
+from agent.pods import PodEnded, Pods
 from agent.sandboxes import Sandboxes
 from isolators.base import Container, IsolatorError, Limit, Unsupported
 from model.adjustment import Adjustment
 from model.health import well
+from model.pod import Pod
 from model.resources import Resources, describe
 from model.signals import parse_signal, signal_name
 from model.task import TASK_ID, TaskSpec, TaskState, TaskStatus, Usage
@@ -93,18 +98,22 @@ class Reconciler:
         self._unsaved: dict[str, str] = {}  # those of them that could not be written, and why
         self._checks = Checks(Prober(Commands(containers, containers.launcher)))
         self._launching = asyncio.Semaphore(LAUNCHES_AT_ONCE)
+        self._pods = Pods(containers, sandboxes, self._share_fate)
 
     async def recover(self) -> None:
         """Read the books, find the containers that run, clear away everything else, and go on with every task."""
         self._first_sequence = self._checkpoint.new_life() << SEQUENCE_BITS
         self._records = self._checkpoint.load()
-        known = [self._container(record) for record in self._records.values() if record.container and not record.over]
+        records = [record for record in self._records.values() if not record.over]
+        known = self._pods.recover(records)
+        known += [self._container(record) for record in records if record.container and self._pods.known(record)]
         for container in known:
-            self._sandboxes.occupy(container.id_base)
+            self._sandboxes.occupy(container.sandbox)
         await self._containers.recover(known)
+        for record in records:
+            await self._try_resume(self._records[record.spec.id])
         for record in list(self._records.values()):
-            if not record.over:
-                await self._try_resume(record)
+            self._find_fate(record)
 
     async def close(self) -> None:
         """Stop looking after the tasks. Containers go on."""
@@ -112,6 +121,7 @@ class Reconciler:
         for work in works:
             work.cancel()
         await asyncio.gather(*works, return_exceptions=True)
+        await self._pods.close()
         self._containers.close()
 
     def statuses(self) -> list[TaskStatus]:
@@ -191,7 +201,7 @@ class Reconciler:
         status = self._next(TaskStatus(task.id, TaskState.ASSIGNED), TaskState.ACCEPTED)
         asked = adjustment if adjustment is not None and adjustment.number else None
         record = TaskRecord(task, status, self._boot_id, kill=kill, adjustment=asked)
-        made = None if kill else self._sandboxes.take(task.network)
+        made = None if kill or task.pod else self._sandboxes.take(task.network)
         if made is not None:
             self._made[task.id] = made
             record = dataclasses.replace(record, **_place(status, made))
@@ -266,16 +276,22 @@ class Reconciler:
         elif shortage := self._capacity.shortage(record.spec.resources):
             lacking = ", ".join(describe(kind, amount) for kind, amount in shortage.items())
             await self._end(record, TaskState.REJECTED, f"this node has {lacking} too little, even when empty")
+        elif absent := self._absent(record.spec):
+            await self._end(record, TaskState.FAILED, f"{', '.join(absent)} of its pod did not come with it")
         elif problem := _unstoppable(record.spec):
             await self._end(record, TaskState.REJECTED, problem)
         else:
             self._observe(record, TaskState.PREPARING)
 
     async def _launch(self, record: TaskRecord) -> None:
+        # Who has to wait for others must not keep them out.
+        place = self._launching if record.spec.pod is None else contextlib.nullcontext()
         try:
-            async with self._launching:
+            async with place:
                 made = self._made.get(record.spec.id) or await self._make(record)
                 await self._start(self._records[record.spec.id], made)
+        except PodEnded as error:
+            await self._end(record, TaskState.KILLED, str(error))
         except Unsupported as error:
             await self._end(record, TaskState.REJECTED, str(error))
         except (IsolatorError, NetworkError, LaunchError, OSError) as error:
@@ -283,16 +299,25 @@ class Reconciler:
 
     async def _make(self, record: TaskRecord) -> Made:
         """None was ready."""
-        made = self._made[record.spec.id] = await self._sandboxes.make(record.spec.network)
+        task = record.spec
+        made = await (self._pods.join(task) if task.pod else self._sandboxes.make(task.network))
+        self._made[task.id] = made
         await self._save_aside(record.spec.id, **_place(record.status, made))
         return made
 
     async def _start(self, record: TaskRecord, made: Made) -> None:
         starting = self._observe(record, TaskState.STARTING)
-        pid = await self._containers.start(made, record.spec, partial(self._saved, record.spec.id))
+        pid = await self._containers.start(made, record.spec, partial(self._may_start, record.spec))
+        if record.spec.pod is not None:
+            self._pods.started(record.spec)
         del self._made[record.spec.id]
         usage = await self._containers.usage(self._container(record))
         self._observe(starting, TaskState.RUNNING, usage=usage, pid=pid)
+
+    async def _may_start(self, task: TaskSpec) -> None:
+        await self._saved(task.id)
+        if task.pod is not None:
+            await self._pods.turn(task)
 
     async def _adjust(self, record: TaskRecord, adjustment: Adjustment) -> None:
         self._adjustments[record.spec.id].clear()
@@ -419,10 +444,46 @@ class Reconciler:
         exit_code: int | None = None,
         usage: Usage | None = None,
     ) -> None:
-        before = self._records[record.spec.id].status
+        latest = self._records[record.spec.id]
+        before = latest.status
+        if state is TaskState.KILLED and latest.fate:
+            reason = latest.fate
         end = self._next(before, state, reason=reason, message="", exit_code=exit_code, usage=usage or before.usage)
         await self._write_down(record.spec.id, end=end)
+        self._find_fate(self._records[record.spec.id])
         await self._clear(record, end)
+
+    def _absent(self, task: TaskSpec) -> list[str]:
+        """Tasks of its pod that are not known here."""
+        return [member for member in task.pod.members if member not in self._records] if task.pod else []
+
+    def _find_fate(self, record: TaskRecord) -> None:
+        """The others of its pod end if it did, and it does if one of them is not known any more."""
+        if (pod := record.spec.pod) is None:
+            return
+        end = record.end or (record.status if record.over else None)
+        if end is not None:
+            self._share_fate(pod, f"its pod ended with {pod.container}: {end.reason}")
+        elif record.status.state >= TaskState.RUNNING and (absent := self._absent(record.spec)):
+            self._share_fate(pod, f"{', '.join(absent)} of its pod is not known any more")
+
+    def _share_fate(self, pod: Pod, fate: str) -> None:
+        self._pods.end(pod, fate)
+        for member in pod.members:
+            record = self._records.get(member)
+            if record is not None and not (record.over or record.kill or record.end is not None):
+                self._doom(dataclasses.replace(record, kill=True, fate=fate))
+
+    def _doom(self, record: TaskRecord) -> None:
+        task_id = record.spec.id
+        self._records[task_id] = record
+        if task_id not in self._saving:
+            try:
+                self._checkpoint.save(record)
+            except OSError as error:  # the next agent finds it out anew
+                log.error("fate not written down", task=task_id, error=str(error))
+        if task_id in self._kills:
+            self._kills[task_id].set()
 
     async def _clear(self, record: TaskRecord, end: TaskStatus) -> None:
         for _ in range(CLEANUP_TRIES):
@@ -435,22 +496,30 @@ class Reconciler:
 
     async def _cleaned(self, record: TaskRecord) -> bool:
         """What can not be cleared away at all is found as an orphan at the next start."""
+        complete = True
+        for work in (self._clean, self._leave_pod):
+            try:
+                await work(record)
+            except* (IsolatorError, NetworkError, OSError) as group:
+                complete = False
+                for error in group.exceptions:
+                    log.error("clean-up incomplete", task=record.spec.id, error=str(error))
+        return complete
+
+    async def _leave_pod(self, record: TaskRecord) -> None:
+        if record.spec.pod is not None:
+            await self._pods.leave(record.spec)
+
+    async def _clean(self, record: TaskRecord) -> None:
         made = self._made.pop(record.spec.id, None)
         record = self._records[record.spec.id]
         if made is None and not record.container:
-            return True
+            return
         sandbox = made.sandbox if made is not None else self._container(record).sandbox
-        complete = True
-        try:
-            if made is not None:
-                await made.launch.abort()
-            await self._containers.cleanup(sandbox)
-            self._sandboxes.release(sandbox.id_base)
-        except* (IsolatorError, NetworkError, OSError) as group:
-            complete = False
-            for error in group.exceptions:
-                log.error("clean-up incomplete", task=record.spec.id, error=str(error))
-        return complete
+        if made is not None:
+            await made.launch.abort()
+        await self._containers.cleanup(sandbox)
+        self._sandboxes.release(sandbox)
 
     async def _try_resume(self, record: TaskRecord) -> None:
         """One container that resists must not keep the others from being looked after."""
@@ -474,6 +543,8 @@ class Reconciler:
             # It runs, or has ended since: `step` will see.
             usage = await self._containers.usage(container)
             pid = keeper.container.pid if keeper.container is not None else None
+            if record.holder:
+                self._pods.started(record.spec)
             self._observe(record, TaskState.RUNNING, usage=usage, pid=pid)
         elif record.container and keeper is None:
             await self._end(record, TaskState.FAILED, "it may have run, and what its keeper noted is lost")
@@ -485,9 +556,9 @@ class Reconciler:
         async with asyncio.timeout(ABORT_DEADLINE_S):
             await self._containers.exited(container)
         again = self._next(record.status, TaskState.ACCEPTED, addresses=(), pid=None)
-        self._save(dataclasses.replace(record, status=again, container="", id_base=0))
+        self._save(dataclasses.replace(record, status=again, container="", id_base=0, holder="", quota=0))
         await self._containers.cleanup(container.sandbox)
-        self._sandboxes.release(container.id_base)
+        self._sandboxes.release(container.sandbox)
         self._report(again)
 
     def _observe(self, record: TaskRecord, state: TaskState, **seen: Any) -> TaskRecord:
@@ -535,13 +606,16 @@ class Reconciler:
         self._withdrawn.discard(task_id)
 
     def _container(self, record: TaskRecord) -> Container:
-        return self._containers.container(record.spec, record.container, record.id_base)
+        return self._containers.container(record)
 
 
 def _place(status: TaskStatus, made: Made) -> dict[str, Any]:
     """The fields of a record that say where the task is."""
     there = dataclasses.replace(status, addresses=tuple(map(str, made.addresses)), pid=made.launch.pid)
-    return {"status": there, "container": made.sandbox.id, "id_base": made.sandbox.id_base}
+    place = {"status": there, "container": made.sandbox.id, "id_base": made.sandbox.id_base}
+    if made.sandbox.holder is not None:
+        place |= {"holder": made.sandbox.holder.id, "quota": made.sandbox.quota}
+    return place
 
 
 def describe_exit(end: Exit) -> str:

@@ -71,7 +71,8 @@ class Subscription(Protocol):
 
     async def accept(self, offer_id: str, tasks: Sequence[TaskSpec]) -> None:
         """Run `tasks` on the offer's node; on the store's disk when it returns. What they leave of the offer is free
-        again. Raises OfferGone, or ValueError when they need more than was offered or an id was used before."""
+        again. The tasks of a pod come together. Raises OfferGone, or ValueError when they need more than was offered or
+        an id was used before."""
 
     def decline(self, offer_id: str, reason: str, filter_s: float = 5.0) -> None:
         """`reason` is for people. The same node is not offered again for `filter_s`, unless revived."""
@@ -83,8 +84,8 @@ class Subscription(Protocol):
         """No offers until revived."""
 
     async def kill(self, task_id: str) -> None:
-        """End the task: its backends leave the VIPs, then it is stopped. At once for a task that is over. Raises
-        UnknownTask."""
+        """End the task, and its whole pod: their backends leave the VIPs, then they are stopped. At once for a task
+        that is over. Raises UnknownTask."""
 
     async def reconcile(self) -> tuple[TaskView, ...]:
         """Every task of the framework that is not over and acknowledged, as known now."""

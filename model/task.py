@@ -12,6 +12,7 @@ from enum import IntEnum, StrEnum
 
 from model.health import Health, HealthCheck, Readiness, ReadinessCheck
 from model.limits import TaskLimits, Tmpfs
+from model.pod import Pod
 from model.resources import Resources
 
 
@@ -128,6 +129,14 @@ class TaskSpec:
     read_only: bool = False
     tmpfs: tuple[Tmpfs, ...] = ()
     shm: int = 64
+    pod: Pod | None = None
+
+    @property
+    def held(self) -> Resources:
+        """What its node has less because of it: what a pod takes for itself counts with the first of its tasks."""
+        if self.pod is None or self.pod.members[0] != self.id:
+            return self.resources
+        return self.resources + self.pod.resources
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from model.adjustment import Adjustment, adjustment_of
 from model.limits import Device, HugePages, IoLimit, TaskLimits, Tmpfs
 from model.network import Block, Network, NetworkKind, Vtep
 from model.node import Node
+from model.pod import Pod
 from model.resources import Resources
 from model.task import Port, Protocol, Rlimit, Secret, TaskSpec, TaskState, TaskStatus, Usage
 from model.vip import Backend, Vip
@@ -64,6 +65,7 @@ def task_to_wire(task: TaskSpec) -> pb.Task:
         health_checks=map(health.check_to_wire, task.health_checks),
         readiness_checks=map(health.readiness_check_to_wire, task.readiness_checks),
         kill_signal=task.kill_signal,
+        pod=pod_to_wire(task.pod) if task.pod else None,
     )
 
 
@@ -99,6 +101,31 @@ def task_from_wire(message: pb.Task) -> TaskSpec:
         health_checks=tuple(map(health.check_from_wire, message.health_checks)),
         readiness_checks=tuple(map(health.readiness_check_from_wire, message.readiness_checks)),
         kill_signal=message.kill_signal or "SIGTERM",
+        pod=pod_from_wire(message.id, message.pod) if message.HasField("pod") else None,
+    )
+
+
+def pod_to_wire(pod: Pod) -> pb.Pod:
+    return pb.Pod(
+        id=pod.id,
+        container=pod.container,
+        members=pod.members,
+        share_ipc=pod.share_ipc,
+        share_pid=pod.share_pid,
+        resources=resources_to_wire(pod.resources),
+    )
+
+
+def pod_from_wire(task_id: str, message: pb.Pod) -> Pod:
+    if task_id not in message.members or len(set(message.members)) < len(message.members):
+        raise ValueError(f"task {task_id}: is not one of the tasks of its pod")
+    return Pod(
+        id=message.id,
+        container=message.container,
+        members=tuple(message.members),
+        share_ipc=message.share_ipc,
+        share_pid=message.share_pid,
+        resources=resources_from_wire(message.resources),
     )
 
 

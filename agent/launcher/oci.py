@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from typing import Any, NoReturn
 
 from agent.launcher import syscalls as sc
-from agent.launcher.bundle import Bundle
+from agent.launcher.bundle import JOINABLE, Bundle
 from agent.launcher.channel import SetupError
 from agent.launcher.mounts import Bind
 
@@ -35,7 +35,7 @@ LOG, PID = "log.json", "pid"
 DEADLINE_MS = 25_000
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 UNIFIED = "/sys/fs/cgroup/unified"
-JOINED = {"user": "user", "network": "net"}  # what a runtime joins, and the names that /proc has for it
+JOINED = ("user", "network")  # what a runtime joins in any case
 FAILED = 127
 OCI_VERSION = "1.0.2"  # Debian's crun knows no later one, and nothing of ours is later
 
@@ -81,8 +81,10 @@ def adapted(config: dict[str, Any], closed: str | None, sandbox: int) -> dict[st
 
 
 def _joined(namespace: dict[str, str], sandbox: int) -> dict[str, str]:
-    file = JOINED.get(namespace["type"])
-    return namespace if file is None else {**namespace, "path": f"/proc/{sandbox}/ns/{file}"}
+    """A pod's are those of the sandbox too."""
+    if namespace["type"] not in JOINED and "path" not in namespace:
+        return namespace
+    return {**namespace, "path": f"/proc/{sandbox}/ns/{JOINABLE[namespace['type']]}"}
 
 
 def _run(runtime: str, container: str, bundle: Bundle, verb: tuple[str, ...], streams: tuple[int, ...]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 from hypothesis import strategies as st
@@ -10,6 +11,7 @@ from model.health import Health, HealthCheck, ProbeKind, Readiness, ReadinessChe
 from model.limits import Device, HugePages, IoLimit, TaskLimits, Tmpfs
 from model.network import Address, Block, Network, NetworkKind, Subnet, Vtep
 from model.node import Node
+from model.pod import Pod
 from model.resources import Resources
 from model.task import Port, Protocol, Rlimit, TaskSpec, TaskState, TaskStatus, Usage
 from model.vip import Backend, Vip
@@ -117,6 +119,13 @@ limits = st.builds(
     huge_pages=st.lists(st.builds(HugePages, texts, numbers), max_size=2).map(tuple),
     devices=st.lists(st.builds(Device, texts, texts), max_size=2).map(tuple),
 )
+pods = st.builds(Pod, names, texts, st.just(()), st.booleans(), st.booleans(), resources)
+
+
+def _in_its_pod(spec: TaskSpec) -> TaskSpec:
+    return replace(spec, pod=replace(spec.pod, members=("other one", spec.id))) if spec.pod else spec
+
+
 specs = st.builds(
     TaskSpec,
     id=names,
@@ -143,7 +152,8 @@ specs = st.builds(
     health_checks=st.lists(health_checks, max_size=2).map(tuple),
     readiness_checks=st.lists(readiness_checks, max_size=2).map(tuple),
     kill_signal=st.sampled_from(["SIGTERM", "SIGINT", "SIGRTMIN+3"]),
-)
+    pod=st.none() | pods,
+).map(_in_its_pod)
 nodes = st.builds(
     Node,
     id=names,
