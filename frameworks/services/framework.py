@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 
 import structlog
 
-from frameworks.services.app import CODEC, PREFIX, STAGED_LABEL, App, label, new_task
+from frameworks.services.app import CODEC, PREFIX, STAGED_LABEL, App, label, new_tasks
 from frameworks.services.backoff import Backoff, Failure, failed
 from frameworks.services.place import Demand, Refusal, explain, place, reason
 from frameworks.services.wanted import Run, illness, missing, surplus
@@ -275,9 +275,10 @@ class Services:
         for app_id in app_ids:
             app = self._apps.get(app_id)
             if app is not None and self._missing(app):
-                spec = new_task(app, datetime.now(UTC))
-                self._note(Run(_staging(spec, offer), launched_at=time.monotonic()))
-                specs.append(spec)
+                tasks = new_tasks(app, datetime.now(UTC))
+                for spec in tasks:
+                    self._note(Run(_staging(spec, offer), launched_at=time.monotonic()))
+                specs += tasks
         if not specs:
             self._subscription.decline(offer.id, "no service waits for resources")
             return True
@@ -335,7 +336,7 @@ def describe_end(view: TaskView) -> str:
 
 def _demand(app: App, count: int) -> Demand:
     definition = app.definition
-    rights = needed(new_task(app, datetime.now(UTC)))
+    rights = frozenset[str]().union(*(needed(task) for task in new_tasks(app, datetime.now(UTC))))
     return Demand(app.id, definition.resources, definition.network, count, rights)
 
 

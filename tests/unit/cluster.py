@@ -83,7 +83,7 @@ class Cluster:
             self._subscription.tell(Offers(tuple(given)))
 
     def free(self, node: Node) -> Resources:
-        used = (task.spec.resources for task in self.active() if task.node == node.id)
+        used = (task.spec.held for task in self.active() if task.node == node.id)
         return node.resources - sum(used, Resources())
 
     def rescind_all(self) -> None:
@@ -110,6 +110,8 @@ class Cluster:
         self.tasks[task_id] = replace(view, status=replace(status, **attributes))
         self._tell(Update(self.tasks[task_id]))
         if state.terminal:
+            for other in self._together(task_id):
+                self.advance(other, TaskState.KILLED)
             self.offer()
 
     def accept(self, offer_id: str, specs: Sequence[TaskSpec]) -> None:
@@ -121,7 +123,7 @@ class Cluster:
             raise OfferGone(offer_id)
         if self.rejecting:
             raise self.rejecting
-        assert offer.resources.covers(sum((spec.resources for spec in specs), Resources())), "more than was offered"
+        assert offer.resources.covers(sum((spec.held for spec in specs), Resources())), "more than was offered"
         for spec in specs:
             assert spec.id not in {known.id for known in self.accepted}, "a task id was used twice"
             assert len(self.active(spec.owner)) < self.limits.get(spec.owner, 100_000), "more tasks than wanted"
@@ -151,10 +153,17 @@ class Cluster:
         self.killed.append(task_id)
         if self.tasks[task_id].status.state.terminal:
             return
-        self.tasks[task_id] = replace(self.tasks[task_id], killing=True)
-        self._tell(Update(self.tasks[task_id]))
+        for each in self._together(task_id):
+            self.tasks[each] = replace(self.tasks[each], killing=True)
+            self._tell(Update(self.tasks[each]))
         if self.automatic:
             self.advance(task_id, TaskState.KILLED)
+
+    def _together(self, task_id: str) -> list[str]:
+        """Of a pod, those that are not over."""
+        pod = self.tasks[task_id].spec.pod
+        members = pod.members if pod is not None else (task_id,)
+        return [each for each in members if each in self.tasks and not self.tasks[each].status.state.terminal]
 
     def acknowledge(self, task_id: str, sequence: int) -> None:
         view = self.tasks.get(task_id)
