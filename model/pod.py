@@ -14,8 +14,9 @@ from model.resources import Resources
 class Pod:
     """A task's pod. `id` is that of the instance, and `container` what the task is called in it. `members` are the ids
     of its tasks, in the order in which they are started. All of them have one network, one set of user ids and one
-    host name; what else they share is asked for: System V IPC, POSIX message queues and /dev/shm (`share_ipc`), and the
-    sight of each other's processes (`share_pid`). `resources` are the pod's own, beside those of its tasks."""
+    host name. What else this one shares, with those that share it too, is asked for: System V IPC, POSIX message queues
+    and /dev/shm (`share_ipc`), and the sight of each other's processes (`share_pid`). `resources` are the pod's own,
+    beside those of its tasks."""
 
     id: str
     container: str

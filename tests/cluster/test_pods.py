@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
-import signal
 import subprocess
 from functools import partial
 from typing import Any
@@ -16,6 +14,7 @@ from lab.cluster import MASTER
 from lab.daemons import TEPUI, admin_file
 from tests.cluster import bed, traces
 from tests.cluster.bed import Cluster, Json, Tasks, eventually
+from tests.cluster.test_container_faults import kill
 
 POD = bed.ROOT / "examples/pod.json"
 DEADLINE_S = 30.0
@@ -74,17 +73,15 @@ def test_its_virtual_address_leads_to_it_and_its_containers_to_each_other(cluste
     for node in cluster.names:
         assert cluster.lab.within(node, partial(ask, target, "/time")).count(":") == 2
     address = next(iter(servers.values()))["addresses"][0]
-    refused = cluster.lab.exec(
-        "n1", ["/usr/bin/python3", "-c", f"import socket; socket.create_connection(({address!r}, 8081), 5)"]
-    )
-    assert "ConnectionRefusedError" in refused.stderr
+    from_outside = f"import socket; socket.create_connection(({address!r}, 8081), 5)"
+    assert "ConnectionRefusedError" in cluster.lab.exec("n1", ["/usr/bin/python3", "-c", from_outside]).stderr
 
 
 @pytest.mark.parametrize("container", ["web", "clock"])
 def test_an_instance_of_which_a_container_is_killed_is_replaced(cluster: Cluster, pod: str, container: str) -> None:
     before = by_instance(cluster.tasks())
     victim, other = sorted(before)
-    os.kill(before[victim][container]["pid"], signal.SIGKILL)
+    kill(cluster, before[victim][container])
     after = by_instance(settle(cluster, frozenset({victim})))
     assert bed.same(before[other], after[other])
     assert f"{container}: failed: killed by SIGKILL" in status(cluster)["terminationHistory"][0]["message"]
@@ -96,13 +93,10 @@ def test_it_ends_as_a_whole_while_the_master_is_away(cluster: Cluster, pod: str)
     victim, other = sorted(before)
     cluster.lab.hold(MASTER, "master")
     try:
-        os.kill(before[victim]["clock"]["pid"], signal.SIGKILL)
-        node = cluster.lab.node(before[victim]["web"]["node"])
-        pid = cluster.lab.status(node.name).pid
-        left = {each["container"] for each in records(cluster, node.name) if each["spec"]["pod"]["id"] == victim}
-        eventually(
-            lambda: not left & {path.name for path in traces.bundles(node, pid).iterdir()}, "nothing is left of it"
-        )
+        node = before[victim]["web"]["node"]
+        containers = {each["container"] for each in records(cluster, node) if each["spec"]["pod"]["id"] == victim}
+        kill(cluster, before[victim]["clock"])
+        eventually(lambda: not containers & bundles(cluster, node), "nothing is left of it")
     finally:
         cluster.lab.release(MASTER, "master")
     after = by_instance(settle(cluster, frozenset({victim})))
@@ -133,6 +127,11 @@ def test_a_person_sees_it(cluster: Cluster, pod: str) -> None:
 
 def records(cluster: Cluster, node: str) -> list[Json]:
     return [json.loads(path.read_text()) for path in (cluster.lab.node(node).state / "tasks").glob("*.json")]
+
+
+def bundles(cluster: Cluster, node: str) -> set[str]:
+    directory = traces.bundles(cluster.lab.node(node), cluster.lab.status(node).pid)
+    return {path.name for path in directory.iterdir()}
 
 
 def tepui(cluster: Cluster, *arguments: str) -> str:
