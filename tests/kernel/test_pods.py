@@ -9,7 +9,7 @@ import os
 import shutil
 import signal
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from pathlib import Path
@@ -413,3 +413,40 @@ async def test_a_pod_has_one_address_and_gives_it_back(tmp_path: Path) -> None:
         made.reconciler.assign(specs[0], kill=True)
         await ends(made, specs)
         assert {link["ifname"] for link in ip("link")} == before and networks.addresses(holder_id) == ()
+
+
+def of_launcher(made: Agent) -> list[int]:
+    """The launcher and whatever comes from it: keepers, makers, what joins, and containers that execute nothing yet."""
+    mark = f"{remains.MARK}={made.directories.state.parent}".encode()
+    found = []
+    for directory in Path("/proc").glob("[0-9]*"):
+        with suppress(FileNotFoundError, ProcessLookupError, PermissionError):
+            if mark in (directory / "environ").read_bytes().split(b"\0") and directory.name != str(os.getpid()):
+                found.append(int(directory.name))
+    return sorted(found)
+
+
+async def past_start(made: Agent, specs: Sequence[TaskSpec]) -> None:
+    records = made.reconciler._records
+    await until(lambda: all(records[spec.id].status.state >= TaskState.RUNNING for spec in specs), "run or have ended")
+
+
+@pytest.mark.parametrize("which", [0, 1, 2, 4, 6, 8, -2, -1])
+async def test_whatever_is_killed_while_it_starts_nothing_is_left(node: Agent, which: int) -> None:
+    before = await at_rest(node)
+    for milliseconds in range(0, 60, 6):
+        specs = [
+            replace(spec, env=((remains.MARK, str(node.directories.state.parent)),)) for spec in pod(*[FOREVER] * 3)
+        ]
+        assign(node, specs)
+        await asyncio.sleep(milliseconds / 1000)
+        processes = of_launcher(node)
+        with suppress(ProcessLookupError):
+            os.kill(processes[which % len(processes)], signal.SIGKILL)
+        await past_start(node, specs)
+        node.reconciler.assign(specs[0], kill=True)
+        ended = await ends(node, specs)
+        assert all(state in (TaskState.KILLED, TaskState.FAILED) for state, _ in ended), ended
+        node.reports.clear()
+        await node.node.launcher.start()
+        await as_before(node, before)

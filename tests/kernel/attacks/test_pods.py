@@ -17,7 +17,7 @@ from tests.kernel.test_pods import ends, pod, written
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("host_mounts")]
 
 COMMANDS = 12
-# A process has its name from before until it can be looked into for what it executes: what counts is whose memory it is.
+# A process has its old name for a moment after it has executed something: what counts is whose memory it has.
 ATTACK = """
 import ctypes, json, os, signal, sys
 libc = ctypes.CDLL(None, use_errno=True)
