@@ -9,13 +9,14 @@ is the reconciler's care, which hears from here when the sandbox itself was kill
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from agent.checkpoint import TaskRecord
 from agent.containers import Containers, Made
 from agent.launcher.record import STARTING
-from agent.sandboxes import Sandboxes
+from agent.sandboxes import FAILURES, Sandboxes
 from isolators.base import Container, Sandbox
 from model.pod import Pod
 from model.task import TaskSpec
@@ -96,7 +97,7 @@ class Pods:
         """A sandbox for the task. Raises PodEnded, and as `Sandboxes.make` does."""
         pod = _pod(task)
         shared = self._pods.setdefault(pod.id, _Shared())
-        async with shared.changing:
+        async with shared.changing, self._or_end(pod):
             shared.check()
             if shared.sandbox is None:
                 shared.made = self._sandboxes.take(task.network) or await self._sandboxes.make(task.network)
@@ -110,7 +111,8 @@ class Pods:
         shared.ready.add(task.id)
         shared.notify()
         await shared.until(lambda: shared.ready >= set(pod.members))
-        async with shared.changing:
+        async with shared.changing, self._or_end(pod):
+            shared.check()
             if shared.watched is None and shared.made is not None:
                 holder = self._containers.holder(task, shared.made.sandbox)
                 await self._containers.hold(shared.made, holder)
@@ -119,10 +121,12 @@ class Pods:
         await shared.until(lambda: shared.started >= before)
 
     def started(self, task: TaskSpec) -> None:
-        shared = self._pods[_pod(task).id]
-        shared.ready.add(task.id)
-        shared.started.add(task.id)
-        shared.notify()
+        """It is executed. Accepts a task whose pod is not known: what is left of that is being cleared away."""
+        shared = self._pods.get(_pod(task).id)
+        if shared is not None:
+            shared.ready.add(task.id)
+            shared.started.add(task.id)
+            shared.notify()
 
     def end(self, pod: Pod, fate: str) -> None:
         """None of its tasks starts any more. Accepts a pod that is not known."""
@@ -142,6 +146,15 @@ class Pods:
         if shared.left >= set(pod.members):
             await self._clear(shared)
             self._pods.pop(pod.id, None)
+
+    @asynccontextmanager
+    async def _or_end(self, pod: Pod) -> AsyncIterator[None]:
+        """What the pod's sandbox is not fit for with one of its tasks, it is with none."""
+        try:
+            yield
+        except FAILURES as error:
+            self.end(pod, f"its pod could not be made: {error}")
+            raise
 
     async def _clear(self, shared: _Shared) -> None:
         if shared.watched is not None:

@@ -159,6 +159,8 @@ class Reconciler:
             else:
                 self._save(killed)
             self._kills[task.id].set()
+            if task.pod is not None:  # nobody needs to wait for it any more
+                self._pods.end(task.pod, "killed before it was started")
         elif adjustment is not None and not record.over and not outdated(record, adjustment):
             self._save(dataclasses.replace(record, adjustment=adjustment))
             self._adjustments[task.id].set()

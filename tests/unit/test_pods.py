@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
+from agent.containers import Made
 from agent.launcher.record import Exit
 from agent.pods import HOLDER_KILLED
 from model.pod import Pod
 from model.task import TaskSpec, TaskState
 from tests.unit.cluster import until
-from tests.unit.node import World, settled
+from tests.unit.node import Life, World, settled
 from tests.unit.test_reconciler import Story, is_over, one_thread, spec, start
 
 __all__ = ["one_thread"]
@@ -124,6 +125,66 @@ async def test_a_kill_while_another_one_is_being_prepared(tmp_path: Path) -> Non
     await until(lambda: len(ends(world)) == 2)
     assert world.launched == {} and nothing_is_left(world)
     await life.end()
+
+
+async def test_a_kill_ends_the_wait_for_one_that_is_slow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    world, life = await start(tmp_path)
+    specs, ready, prepare = pod("sleep", "sleep"), asyncio.Event(), life.containers.start
+
+    async def slow(made: Made, task: TaskSpec, noted: Callable[[], Awaitable[None]]) -> int:
+        if task.id == "b":
+            await ready.wait()
+        return await prepare(made, task, noted)
+
+    monkeypatch.setattr(life.containers, "start", slow)
+    for each in specs:
+        life.reconciler.assign(each, kill=False)
+    await settled(world)
+    for each in specs:
+        life.reconciler.assign(each, kill=True)
+    await until(is_over(world, "a"))
+    ready.set()
+    await until(lambda: len(ends(world)) == 2)
+    assert set(ends(world).values()) == {(TaskState.KILLED, "killed before it was started")}
+    assert world.launched == {} and nothing_is_left(world)
+    await life.end()
+
+
+@pytest.mark.parametrize("network", ["fail open", "fail create"])
+async def test_a_pod_whose_sandbox_can_not_be_made(tmp_path: Path, network: str) -> None:
+    world, life = await start(tmp_path)
+    for each in pod("sleep", "sleep", "sleep"):
+        life.reconciler.assign(replace(each, network=network), kill=False)
+    await until(lambda: len(ends(world)) == 3)
+    (_, cause), *others = sorted(ends(world).values())
+    assert set(others) == {(TaskState.KILLED, f"its pod could not be made: {cause}")}
+    assert nothing_is_left(world)
+    await life.end()
+
+
+async def test_after_a_reboot_all_of_it_is_lost(tmp_path: Path) -> None:
+    world, life = await start(tmp_path)
+    for each in pod("sleep", "sleep"):
+        life.reconciler.assign(each, kill=False)
+    await until(lambda: len(world.running()) == 2)
+    await life.end()
+    world.reboot()
+    assert await Life(world).begin()
+    assert set(ends(world).values()) == {(TaskState.LOST, "the node was restarted")} and nothing_is_left(world)
+
+
+async def test_a_task_whose_neighbour_was_forgotten_ends(tmp_path: Path) -> None:
+    world, life = await start(tmp_path)
+    for each in pod("sleep", "sleep"):
+        life.reconciler.assign(each, kill=False)
+    await until(lambda: len(world.running()) == 2)
+    await life.end()
+    (tmp_path / "tasks" / "a.json").write_text("damaged")
+    again = Life(world)
+    assert await again.begin()
+    await until(is_over(world, "b"))
+    assert ends(world)["b"] == (TaskState.KILLED, "a of its pod is not known any more") and nothing_is_left(world)
+    await again.end()
 
 
 async def killed_at(number: int, directory: Path, specs: Sequence[TaskSpec], spares: bool) -> tuple[int, Story]:
