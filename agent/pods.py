@@ -9,7 +9,7 @@ is the reconciler's care, which hears from here when the sandbox itself was kill
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Collection, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -19,7 +19,7 @@ from agent.launcher.record import STARTING
 from agent.sandboxes import FAILURES, Sandboxes
 from isolators.base import Container, Sandbox
 from model.pod import Pod
-from model.task import TaskSpec
+from model.task import TaskSpec, TaskState
 
 HOLDER_KILLED = "the process that holds its pod's namespaces was killed"
 Ended = Callable[[Pod, str], None]
@@ -179,6 +179,24 @@ class Pods:
     def _is_held(self, holder: Container) -> bool:
         keeper = self._containers.keeper(holder)
         return keeper is not None and keeper.phase == STARTING
+
+
+def absent(task: TaskSpec, known: Collection[str]) -> list[str]:
+    """Tasks of its pod that are not among those that are known."""
+    return [member for member in task.pod.members if member not in known] if task.pod is not None else []
+
+
+def fate(record: TaskRecord, known: Collection[str]) -> str:
+    """Why the pod of this task has to end; empty when it has not. With a task that has ended all others end, and with
+    one that the node knows nothing of any more those that run."""
+    pod = _pod(record.spec)
+    end = record.status if record.over else record.end
+    if end is not None:
+        return f"its pod ended with {pod.container}: {end.reason}"
+    missing = absent(record.spec, known)
+    if missing and record.status.state >= TaskState.RUNNING:
+        return f"{', '.join(missing)} of its pod is not known any more"
+    return ""
 
 
 def _pod(task: TaskSpec) -> Pod:

@@ -43,7 +43,7 @@ from agent.health.checks import Checks, Results, known
 from agent.health.probe import Prober, Target
 from agent.launcher.client import LaunchError
 from agent.launcher.record import STARTING, Exit, age
-from agent.pods import PodEnded, Pods
+from agent.pods import PodEnded, Pods, absent, fate
 from agent.sandboxes import Sandboxes
 from isolators.base import Container, IsolatorError, Limit, Unsupported
 from model.adjustment import Adjustment
@@ -278,8 +278,8 @@ class Reconciler:
         elif shortage := self._capacity.shortage(record.spec.resources):
             lacking = ", ".join(describe(kind, amount) for kind, amount in shortage.items())
             await self._end(record, TaskState.REJECTED, f"this node has {lacking} too little, even when empty")
-        elif absent := self._absent(record.spec):
-            await self._end(record, TaskState.FAILED, f"{', '.join(absent)} of its pod did not come with it")
+        elif missing := absent(record.spec, self._records):
+            await self._end(record, TaskState.FAILED, f"{', '.join(missing)} of its pod did not come with it")
         elif problem := _unstoppable(record.spec):
             await self._end(record, TaskState.REJECTED, problem)
         else:
@@ -455,26 +455,16 @@ class Reconciler:
         self._find_fate(self._records[record.spec.id])
         await self._clear(record, end)
 
-    def _absent(self, task: TaskSpec) -> list[str]:
-        """Tasks of its pod that are not known here."""
-        return [member for member in task.pod.members if member not in self._records] if task.pod else []
-
     def _find_fate(self, record: TaskRecord) -> None:
-        """The others of its pod end if it did, and it does if one of them is not known any more."""
-        if (pod := record.spec.pod) is None:
-            return
-        end = record.end or (record.status if record.over else None)
-        if end is not None:
-            self._share_fate(pod, f"its pod ended with {pod.container}: {end.reason}")
-        elif record.status.state >= TaskState.RUNNING and (absent := self._absent(record.spec)):
-            self._share_fate(pod, f"{', '.join(absent)} of its pod is not known any more")
+        if record.spec.pod is not None and (found := fate(record, self._records)):
+            self._share_fate(record.spec.pod, found)
 
-    def _share_fate(self, pod: Pod, fate: str) -> None:
-        self._pods.end(pod, fate)
+    def _share_fate(self, pod: Pod, found: str) -> None:
+        self._pods.end(pod, found)
         for member in pod.members:
             record = self._records.get(member)
             if record is not None and not (record.over or record.kill or record.end is not None):
-                self._doom(dataclasses.replace(record, kill=True, fate=fate))
+                self._doom(dataclasses.replace(record, kill=True, fate=found))
 
     def _doom(self, record: TaskRecord) -> None:
         task_id = record.spec.id
