@@ -239,7 +239,7 @@ def _namespace_flags(types: Iterable[str]) -> int:
 
 
 def _is_joinable(entry: dict[str, str]) -> bool:
-    """The path is for other readers. Whose namespace it is the launcher is told, and looks up itself (`join.py`)."""
+    """Whose namespace it is the launcher is told too, and makes sure of (`join.py`)."""
     name = JOINABLE.get(entry["type"])
     return name is not None and re.fullmatch(rf"/proc/[1-9][0-9]*/ns/{name}", entry["path"]) is not None
 

@@ -27,7 +27,7 @@ FAILED = 127
 def clone(frame: Frame, holder: str, first: Callable[[], NoReturn]) -> tuple[int, int]:
     """Has `first` run as the first process of a container. `holder` is the directory of the pod's sandbox. Returns the
     process's pid and a pidfd. Both processes are siblings of the caller. Raises SetupError and OSError."""
-    pidfd = _open_holder(holder)
+    pidfd = _open_holder(frame, holder)
     ours, theirs = pair()
     with ours:
         with theirs:
@@ -46,13 +46,19 @@ def clone(frame: Frame, holder: str, first: Callable[[], NoReturn]) -> tuple[int
     return message["pid"], descriptors[0]
 
 
-def _open_holder(directory: str) -> int:
+def _open_holder(frame: Frame, directory: str) -> int:
     keeper = record.read_keeper(directory)
     held = keeper.container if keeper is not None else None
-    pidfd = record.open_process(held) if held is not None else None
+    if held is None or not all(path.startswith(f"/proc/{held.pid}/") for path in _paths(frame)):
+        raise SetupError("join namespaces", directory, errno.ESRCH)
+    pidfd = record.open_process(held)
     if pidfd is None:
         raise SetupError("join namespaces", directory, errno.ESRCH)
     return pidfd
+
+
+def _paths(frame: Frame) -> list[str]:
+    return [entry["path"] for entry in frame.config["linux"]["namespaces"] if "path" in entry]
 
 
 def _join(frame: Frame, holder: int, maker: socket.socket, first: Callable[[], NoReturn]) -> NoReturn:

@@ -166,7 +166,10 @@ def _note(directory: str, keeper: Keeper) -> None:
 
 def _read_frame(request: Message) -> Frame:
     try:
-        return bundles.parse_frame(request["frame"])
+        frame = bundles.parse_frame(request["frame"])
+        if frame.joined and "holder" not in request:
+            raise BundleError("linux/namespaces: there is no pod whose namespaces could be joined")
+        return frame
     except BundleError as error:
         raise SetupError(f"read frame: {error}", request["bundle"], errno.EINVAL) from error
 

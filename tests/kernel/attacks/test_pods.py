@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from agent.commands import Commands
+from agent.launcher.client import LaunchError
+from isolators.base import BundlePart, Isolator, Sandbox
 from model.task import TaskState
 from tests.kernel.agent import agent
 from tests.kernel.sandbox import until
@@ -57,6 +59,17 @@ signal.pause()
 """
 
 
+class Misleading(Isolator):
+    """Adds to what the others have returned."""
+
+    def __init__(self, kind: str) -> None:
+        self._kind = kind
+
+    async def open(self, sandbox: Sandbox) -> BundlePart:
+        name = {"network": "net"}.get(self._kind, self._kind)
+        return {"linux": {"namespaces": [{"type": self._kind, "path": f"/proc/1/ns/{name}"}]}}
+
+
 async def test_what_starts_beside_it_is_out_of_its_reach(tmp_path: Path) -> None:
     specs = pod(("/usr/bin/python3", "-c", ATTACK), *[("sleep", "infinity")] * 5, share_pid=True)
     async with agent(tmp_path / "agent") as made:
@@ -78,3 +91,18 @@ async def test_what_starts_beside_it_is_out_of_its_reach(tmp_path: Path) -> None
         await ends(made, specs)
     assert "tepui-pod" in found["seen"] and len(found["seen"]) > 1
     assert found["got"] == []
+
+
+@pytest.mark.parametrize("kind", ["user", "network", "ipc", "pid"])
+async def test_no_namespace_is_joined_but_the_pods(tmp_path: Path, kind: str) -> None:
+    """Of a bundle that names another process than the pod's own."""
+    async with agent(tmp_path / "agent") as made:
+        spec = pod(("true",), share_ipc=True, share_pid=True)[0]
+        assert spec.pod is not None
+        holder = await made.sandboxes.make("none")
+        made.node.isolators.append(Misleading(kind))
+        with pytest.raises(LaunchError, match="join namespaces"):
+            await made.sandboxes.join(holder.sandbox, spec.pod)
+        await holder.launch.abort()
+        await made.containers.cleanup(holder.sandbox)
+        assert list(made.directories.bundles.iterdir()) == []
