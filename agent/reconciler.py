@@ -110,10 +110,10 @@ class Reconciler:
         for container in known:
             self._sandboxes.occupy(container.sandbox)
         await self._containers.recover(known)
+        self._find_fates()  # before anything of a pod goes on that must not
         for record in records:
             await self._try_resume(self._records[record.spec.id])
-        for record in list(self._records.values()):
-            self._find_fate(record)
+        self._find_fates()  # now that it is known what runs
 
     async def close(self) -> None:
         """Stop looking after the tasks. Containers go on."""
@@ -454,6 +454,10 @@ class Reconciler:
         await self._write_down(record.spec.id, end=end)
         self._find_fate(self._records[record.spec.id])
         await self._clear(record, end)
+
+    def _find_fates(self) -> None:
+        for record in list(self._records.values()):
+            self._find_fate(record)
 
     def _find_fate(self, record: TaskRecord) -> None:
         if record.spec.pod is not None and (found := fate(record, self._records)):
