@@ -117,4 +117,5 @@ class Checkpoint:
 def _without_secrets(record: TaskRecord) -> TaskRecord:
     """Their names alone: what is on a disk can be found there long after the task."""
     names = tuple(Secret(secret.name, None) for secret in record.spec.secrets)
-    return replace(record, spec=replace(record.spec, secrets=names))
+    image = record.spec.image and replace(record.spec.image, pull_config="")
+    return replace(record, spec=replace(record.spec, secrets=names, image=image))

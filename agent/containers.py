@@ -22,10 +22,12 @@ import structlog
 
 from agent import ending, runtime
 from agent.checkpoint import TaskRecord
+from agent.execution import explain
 from agent.launcher import record
 from agent.launcher.adopt import wait_exit
-from agent.launcher.client import Launch, Launcher
+from agent.launcher.client import Launch, Launcher, LaunchError
 from agent.log_limits import DEFAULT_POLICY, LogPolicy
+from agent.provision import Provided, Provision, Tell
 from agent.pumps import Pumps
 from isolators import mount
 from isolators.base import BundlePart, Container, Holder, Isolator, IsolatorError, Limit, Sandbox, Unsupported, merge
@@ -104,12 +106,15 @@ class Containers:
         isolators: Sequence[Isolator],
         launcher: Launcher,
         log_policy: LogPolicy = DEFAULT_POLICY,
+        provision: Provision | None = None,
     ) -> None:
+        """`provision` brings images and files; None: tasks that need some are refused."""
         self._directories = directories
         self.launcher = launcher
         self._isolators = isolators
         self._log_policy = log_policy
         self._pumps = Pumps()
+        self._provision = provision
 
     def sandbox(self, id: str, id_base: int, network: str) -> Sandbox:
         return Sandbox(id, self._directories.bundles / id, self._directories.layers / id, id_base, network)
@@ -171,10 +176,19 @@ class Containers:
             await made.launch.abort()
             raise
 
-    async def start(self, made: Made, task: TaskSpec, noted: Callable[[], Awaitable[None]]) -> int:
-        """Gives the sandbox to the task. Returns the pid of the task's program, when it runs, which it does not before
-        `noted` has returned."""
-        container = Container(task, made.sandbox)
+    async def provide(self, made: Made, task: TaskSpec, tell: Tell) -> Provided:
+        """The task's image, and what is fetched for it into the sandbox, which may take long: `tell` hears how far it
+        is. Raises IsolatorError."""
+        if self._provision is None:
+            raise Unsupported("this agent brings no images and fetches no files")
+        return await self._provision.provide(task, made.sandbox, tell)
+
+    async def start(
+        self, made: Made, task: TaskSpec, noted: Callable[[], Awaitable[None]], layers: tuple[Path, ...] = ()
+    ) -> int:
+        """Gives the sandbox to the task, with the `layers` of its image. Returns the pid of the task's program, when it
+        runs, which it does not before `noted` has returned."""
+        container = Container(task, made.sandbox, layers)
         try:
             limits = self._log_policy.of(task)
             parts = [made.frame, *[await isolator.prepare(container) for isolator in self._isolators]]
@@ -189,6 +203,10 @@ class Containers:
         except BaseException:
             await made.launch.abort()
             raise
+
+    def explain(self, container: Container, error: LaunchError) -> str:
+        """Why it was not launched, for people. Before it is cleaned up."""
+        return explain(container, error)
 
     def keeper(self, container: Container) -> record.Keeper | None:
         """What the keeper of an earlier launch left; None when there was none in this boot."""

@@ -29,7 +29,7 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from functools import partial
 from typing import Any
 
@@ -44,6 +44,7 @@ from agent.health.probe import Prober, Target
 from agent.launcher.client import LaunchError
 from agent.launcher.record import STARTING, Exit, age
 from agent.pods import PodEnded, Pods, absent, fate
+from agent.provision import Provided
 from agent.sandboxes import Sandboxes
 from isolators.base import Container, IsolatorError, Limit, Unsupported
 from model.adjustment import Adjustment
@@ -286,17 +287,20 @@ class Reconciler:
             self._observe(record, TaskState.PREPARING)
 
     async def _launch(self, record: TaskRecord) -> None:
-        # Who has to wait for others must not keep them out.
-        place = self._launching if record.spec.pod is None else contextlib.nullcontext()
         try:
-            async with place:
+            async with self._place(record.spec):
                 made = self._made.get(record.spec.id) or await self._make(record)
-                await self._start(self._records[record.spec.id], made)
+                if not record.spec.needs_provision:
+                    return await self._start(self._records[record.spec.id], made)
+            await self._provide(record, made)
         except PodEnded as error:
             await self._end(record, TaskState.KILLED, str(error))
         except Unsupported as error:
             await self._end(record, TaskState.REJECTED, str(error))
-        except (IsolatorError, NetworkError, LaunchError, OSError) as error:
+        except LaunchError as error:
+            container = self._container(self._records[record.spec.id])
+            await self._end(record, TaskState.FAILED, self._containers.explain(container, error))
+        except (IsolatorError, NetworkError, OSError) as error:
             await self._end(record, TaskState.FAILED, str(error))
 
     async def _make(self, record: TaskRecord) -> Made:
@@ -307,17 +311,50 @@ class Reconciler:
         await self._save_aside(record.spec.id, **_place(record.status, made))
         return made
 
-    async def _start(self, record: TaskRecord, made: Made) -> None:
-        starting = self._observe(record, TaskState.STARTING)
-        pid = await self._containers.start(made, record.spec, partial(self._may_start, record.spec))
+    async def _provide(self, record: TaskRecord, made: Made) -> None:
+        """What it needs is brought to the node, however long that takes; then it starts. Others start meanwhile."""
+        task_id = record.spec.id
+        providing = asyncio.ensure_future(self._containers.provide(made, record.spec, partial(self._tell, task_id)))
+        killed = asyncio.ensure_future(self._kills[task_id].wait())
+        try:
+            await asyncio.wait({providing, killed}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            killed.cancel()
+            providing.cancel()
+            await asyncio.wait({providing})
+        if self._records[task_id].kill:
+            return await self._end(record, TaskState.KILLED, "killed before it was started")
+        async with self._place(record.spec):
+            await self._start(self._records[task_id], made, providing.result())
+
+    def _tell(self, task_id: str, message: str) -> None:
+        """What takes so long."""
+        record = self._records[task_id]
+        if message != record.status.message:
+            self._observe(record, TaskState.PREPARING, message=message)
+
+    async def _start(self, record: TaskRecord, made: Made, provided: Provided | None = None) -> None:
+        """The task as it is executed, with what its image says, is what the books have of it from then on."""
+        task_id = record.spec.id
+        starting = self._observe(record, TaskState.STARTING, message="")
+        if provided is None:
+            pid = await self._containers.start(made, record.spec, partial(self._may_start, record.spec))
+        else:
+            noted = partial(self._may_start, record.spec, spec=provided.task)
+            pid = await self._containers.start(made, provided.task, noted, provided.layers)
         if record.spec.pod is not None:
             self._pods.started(record.spec)
-        del self._made[record.spec.id]
+        del self._made[task_id]
         usage = await self._containers.usage(self._container(record))
         self._observe(starting, TaskState.RUNNING, usage=usage, pid=pid)
 
-    async def _may_start(self, task: TaskSpec) -> None:
-        await self._saved(task.id)
+    def _place(self, task: TaskSpec) -> AbstractAsyncContextManager[None]:
+        """Among those that are launched at once. Who has to wait for others must not keep them out."""
+        return self._launching if task.pod is None else contextlib.nullcontext()
+
+    async def _may_start(self, task: TaskSpec, **fields: Any) -> None:
+        """When it is on disk, with these fields of its record."""
+        await (self._save_aside(task.id, **fields) if fields else self._saved(task.id))
         if task.pod is not None:
             await self._pods.turn(task)
 

@@ -12,12 +12,13 @@ from typing import Annotated
 
 import typer
 
-from bench import burst, density, launch, logs, usage, vip
+from bench import burst, density, images, launch, logs, usage, vip
 from bench.report import Report
 
 BENCHES: dict[str, Callable[[], Report]] = {
     "burst": burst.run,
     "density": density.run,
+    "images": images.run,
     "launch": launch.run,
     "logs": logs.run,
     "usage": usage.run,

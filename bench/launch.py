@@ -1,10 +1,10 @@
 """Launching a container: from the moment its assignment reaches the agent until its program runs.
 
 Ours is the agent without its session: the checkpoint, every isolator, the launcher and the overlay's address, in user
-namespaces of their own. The peer is `runc run` after the CNI plug-ins `bridge` and `host-local` have added the same
-container, with the same limits; it gets its network namespace for nothing, no user namespace, and a root directory
-instead of an overlay. Both take turns. The program is for both the same static binary, which prints the clock as soon
-as it runs. Everything happens in network, mount and cgroup trees of a child process and is removed after it.
+namespaces of their own. The peers (`bench/runtimes.py`) are `runc run` after the CNI plug-ins `bridge` and `host-local`
+have added the same container, and `crun run` without any network. All take turns. The program is for all the same
+static binary, which prints the clock as soon as it runs. Everything happens in network, mount and cgroup trees of a
+child process and is removed after it.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 import uuid
+from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any, Self
@@ -27,10 +28,14 @@ from pyroute2 import AsyncIPRoute
 
 from agent.checkpoint import Checkpoint
 from agent.containers import Containers, Directories
+from agent.fetch.fetcher import Fetcher
+from agent.images.images import Images, Places
 from agent.launcher.client import Launcher
+from agent.provision import Provision
 from agent.reconciler import Reconciler
 from agent.sandboxes import Sandboxes
 from bench.report import Report, Row, from_json, percentile
+from bench.runtimes import Crun, Peer, RuncWithCni
 from isolators import mount
 from isolators.rights import NO_RIGHTS
 from isolators.standard import standard_isolators
@@ -45,7 +50,6 @@ WARM_UP = 3
 RUN_DEADLINE_S = 300
 LAUNCH_DEADLINE_S = 10.0
 LIMITS = Resources(cpus=100, mem=64)
-CNI = Path("/usr/lib/cni")
 CLOCK = """
 #include <stdio.h>
 #include <time.h>
@@ -67,24 +71,22 @@ def run() -> Report:
 
 
 async def measure(directory: Path) -> Report:
-    rootfs = _rootfs(directory)
+    rootfs = rootfs_of_clock(directory)
     await underlay()
-    peer = RuncWithCni(directory, rootfs)
+    peers: dict[str, Peer] = {"runc+cni": RuncWithCni(directory, rootfs), "crun, no network": Crun(directory, rootfs)}
     ours: list[float] = []
-    theirs: list[float] = []
+    theirs: dict[str, list[float]] = {name: [] for name in peers}
     async with Ours(directory, rootfs) as agent:
         for turn in range(WARM_UP + RUNS):
-            samples = await agent.launch(), await asyncio.to_thread(peer.launch, turn)
-            if turn >= WARM_UP:
-                ours.append(samples[0])
-                theirs.append(samples[1])
-    return Report(
-        "launch",
-        tuple(
-            Row(f"start_p{percent}", "ms", percentile(ours, percent), percentile(theirs, percent), "runc+cni")
-            for percent in (50, 99)
-        ),
-    )
+            ours.append(await agent.launch())
+            for name, peer in peers.items():
+                theirs[name].append(await asyncio.to_thread(peer.launch, turn))
+    return Report("launch", tuple(_row(percent, ours, name, theirs[name]) for name in peers for percent in (50, 99)))
+
+
+def _row(percent: int, ours: list[float], name: str, theirs: list[float]) -> Row:
+    label = f"start_p{percent}" if "cni" in name else f"start_p{percent}_crun"
+    return Row(label, "ms", percentile(ours[WARM_UP:], percent), percentile(theirs[WARM_UP:], percent), name)
 
 
 class Ours:
@@ -102,8 +104,12 @@ class Ours:
         await self._networks.__aenter__()
         await self._networks.configure(_overlay(node))
         await self._launcher.start()
-        isolators = standard_isolators(self._directories.state, self._networks, f"tepui-bench-{os.getpid()}", NO_RIGHTS)
-        self.containers = Containers(self._directories, isolators, self._launcher)
+        state, local = self._directories.state, (self._directories.state.parent,)
+        isolators = standard_isolators(state, self._networks, f"tepui-bench-{os.getpid()}", NO_RIGHTS)
+        self._images = Images(Places(state / "images", self._directories.bundles, state, local))
+        await self._images.open()
+        provision = Provision(self._images, Fetcher(state / "fetch", local))
+        self.containers = Containers(self._directories, isolators, self._launcher, provision=provision)
         checkpoint, ready = Checkpoint(self._directories.tasks), asyncio.Event()
         ready.set()
         self._sandboxes = Sandboxes(self.containers, ready)
@@ -118,14 +124,15 @@ class Ours:
     async def __aexit__(self, *_: object) -> None:
         await self.reconciler.close()
         await self._sandboxes.close()
+        await self._images.close()
         await self._launcher.stop()
         await self._networks.__aexit__(None, None, None)
         _remove_cgroups(f"tepui-bench-{os.getpid()}")
         mount.unmount(self._directories.run)
 
-    async def launch(self) -> float:
-        """Milliseconds from the assignment to the program's first word."""
-        task = TaskSpec(
+    async def launch(self, **changes: Any) -> float:
+        """Milliseconds from the assignment to the program's first word. `changes` are of the task."""
+        plain = TaskSpec(
             id=f"bench.{uuid.uuid4()}",
             framework="bench",
             owner="/bench",
@@ -134,6 +141,7 @@ class Ours:
             network="overlay",
             rootfs=str(self._rootfs),
         )
+        task = replace(plain, **changes)
         ended = self._ended[task.id] = asyncio.get_running_loop().create_future()
         begin = time.monotonic_ns()
         self.reconciler.assign(task, kill=False)
@@ -149,84 +157,7 @@ class Ours:
             self._ended.pop(status.task_id).set_result(status)
 
 
-class RuncWithCni:
-    def __init__(self, directory: Path, rootfs: Path) -> None:
-        self._bundle = directory / "runc"
-        self._state = directory / "runc-state"
-        self._rootfs = rootfs
-        self._bundle.mkdir()
-
-    def launch(self, turn: int) -> float:
-        """As ours. The network namespace exists already when the clock starts."""
-        name = f"tepui-bench-{turn}"
-        namespace = self._namespace()
-        try:
-            (self._bundle / "config.json").write_text(json.dumps(self._configuration(name, namespace)))
-            begin = time.monotonic_ns()
-            self._cni("ADD", name, namespace)
-            runc = ["runc", "--root", str(self._state), "run", "--bundle", str(self._bundle), name]
-            printed = subprocess.run(runc, capture_output=True, text=True, check=True).stdout
-            self._cni("DEL", name, namespace)
-            return (int(printed) - begin) / 1e6
-        finally:
-            subprocess.run(["umount", namespace], check=True)
-            Path(namespace).unlink()
-
-    def _namespace(self) -> str:
-        """A network namespace that a file keeps, as container runtimes hand them to CNI."""
-        path = self._bundle / "netns"
-        path.touch()
-        subprocess.run(["unshare", f"--net={path}", "true"], check=True)
-        return str(path)
-
-    def _cni(self, command: str, container: str, namespace: str) -> None:
-        network = {
-            "cniVersion": "1.0.0",
-            "name": "bench",
-            "type": "bridge",
-            "bridge": "benchbr0",
-            "isGateway": True,
-            "ipam": {
-                "type": "host-local",
-                "subnet": "198.18.0.0/24",
-                "routes": [{"dst": "0.0.0.0/0"}],
-                "dataDir": str(self._state / "ipam"),
-            },
-        }
-        environment = {
-            "CNI_COMMAND": command,
-            "CNI_CONTAINERID": container,
-            "CNI_NETNS": namespace,
-            "CNI_IFNAME": "eth0",
-            "CNI_PATH": str(CNI),
-            "PATH": os.environ["PATH"],
-        }
-        subprocess.run(
-            [CNI / "bridge"], input=json.dumps(network).encode(), env=environment, capture_output=True, check=True
-        )
-
-    def _configuration(self, name: str, namespace: str) -> dict[str, Any]:
-        made = self._bundle / "spec"
-        if not made.exists():
-            made.mkdir()
-            subprocess.run(["runc", "spec", "--bundle", str(made)], check=True)
-        configuration: dict[str, Any] = json.loads((made / "config.json").read_text())
-        configuration["process"] |= {"args": ["/clock"], "terminal": False}
-        configuration["root"] = {"path": str(self._rootfs), "readonly": True}
-        linux = configuration["linux"]
-        linux["cgroupsPath"] = f"/{name}"
-        linux["resources"] |= {
-            "cpu": {"shares": 102, "quota": 10000, "period": 100000},
-            "memory": {"limit": 64 * 2**20},
-            "pids": {"limit": 1024},
-        }
-        for entry in linux["namespaces"]:
-            if entry["type"] == "network":
-                entry["path"] = namespace
-        return configuration
-
-
-def _rootfs(directory: Path) -> Path:
+def rootfs_of_clock(directory: Path) -> Path:
     rootfs = directory / "rootfs"
     for name in ("dev", "etc", "proc", "run", "sys", "tmp"):
         (rootfs / name).mkdir(parents=True)

@@ -18,7 +18,9 @@ from agent.checkpoint import Checkpoint
 from agent.commands import Commands
 from agent.containers import Containers, Directories
 from agent.exec import ExecFeed
+from agent.fetch.fetcher import Fetcher
 from agent.files import FileFeed
+from agent.images.images import Images, Places
 from agent.launcher.client import Launcher
 from agent.launcher.pump import Limits
 from agent.log_limits import MIB, LogPolicy
@@ -26,6 +28,7 @@ from agent.log_retention import Retention, keep_bounded
 from agent.logs import LogFeed
 from agent.node_network import NodeNetwork
 from agent.ports import PortFeed
+from agent.provision import Provision
 from agent.reconciler import Reconciler
 from agent.renewal import keep_renewed
 from agent.sandboxes import Sandboxes
@@ -108,7 +111,14 @@ async def run(state: Path) -> None:
         ready = asyncio.Event()
         await networks.configure_vip_route(settings.vip_pools)
         isolators = standard_isolators(state, networks, settings.cgroup, rights)
-        containers = Containers(directories, isolators, launcher, _log_policy(settings))
+        local = tuple(settings.local_sources)
+        images = Images(Places(state / "images", directories.bundles, state / "registries", local))
+        await images.open()
+        stack.push_async_callback(images.close)
+        fetcher = Fetcher(state / "fetch", local)
+        fetcher.open()
+        provision = Provision(images, fetcher)
+        containers = Containers(directories, isolators, launcher, _log_policy(settings), provision)
         sandboxes = Sandboxes(containers, ready)
         network = NodeNetwork(networks, vips, tuple(settings.vip_pools), sandboxes.drop)
         dial = partial(_dial, state, settings.master)
@@ -132,6 +142,7 @@ async def run(state: Path) -> None:
         sandboxes.begin()
         async with asyncio.TaskGroup() as group:
             group.create_task(session.run(reconciler, streams))
+            group.create_task(images.keep_tidy())
             group.create_task(keep_renewed(pki_directory(state), dial))
             retention = Retention(3600 * settings.log_keep_h, MIB * settings.log_keep_mib)
             sampler = Sampler(reconciler.living, containers.usage)

@@ -62,7 +62,8 @@ class AgentSettings(_Settings):
     (`agent/log_limits.py`), which may be up to `log_stream_mib` in all; and when the task has ended, for
     `log_keep_h` hours, or until the logs of ended tasks take more than `log_keep_mib`.
 
-    `metrics_port` is on loopback (`agent/metrics.py`)."""
+    `metrics_port` is on loopback (`agent/metrics.py`). `local_sources` are directories of the node from which tasks may
+    have images (`oci:`, `docker-archive:`) and files (`file:`)."""
 
     model_config = SettingsConfigDict(env_prefix="TEPUI_AGENT_", extra="forbid")
 
@@ -78,6 +79,7 @@ class AgentSettings(_Settings):
     host_network: bool = False
     devices: list[str] = []
     runtime: Literal["native", "crun", "runc"] = "native"
+    local_sources: list[Path] = []
     vip_pools: list[IPv4Network | IPv6Network] = [ip_network("100.127.0.0/16")]
     log_file_mib: int = Field(10, ge=1)
     log_files: int = Field(3, ge=1)

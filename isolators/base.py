@@ -73,10 +73,12 @@ class Sandbox:
 
 @dataclass(frozen=True, slots=True)
 class Container:
-    """A container as isolators see it: a sandbox and the task that has got it."""
+    """A container as isolators see it: a sandbox and the task that has got it. `layers` are the directories of its
+    image, the uppermost first; `prepare` and `enforce` alone are told them."""
 
     task: TaskSpec
     sandbox: Sandbox
+    layers: tuple[Path, ...] = ()
 
     @property
     def id(self) -> str:

@@ -19,6 +19,7 @@ from pathlib import Path
 from isolators import disk_usage, project_quota
 from isolators.base import BundlePart, Container, Isolator, IsolatorError, Limit, Sandbox
 from isolators.mount import mount_points
+from isolators.workspace import DIRECTORY
 from model.resources import Resources
 from model.task import Usage
 
@@ -47,6 +48,12 @@ class DiskIsolator(Isolator):
 
     async def recover(self, known: list[Container], orphans: list[str]) -> None:
         self._layers |= {container.id: Layer(container.task.resources.disk) for container in known}
+
+    async def open(self, sandbox: Sandbox) -> BundlePart:
+        if self._quotas:
+            with _operation("assign disk quota", sandbox):
+                project_quota.assign(sandbox.layer, _project(sandbox))  # for the workspace, and all that is put in it
+        return {}
 
     async def prepare(self, container: Container) -> BundlePart:
         self._layers[container.id] = Layer(container.task.resources.disk)
@@ -104,6 +111,8 @@ class DiskIsolator(Isolator):
         with _operation("measure disk", container):
             try:
                 used = disk_usage.used_bytes(container.layer / "upper")
+                if (workspace := container.layer / DIRECTORY).is_dir():
+                    used += disk_usage.used_bytes(workspace)
             except disk_usage.TooDeep as error:
                 self._keep(container, replace(layer, exceeded=Limit(f"disk limit can not be held: {error}")))
             else:

@@ -7,7 +7,7 @@ share IPC share a /dev/shm, which is mounted at `shm` in the directory of the po
 Without `task.rootfs` the lower layer is the node's own `/`, as the container's unprivileged ids see it: /etc/shadow
 stays closed, for the node's root is nobody inside. It must never be idmapped, which would make the container's root
 the owner of the node's files. With `task.rootfs` the lower layer is an idmapped clone of that directory, so that ids in
-the image mean ids in the container and no file is copied or changed for it.
+the image mean ids in the container and no file is copied or changed for it. An image has several such layers.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from isolators import mount
+from isolators import layers, mount
 from isolators.base import BundlePart, Container, Isolator, IsolatorError, Sandbox, Unsupported
 from model.limits import Tmpfs
 from model.mounts import MOST_MIB, tmpfs_problem
@@ -100,13 +100,13 @@ class FilesystemIsolator(Isolator):
     async def enforce(self, container: Container) -> None:
         """The overlay has a copy of its own. By a thread, and nobody waits for it before `cleanup`: an unmount takes a
         grace period of the kernel."""
-        if container.task.rootfs:
+        if container.task.rootfs or container.layers:
             unmount = asyncio.to_thread(mount.unmount, container.directory / "lower")
             self._unmounts[container.id] = asyncio.create_task(unmount)
 
     def part(self, container: Container) -> BundlePart:
         """What `prepare` returns; nothing is made for it."""
-        own = [] if container.task.rootfs else [str(self._state_directory)]
+        own = [] if container.task.rootfs or container.layers else [str(self._state_directory)]
         return {
             "root": {"path": str(container.rootfs), "readonly": container.task.read_only},
             "mounts": _mounts(container),
@@ -126,12 +126,15 @@ class FilesystemIsolator(Isolator):
             shutil.rmtree(sandbox.layer / name, ignore_errors=True)
 
     def _mount(self, container: Container) -> None:
-        if not container.task.rootfs:
-            _mount_overlay(Path("/"), container)
-        else:
-            lower = container.directory / "lower"
+        lower = container.directory / "lower"
+        if container.layers:
+            with layers.attached(container.layers, lower, self._namespaces[container.id]) as directories:
+                _mount_overlay(directories, container)
+        elif container.task.rootfs:
             self._attach_idmapped(Path(container.task.rootfs), lower, container)
-            _mount_overlay(lower, container)
+            _mount_overlay(str(lower), container)
+        else:
+            _mount_overlay("/", container)
         self._close_namespace(container.sandbox)
 
     def _attach_idmapped(self, source: Path, target: Path, container: Container) -> None:
@@ -170,7 +173,7 @@ def _give_upper(sandbox: Sandbox) -> None:
     upper.chmod(0o755)
 
 
-def _mount_overlay(lower: Path, container: Container) -> None:
+def _mount_overlay(lower: str, container: Container) -> None:
     """`volatile`: nobody reads the upper layer after the container, so nothing of it has to reach the disk; without
     it each unmount waits for all dirty pages of the node. Device files of the lower layer stay dead (MS_NODEV)."""
     upper, work = (container.layer / name for name in LAYERS)

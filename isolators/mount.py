@@ -33,6 +33,7 @@ MS_NODEV = 0x4
 MS_NOEXEC = 0x8
 MNT_DETACH = 0x2
 UMOUNT_NOFOLLOW = 0x8
+O_PATH = 0o10000000
 RESOLVE_IN_ROOT = 0x10
 RESOLVE_NO_MAGICLINKS = 0x02
 
@@ -86,13 +87,13 @@ def move_mount(tree: int, target: Path) -> None:
     _syscall(str(target), NR_MOVE_MOUNT, tree, b"", AT_FDCWD, os.fsencode(target), MOVE_MOUNT_F_EMPTY_PATH)
 
 
-def open_in_root(root: Path, path: str) -> int:
+def open_in_root(root: Path, path: str, flags: int = os.O_RDONLY) -> int:
     """Opens a file for reading as if `root` were `/`: no symbolic link leads out (openat2(2), RESOLVE_IN_ROOT). Tried
     again when anything was renamed or mounted anywhere while a `..` was looked up: the kernel can't tell then."""
     directory = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         # O_NONBLOCK: an image may have a FIFO there, and opening one waits for its other end.
-        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+        flags |= os.O_CLOEXEC | (0 if flags & O_PATH else os.O_NONBLOCK)
         how = struct.pack("3Q", flags, 0, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
         for _ in range(OPENAT2_ATTEMPTS - 1):
             try:

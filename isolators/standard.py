@@ -21,6 +21,7 @@ from isolators.rlimits import RlimitsIsolator
 from isolators.seccomp import SeccompIsolator
 from isolators.secrets import SecretsIsolator
 from isolators.sysctls import SysctlsIsolator
+from isolators.workspace import WorkspaceIsolator
 from netns.driver import Driver
 
 
@@ -37,6 +38,7 @@ def standard_isolators(state_directory: Path, networks: Driver, cgroup: str, rig
         PrivilegesIsolator(),
         RlimitsIsolator(),
         SysctlsIsolator(),
+        WorkspaceIsolator(),
         ProcessIsolator(),
         SecretsIsolator(state_directory),
         NetworkIsolator(networks),

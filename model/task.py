@@ -10,7 +10,9 @@ import re
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 
+from model.fetch import Fetch
 from model.health import Health, HealthCheck, Readiness, ReadinessCheck
+from model.image import ImageSpec
 from model.limits import TaskLimits, Tmpfs
 from model.pod import Pod
 from model.resources import Resources
@@ -99,7 +101,9 @@ class TaskSpec:
     file system, read-only, under a private writable layer. `pids` bounds processes and threads together.
     `seccomp` is a profile in Docker's format, `unconfined`, or empty for the default. Capabilities are written like
     `CAP_NET_RAW`; those dropped may be `ALL`. With `read_only` nothing can be written but what is mounted: `tmpfs`, and
-    the temporary directories that every container has. `shm` is the size of /dev/shm in MiB.
+    the temporary directories that every container has. `shm` is the size of /dev/shm in MiB. With an `image`, which
+    excludes `rootfs`, empty `argv`, `user` and `cwd` mean the image's. What is to `fetch` is in the workspace before
+    the task starts.
     """
 
     id: str
@@ -129,7 +133,14 @@ class TaskSpec:
     read_only: bool = False
     tmpfs: tuple[Tmpfs, ...] = ()
     shm: int = 64
+    image: ImageSpec | None = None
+    fetch: tuple[Fetch, ...] = ()
     pod: Pod | None = None
+
+    @property
+    def needs_provision(self) -> bool:
+        """Whether something has to be on the node before it can start."""
+        return self.image is not None or bool(self.fetch)
 
     @property
     def held(self) -> Resources:

@@ -356,6 +356,8 @@ class Task(_message.Message):
     READ_ONLY_FIELD_NUMBER: _builtins.int
     TMPFS_FIELD_NUMBER: _builtins.int
     SHM_FIELD_NUMBER: _builtins.int
+    IMAGE_FIELD_NUMBER: _builtins.int
+    FETCH_FIELD_NUMBER: _builtins.int
     LIMITS_FIELD_NUMBER: _builtins.int
     HEALTH_CHECKS_FIELD_NUMBER: _builtins.int
     READINESS_CHECKS_FIELD_NUMBER: _builtins.int
@@ -401,6 +403,10 @@ class Task(_message.Message):
     @_builtins.property
     def tmpfs(self) -> _containers.RepeatedCompositeFieldContainer[Global___Tmpfs]: ...
     @_builtins.property
+    def image(self) -> Global___Image: ...
+    @_builtins.property
+    def fetch(self) -> _containers.RepeatedCompositeFieldContainer[Global___Fetch]: ...
+    @_builtins.property
     def limits(self) -> Global___TaskLimits: ...
     @_builtins.property
     def health_checks(self) -> _containers.RepeatedCompositeFieldContainer[Global___HealthCheck]: ...
@@ -434,15 +440,17 @@ class Task(_message.Message):
         read_only: _builtins.bool = ...,
         tmpfs: _abc.Iterable[Global___Tmpfs] | None = ...,
         shm: _builtins.int = ...,
+        image: Global___Image | None = ...,
+        fetch: _abc.Iterable[Global___Fetch] | None = ...,
         limits: Global___TaskLimits | None = ...,
         health_checks: _abc.Iterable[Global___HealthCheck] | None = ...,
         readiness_checks: _abc.Iterable[Global___ReadinessCheck] | None = ...,
         kill_signal: _builtins.str = ...,
         pod: Global___Pod | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits", "pod", b"pod", "resources", b"resources"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "limits", b"limits", "pod", b"pod", "resources", b"resources"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["argv", b"argv", "capabilities_add", b"capabilities_add", "capabilities_drop", b"capabilities_drop", "cwd", b"cwd", "env", b"env", "framework", b"framework", "health_checks", b"health_checks", "id", b"id", "kill_grace_s", b"kill_grace_s", "kill_signal", b"kill_signal", "labels", b"labels", "limits", b"limits", "network", b"network", "owner", b"owner", "pids", b"pids", "pod", b"pod", "ports", b"ports", "read_only", b"read_only", "readiness_checks", b"readiness_checks", "resources", b"resources", "rlimits", b"rlimits", "rootfs", b"rootfs", "seccomp", b"seccomp", "secrets", b"secrets", "shm", b"shm", "sysctls", b"sysctls", "tmpfs", b"tmpfs", "user", b"user"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["argv", b"argv", "capabilities_add", b"capabilities_add", "capabilities_drop", b"capabilities_drop", "cwd", b"cwd", "env", b"env", "fetch", b"fetch", "framework", b"framework", "health_checks", b"health_checks", "id", b"id", "image", b"image", "kill_grace_s", b"kill_grace_s", "kill_signal", b"kill_signal", "labels", b"labels", "limits", b"limits", "network", b"network", "owner", b"owner", "pids", b"pids", "pod", b"pod", "ports", b"ports", "read_only", b"read_only", "readiness_checks", b"readiness_checks", "resources", b"resources", "rlimits", b"rlimits", "rootfs", b"rootfs", "seccomp", b"seccomp", "secrets", b"secrets", "shm", b"shm", "sysctls", b"sysctls", "tmpfs", b"tmpfs", "user", b"user"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -581,6 +589,73 @@ class ReadinessCheck(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReadinessCheck: _TypeAlias = ReadinessCheck  # noqa: Y015
+
+@_typing.final
+class Image(_message.Message):
+    """As ImageSpec in model/image.py."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REFERENCE_FIELD_NUMBER: _builtins.int
+    FORCE_PULL_FIELD_NUMBER: _builtins.int
+    RULES_FIELD_NUMBER: _builtins.int
+    ARGUMENTS_FIELD_NUMBER: _builtins.int
+    PULL_CONFIG_FIELD_NUMBER: _builtins.int
+    reference: _builtins.str
+    force_pull: _builtins.bool
+    rules: _builtins.str
+    arguments: _builtins.bool
+    pull_config: _builtins.str
+    def __init__(
+        self,
+        *,
+        reference: _builtins.str = ...,
+        force_pull: _builtins.bool = ...,
+        rules: _builtins.str = ...,
+        arguments: _builtins.bool = ...,
+        pull_config: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arguments", b"arguments", "force_pull", b"force_pull", "pull_config", b"pull_config", "reference", b"reference", "rules", b"rules"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Image: _TypeAlias = Image  # noqa: Y015
+
+@_typing.final
+class Fetch(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    URI_FIELD_NUMBER: _builtins.int
+    DESTINATION_FIELD_NUMBER: _builtins.int
+    EXTRACT_FIELD_NUMBER: _builtins.int
+    EXECUTABLE_FIELD_NUMBER: _builtins.int
+    CACHE_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    uri: _builtins.str
+    destination: _builtins.str
+    extract: _builtins.bool
+    executable: _builtins.bool
+    cache: _builtins.bool
+    digest: _builtins.str
+    def __init__(
+        self,
+        *,
+        uri: _builtins.str = ...,
+        destination: _builtins.str = ...,
+        extract: _builtins.bool = ...,
+        executable: _builtins.bool = ...,
+        cache: _builtins.bool = ...,
+        digest: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache", b"cache", "destination", b"destination", "digest", b"digest", "executable", b"executable", "extract", b"extract", "uri", b"uri"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Fetch: _TypeAlias = Fetch  # noqa: Y015
 
 @_typing.final
 class TaskLimits(_message.Message):

@@ -10,6 +10,8 @@ from dataclasses import asdict
 from ipaddress import ip_address, ip_network
 
 from model.adjustment import Adjustment, adjustment_of
+from model.fetch import Fetch
+from model.image import ImageSpec, Rules
 from model.limits import Device, HugePages, IoLimit, TaskLimits, Tmpfs
 from model.network import Block, Network, NetworkKind, Vtep
 from model.node import Node
@@ -65,6 +67,8 @@ def task_to_wire(task: TaskSpec) -> pb.Task:
         health_checks=map(health.check_to_wire, task.health_checks),
         readiness_checks=map(health.readiness_check_to_wire, task.readiness_checks),
         kill_signal=task.kill_signal,
+        image=pb.Image(**asdict(task.image)) if task.image is not None else None,
+        fetch=[pb.Fetch(**asdict(fetch)) for fetch in task.fetch],
         pod=pod_to_wire(task.pod) if task.pod else None,
     )
 
@@ -101,6 +105,8 @@ def task_from_wire(message: pb.Task) -> TaskSpec:
         health_checks=tuple(map(health.check_from_wire, message.health_checks)),
         readiness_checks=tuple(map(health.readiness_check_from_wire, message.readiness_checks)),
         kill_signal=message.kill_signal or "SIGTERM",
+        image=image_from_wire(message.image) if message.HasField("image") else None,
+        fetch=tuple(fetch_from_wire(fetch) for fetch in message.fetch),
         pod=pod_from_wire(message.id, message.pod) if message.HasField("pod") else None,
     )
 
@@ -127,6 +133,15 @@ def pod_from_wire(task_id: str, message: pb.Pod) -> Pod:
         share_pid=message.share_pid,
         resources=resources_from_wire(message.resources),
     )
+
+
+def image_from_wire(message: pb.Image) -> ImageSpec:
+    rules = Rules(message.rules)
+    return ImageSpec(message.reference, message.force_pull, rules, message.arguments, message.pull_config)
+
+
+def fetch_from_wire(message: pb.Fetch) -> Fetch:
+    return Fetch(message.uri, message.destination, message.extract, message.executable, message.cache, message.digest)
 
 
 def assignment_to_wire(task: TaskSpec, kill: bool, paused: bool, adjustment: int) -> pb.Assignment:

@@ -89,11 +89,14 @@ def new_task(app: App, now: datetime) -> TaskSpec:
         network=definition.network,
         env=tuple(sorted((_marathon_env(app, task_id) | definition.env).items())),
         ports=definition.task_ports,
-        user=definition.user or "0:0",
+        user=definition.user or ("" if definition.image else "0:0"),
+        cwd="" if definition.image or definition.fetches else "/",
         labels=tuple(sorted(labels.items())),
         kill_grace_s=definition.taskKillGracePeriodSeconds,
         health_checks=tuple(check.of_task(definition.task_ports) for check in definition.healthChecks),
         readiness_checks=tuple(check.of_task(definition.task_ports) for check in definition.readinessChecks),
+        image=definition.image,
+        fetch=definition.fetches,
     )
     return definition.confined(plain)
 

@@ -14,9 +14,12 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, Field, model_validator
 
 from frameworks.services import confinement, health
+from frameworks.services.artifacts import Artifacts, DockerImage, Uris, fetches
 from frameworks.services.confinement import LinuxInfo, Parameters, ResourceLimits
 from frameworks.services.fields import STRICT, Refused, invalid, invalid_at
 from frameworks.services.health import HealthChecks, ReadinessChecks
+from model.fetch import Fetch
+from model.image import ImageSpec
 from model.network import NETWORK_NAME
 from model.resources import Resources
 from model.task import Port, Protocol, TaskSpec
@@ -148,22 +151,18 @@ class PortMapping(Strict):
         return Port(self.containerPort, self.name or "", PROTOCOLS[self.protocol], labels)
 
 
-class Docker(Strict):
-    parameters: Parameters = []
-    image: Refused = None
-    forcePullImage: Refused = None
-    network: Refused = None
-    portMappings: Refused = None
-    privileged: Refused = None
-    pullConfig: Refused = None
-
-
 class Container(Strict):
-    type: Literal["MESOS"] = "MESOS"
+    type: Literal["MESOS", "DOCKER"] = "MESOS"
     portMappings: list[PortMapping] = []
-    docker: Docker | None = None
+    docker: DockerImage | None = None
     linuxInfo: LinuxInfo | None = None
     volumes: Refused = None
+
+    @model_validator(mode="after")
+    def _docker_has_an_image(self) -> Container:
+        if self.type == "DOCKER" and (self.docker is None or self.docker.image is None):
+            raise invalid('type DOCKER needs docker: {"image": ...}')
+        return self
 
     @model_validator(mode="after")
     def _distinct_ports(self) -> Container:
@@ -203,6 +202,8 @@ class Definition(Strict):
     labels: Labels = {}
     networks: NetworkRefs = Field([], validate_default=True)
     container: Container = Container()
+    fetch: Artifacts = []
+    uris: Uris = []
     taskKillGracePeriodSeconds: Seconds = 3.0
     backoffSeconds: Seconds = 1.0
     backoffFactor: Annotated[float, Field(ge=1, le=1000, allow_inf_nan=False)] = 1.15
@@ -216,7 +217,6 @@ class Definition(Strict):
     dependencies: Refused = None
     executor: Refused = None
     executorResources: Refused = None
-    fetch: Refused = None
     gpus: Refused = None
     ipAddress: Refused = None
     killSelection: Refused = None
@@ -232,7 +232,6 @@ class Definition(Strict):
     tty: Refused = None
     unreachableStrategy: Refused = None
     upgradeStrategy: Refused = None
-    uris: Refused = None
 
     @model_validator(mode="before")
     @classmethod
@@ -241,8 +240,10 @@ class Definition(Strict):
 
     @model_validator(mode="after")
     def _one_command(self) -> Definition:
-        if (self.cmd is None) == (self.args is None):
+        if self.cmd is not None and self.args is not None:
             raise invalid("exactly one of cmd and args must be given")
+        if self.cmd is None and self.args is None and self.image is None:
+            raise invalid("exactly one of cmd and args must be given, without an image that says what to execute")
         return self
 
     @model_validator(mode="after")
@@ -268,6 +269,15 @@ class Definition(Strict):
     @property
     def options(self) -> Parameters:
         return self.container.docker.parameters if self.container.docker else []
+
+    @property
+    def image(self) -> ImageSpec | None:
+        docker = self.container.docker
+        return docker.of_task(self.container.type, self.cmd is not None) if docker else None
+
+    @property
+    def fetches(self) -> tuple[Fetch, ...]:
+        return fetches(self.fetch, self.uris)
 
     @property
     def argv(self) -> tuple[str, ...]:

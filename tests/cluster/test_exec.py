@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from lab.cluster import MASTER
-from tests.cluster import bed
+from tests.cluster import bed, traces
 from tests.cluster.bed import Cluster, eventually
 from tests.cluster.client import DEADLINE_S, command, run, running, tell, terminal
 
@@ -31,8 +31,9 @@ def task(cluster: Cluster) -> str:
 
 def commands_of(cluster: Cluster, task: str) -> list[str]:
     """The cgroups of commands in the task's container."""
-    node = cluster.lab.node(cluster.tasks()[task]["node"])
-    found = Path("/sys/fs/cgroup/pids").glob(f"{node.cgroup}/{task}/exec-*")
+    node = cluster.tasks()[task]["node"]
+    container = traces.bundle(cluster.lab, node, task).name
+    found = Path("/sys/fs/cgroup/pids").glob(f"{cluster.lab.node(node).cgroup}/{container}/exec-*")
     return [path.name for path in found]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from lab import daemons
 from lab.cluster import MASTER
-from tests.cluster import bed
+from tests.cluster import bed, traces
 from tests.cluster.bed import Cluster, eventually
 
 # Lines of 100 bytes that begin with a number, so that one that is lost, torn or repeated is seen.
@@ -142,6 +142,6 @@ def last_line(cluster: Cluster, task: str, beyond: int = 0) -> int:
 
 
 def kill_keeper(cluster: Cluster, task: dict[str, Any]) -> None:
-    record = cluster.lab.node(task["node"]).state / "containers" / task["id"] / "keeper.json"
+    record = traces.bundle(cluster.lab, task["node"], task["id"]) / "keeper.json"
     keeper = json.loads(record.read_text())["keeper"]["pid"]
     cluster.lab.exec(task["node"], ["kill", "-9", str(keeper)])

@@ -57,6 +57,12 @@ def bundles(node: Node, pid: int) -> Path:
     return Path(f"/proc/{pid}/root{node.state}/run/containers")
 
 
+def bundle(lab: Lab, name: str, task: str) -> Path:
+    """Of the task's container, on the node of this name."""
+    node = lab.node(name)
+    return bundles(node, lab.status(name).pid) / _containers(node)[task]
+
+
 def limits(node: Node, task: str) -> dict[str, int]:
     """As the files of cgroup version 1 say: the share of a CPU in microseconds a period, bytes, and processes."""
     files = {

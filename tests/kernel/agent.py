@@ -10,7 +10,10 @@ from pathlib import Path
 
 from agent.checkpoint import Checkpoint
 from agent.containers import Containers, Directories, Made
+from agent.fetch.fetcher import Fetcher
+from agent.images.images import Images, Places
 from agent.launcher.client import NATIVE
+from agent.provision import Provision
 from agent.reconciler import Reconciler
 from agent.sandboxes import SPARES, Sandboxes
 from isolators.rights import NO_RIGHTS, Rights
@@ -31,7 +34,12 @@ class Agent:
 
     def __post_init__(self) -> None:
         self.ready.set()
-        self.containers = Containers(self.directories, self.node.isolators, self.node.launcher)
+        state = self.directories.state
+        self.images = Images(Places(state / "images", self.directories.bundles, state / "registries", (state,)))
+        self.fetcher = Fetcher(state / "fetch", (state,))
+        self.fetcher.open()
+        provision = Provision(self.images, self.fetcher)
+        self.containers = Containers(self.directories, self.node.isolators, self.node.launcher, provision=provision)
         self.sandboxes = Sandboxes(self.containers, self.ready)
         checkpoint = Checkpoint(self.directories.tasks)
         self.reconciler = Reconciler(
@@ -91,6 +99,7 @@ async def agent(state: Path, rights: Rights = NO_RIGHTS, by: str = NATIVE) -> As
 @asynccontextmanager
 async def recovered(made: Agent) -> AsyncIterator[Agent]:
     """From its start to its orderly end."""
+    await made.images.open()
     await made.reconciler.recover()
     try:
         yield made
@@ -100,3 +109,4 @@ async def recovered(made: Agent) -> AsyncIterator[Agent]:
             await made.reached(spec.id, TaskState.FINISHED)
         await made.reconciler.close()
         await made.sandboxes.close()
+        await made.images.close()

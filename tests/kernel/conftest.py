@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,7 +13,9 @@ import pytest
 from netns import reconcile, sysctl
 from netns.netlink import Netlink, Operation
 from tests.kernel import namespaces
+from tests.kernel.agent import Agent, agent
 from tests.kernel.namespaces import Echo, NetnsProcess
+from tests.kernel.shelf import Shelf
 
 
 @pytest.fixture
@@ -82,3 +84,15 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(Netlink, "apply", counting_apply)
     monkeypatch.setattr(reconcile, "write", counting_write)
     return done
+
+
+@pytest.fixture
+async def node(tmp_path: Path) -> AsyncIterator[Agent]:
+    """An agent without a master, that may read images and files below `tmp_path`."""
+    async with agent(tmp_path) as made:
+        yield made
+
+
+@pytest.fixture
+def shelf(node: Agent, tmp_path: Path) -> Shelf:
+    return Shelf(tmp_path)

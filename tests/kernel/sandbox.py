@@ -34,6 +34,7 @@ from isolators.rlimits import RlimitsIsolator
 from isolators.seccomp import SeccompIsolator
 from isolators.secrets import SecretsIsolator
 from isolators.sysctls import SysctlsIsolator
+from isolators.workspace import WorkspaceIsolator
 from model.resources import Resources
 from model.task import TaskSpec
 from tests.kernel.cgroup_files import CGROUPS as CGROUPS
@@ -135,6 +136,7 @@ def isolators_of(state: Path, prefix: str, rights: Rights = NO_RIGHTS) -> list[I
         DiskIsolator(state),
         CgroupIsolator(prefix, rights),
         NamespacesIsolator(rights),
+        WorkspaceIsolator(),
         ProcessIsolator(),
         CapabilitiesIsolator(rights),
         SeccompIsolator(rights),

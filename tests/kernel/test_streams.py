@@ -163,13 +163,19 @@ def last_offset(directory: Path) -> int:
 
 
 def keeper_of(node: Agent, name: str) -> int:
-    keeper = record.read_keeper(str(node.directories.bundles / name))
+    keeper = record.read_keeper(str(bundle_of(node, name)))
     assert keeper is not None
     return keeper.keeper.pid
 
 
+def bundle_of(node: Agent, name: str) -> Path:
+    container = node.reconciler.running(name)
+    assert container is not None
+    return container.directory
+
+
 def waiting_bytes(node: Agent, name: str) -> int:
-    pipe = open_fifo(str(node.directories.bundles / name / "stdout.fifo"))
+    pipe = open_fifo(str(bundle_of(node, name) / "stdout.fifo"))
     try:
         return int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)), sys.byteorder)
     finally:

@@ -234,7 +234,9 @@ class _Containers(Containers):
         while sandbox.id in self._world.alive:
             await self._world.changed.wait()
 
-    async def start(self, made: Made, task: TaskSpec, noted: Callable[[], Awaitable[None]]) -> int:
+    async def start(
+        self, made: Made, task: TaskSpec, noted: Callable[[], Awaitable[None]], layers: tuple[Path, ...] = ()
+    ) -> int:
         container = Container(task, made.sandbox)
         try:
             await self._step()

@@ -7,7 +7,9 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 from hypothesis import strategies as st
 
+from model.fetch import Fetch
 from model.health import Health, HealthCheck, ProbeKind, Readiness, ReadinessCheck
+from model.image import ImageSpec, Rules
 from model.limits import Device, HugePages, IoLimit, TaskLimits, Tmpfs
 from model.network import Address, Block, Network, NetworkKind, Subnet, Vtep
 from model.node import Node
@@ -152,6 +154,10 @@ specs = st.builds(
     health_checks=st.lists(health_checks, max_size=2).map(tuple),
     readiness_checks=st.lists(readiness_checks, max_size=2).map(tuple),
     kill_signal=st.sampled_from(["SIGTERM", "SIGINT", "SIGRTMIN+3"]),
+    image=st.none() | st.builds(ImageSpec, texts, st.booleans(), st.sampled_from(Rules), st.booleans(), texts),
+    fetch=st.lists(st.builds(Fetch, texts, texts, st.booleans(), st.booleans(), st.booleans(), texts), max_size=2).map(
+        tuple
+    ),
     pod=st.none() | pods,
 ).map(_in_its_pod)
 nodes = st.builds(

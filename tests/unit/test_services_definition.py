@@ -12,6 +12,8 @@ from pydantic import ValidationError
 from frameworks.services.app import create, new_task, parse_time, scale
 from frameworks.services.definition import APP_ID_LENGTH, Definition, Scale
 from master.rest.errors import json_path
+from model.fetch import Fetch
+from model.image import ImageSpec, Rules
 from model.resources import Resources
 from model.task import TASK_ID, Protocol
 
@@ -30,6 +32,10 @@ def problems(body: object) -> dict[str, str]:
 
 def with_mapping(**fields: object) -> dict[str, Any]:
     return {**LEAST, "container": {"portMappings": [{**MAPPING, **fields}]}}
+
+
+def docker(**fields: object) -> dict[str, Any]:
+    return {"container": {"type": "DOCKER", "docker": {"image": "nginx", **fields}}}
 
 
 def test_defaults_are_marathons() -> None:
@@ -92,8 +98,18 @@ def test_defaults_are_marathons() -> None:
         ({"networks": [{"mode": "container", "name": "../x"}]}, "/networks(0)/name", "no name of a network"),
         ({"networks": [{"mode": "container/bridge", "name": "x"}]}, "/networks(0)", "takes no name"),
         ({"networks": LEAST["networks"] * 2}, "/networks", "more than one"),
-        ({"container": {"type": "DOCKER"}}, "/container/type", "MESOS"),
-        ({"container": {"docker": {"image": "nginx"}}}, "/container/docker/image", "not supported"),
+        ({"container": {"type": "DOCKER"}}, "/container", "needs docker"),
+        ({"container": {"type": "APPC"}}, "/container/type", "MESOS"),
+        ({"container": {"docker": {"image": "a b"}}}, "/container/docker/image", "no name of an image"),
+        (docker(privileged=True), "/container/docker/privileged", "ask for single capabilities"),
+        (docker(pullConfig={"secret": "x"}), "/container/docker/pullConfig", ".docker/config.json"),
+        (docker(network="BRIDGE"), "/container/docker/network", "use networks"),
+        (docker() | {"args": ["x"]}, "/", "exactly one of cmd and args"),
+        ({"fetch": [{"uri": "ftp://a/b"}]}, "/fetch(0)", "must begin with one of"),
+        ({"fetch": [{"uri": "file:///a", "destFile": "../b"}]}, "/fetch(0)", "without . and .."),
+        ({"fetch": [{"uri": "http://a/"}]}, "/fetch(0)", "must be the name of a file"),
+        ({"fetch": [{"uri": "http://a/b", "digest": "md5:0"}]}, "/fetch(0)", "64 hexadecimal digits"),
+        ({"uris": ["/etc/shadow"]}, "/uris(0)", "must begin with one of"),
         ({"container": {"volumes": [{}]}}, "/container/volumes", "not supported"),
         ({"container": {"portMappings": [MAPPING, MAPPING]}}, "/container", "8080/tcp occurs more than once"),
         ({"taskKillGracePeriodSeconds": -1}, "/taskKillGracePeriodSeconds", "greater than or equal"),
@@ -174,3 +190,31 @@ def test_every_app_id_gives_task_ids(app_id: str) -> None:
     if not problems({**LEAST, "id": app_id}):
         task = new_task(create(Definition.model_validate({**LEAST, "id": app_id}), NOW), NOW)
         assert TASK_ID.fullmatch(task.id)
+
+
+IMAGE = {"id": "/web", "networks": LEAST["networks"]}
+
+
+@pytest.mark.parametrize(
+    ("fields", "argv", "image"),
+    [
+        (docker(), (), ImageSpec("nginx", arguments=True)),
+        (docker(forcePullImage=True) | {"args": ["-v"]}, ("-v",), ImageSpec("nginx", True, arguments=True)),
+        (docker(privileged=False, parameters=[]) | {"cmd": "x"}, ("/bin/sh", "-c", "x"), ImageSpec("nginx")),
+        ({"container": {"docker": {"image": "a"}}, "args": ["b"]}, ("b",), ImageSpec("a", False, Rules.MESOS, True)),
+    ],
+)
+def test_a_service_of_an_image(fields: dict[str, Any], argv: tuple[str, ...], image: ImageSpec) -> None:
+    """What is not said is left to the image."""
+    spec = new_task(create(Definition.model_validate({**IMAGE, **fields}), NOW), NOW)
+    assert (spec.argv, spec.image, spec.user, spec.cwd) == (argv, image, "", "")
+
+
+def test_what_is_to_be_fetched() -> None:
+    fetch = [{"uri": "https://a/b.tgz", "cache": True, "destFile": "d/c", "digest": "sha256:" + "0" * 64}]
+    spec = new_task(create(Definition.model_validate({**LEAST, "fetch": fetch, "uris": ["file:///x"]}), NOW), NOW)
+    assert spec.fetch == (
+        Fetch("https://a/b.tgz", "d/c", cache=True, digest="sha256:" + "0" * 64),
+        Fetch("file:///x"),
+    )
+    assert (spec.user, spec.cwd) == ("0:0", "")
