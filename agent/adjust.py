@@ -29,9 +29,9 @@ async def adjust(
     containers: Containers, record: TaskRecord, adjustment: Adjustment, capacity: Resources
 ) -> tuple[TaskRecord, str]:
     """The record afterwards, with nothing left to adjust, and why it could not be done ("": it was)."""
-    before = containers.container(record.spec, record.container, record.id_base)
+    before = containers.container(record)
     wanted = replace(record, spec=adjusted(record.spec, adjustment), adjustment=None)
-    container = containers.container(wanted.spec, record.container, record.id_base)
+    container = containers.container(wanted)
     if shortage := capacity.shortage(adjustment.resources):
         lacking = ", ".join(describe(kind, amount) for kind, amount in shortage.items())
         return replace(record, adjustment=None), f"this node has {lacking} too little, even when empty"
@@ -64,7 +64,7 @@ async def _freeze(containers: Containers, container: Container, wanted: bool) ->
 async def thaw(containers: Containers, record: TaskRecord) -> None:
     """Before a signal: a process that is frozen does not see it, on cgroup version 1 not even SIGKILL."""
     if record.status.paused or record.adjustment is not None:
-        container = containers.container(record.spec, record.container, record.id_base)
+        container = containers.container(record)
         try:
             await containers.resume(container)
         except IsolatorError as error:

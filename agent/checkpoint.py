@@ -28,8 +28,9 @@ DAMAGED = ".damaged"
 class TaskRecord:
     """`kill`: the master wants its end. `acknowledged`: the last sequence that the master has on its disk.
     `container`: the id of its container, when it has got one, and `id_base` the first of the node's user ids that the
-    container's ids are mapped to. `end`: how it ended, when all that is left to do is to clear away. `adjustment`: one
-    that was not dealt with yet."""
+    container's ids are mapped to. `holder`: the id of the sandbox of its pod, when it has joined that; `quota` is then
+    the number that its container alone has (see `Sandbox`). `fate`: why it ends because of its pod. `end`: how it
+    ended, when all that is left to do is to clear away. `adjustment`: one that was not dealt with yet."""
 
     spec: TaskSpec
     status: TaskStatus
@@ -40,6 +41,9 @@ class TaskRecord:
     acknowledged: int = -1
     end: TaskStatus | None = None
     adjustment: Adjustment | None = None
+    holder: str = ""
+    quota: int = 0
+    fate: str = ""
 
     @property
     def over(self) -> bool:

@@ -14,7 +14,7 @@ import os
 import shutil
 import signal
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -22,6 +22,7 @@ from typing import TypeVar
 import structlog
 
 from agent import ending, runtime
+from agent.checkpoint import TaskRecord
 from agent.execution import explained
 from agent.launcher import record
 from agent.launcher.adopt import wait_exit
@@ -30,14 +31,17 @@ from agent.log_limits import DEFAULT_POLICY, LogPolicy
 from agent.provision import Provided, Provision, Tell
 from agent.pumps import Pumps
 from isolators import mount
-from isolators.base import BundlePart, Container, Isolator, IsolatorError, Limit, Sandbox, Unsupported, merge
+from isolators.base import BundlePart, Container, Holder, Isolator, IsolatorError, Limit, Sandbox, Unsupported, merge
 from model.network import Address
+from model.pod import Pod
+from model.resources import Resources
 from model.task import TaskSpec, Usage
 
 log = structlog.get_logger()
 T = TypeVar("T")
 
 OCI_VERSION = "1.2.0"
+HOLDER_RESOURCES = Resources(cpus=100, mem=32)  # the least that bounds a pod's own process, which does nothing
 RUN_MAX = "256m"  # a bundle takes some 40 KiB
 KEEPER_DEADLINE_S = 5.0
 WATCH_RETRY_S = 5.0
@@ -116,8 +120,26 @@ class Containers:
     def sandbox(self, id: str, id_base: int, network: str) -> Sandbox:
         return Sandbox(id, self._directories.bundles / id, self._directories.layers / id, id_base, network)
 
-    def container(self, task: TaskSpec, id: str, id_base: int) -> Container:
-        return Container(task, self.sandbox(id, id_base, task.network))
+    def member(self, id: str, holder: Sandbox, pod: Pod, quota: int) -> Sandbox:
+        """Of a container in the pod whose sandbox is `holder`."""
+        keeper = record.read_keeper(str(holder.directory))
+        pid = keeper.container.pid if keeper is not None and keeper.container is not None else 0
+        shared = Holder(holder.id, holder.directory, holder.layer, pid, _shared(pod))
+        return replace(self.sandbox(id, holder.id_base, holder.network), holder=shared, quota=quota)
+
+    def container(self, task: TaskRecord) -> Container:
+        """That of a task which has got one."""
+        pod = task.spec.pod
+        if pod is None or not task.holder:
+            return Container(task.spec, self.sandbox(task.container, task.id_base, task.spec.network))
+        holder = self.sandbox(task.holder, task.id_base, task.spec.network)
+        return Container(task.spec, self.member(task.container, holder, pod, task.quota))
+
+    def holder(self, task: TaskSpec, sandbox: Sandbox) -> Container:
+        """The sandbox of the task's pod, as a container of which nothing but its limits matters."""
+        assert task.pod is not None
+        resources = task.pod.resources | HOLDER_RESOURCES
+        return Container(TaskSpec(task.pod.id, task.framework, task.owner, (), resources, task.network), sandbox)
 
     async def recover(self, known: list[Container]) -> None:
         """Once, before anything else: every isolator finds its own again, and lets go of what belongs to nobody."""
@@ -136,12 +158,23 @@ class Containers:
         for directory in (sandbox.directory, sandbox.layer):
             directory.mkdir(mode=0o700)
         frame = merge([{"ociVersion": OCI_VERSION}, *[await isolator.open(sandbox) for isolator in self._isolators]])
-        launch = await self.launcher.create(sandbox.directory, frame)
+        holder = sandbox.holder.directory if sandbox.holder is not None else None
+        launch = await self.launcher.create(sandbox.directory, frame, holder)
         try:
             results = await _all(isolator.isolate(sandbox, launch.pid) for isolator in self._isolators)
             return Made(sandbox, frame, launch, _addresses(results))
         except BaseException:
             await launch.abort()
+            raise
+
+    async def hold(self, made: Made, container: Container) -> None:
+        """The sandbox is a pod's: it lives on without the agent, and gets no task. Raises as `start` does."""
+        try:
+            for isolator in self._isolators:
+                await isolator.enforce(container)
+            await made.launch.hold()
+        except BaseException:
+            await made.launch.abort()
             raise
 
     async def provide(self, made: Made, task: TaskSpec, tell: Tell) -> Provided:
@@ -188,6 +221,10 @@ class Containers:
 
     async def exited(self, container: Container) -> record.Exit:
         return await wait_exit(container.directory, partial(self._take_over_logs, container))
+
+    async def gone(self, sandbox: Sandbox) -> None:
+        """Until a sandbox that has no task has ended."""
+        await wait_exit(sandbox.directory)
 
     def ask(self, container: Container, number: int) -> bool:
         """Ask it with a signal to end. False when nobody in it would notice: see agent/ending.py."""
@@ -293,6 +330,11 @@ class Containers:
 
     def _logs(self, task_id: str) -> tuple[Path, Path]:
         return self._directories.log(task_id, "stdout"), self._directories.log(task_id, "stderr")
+
+
+def _shared(pod: Pod) -> tuple[str, ...]:
+    """Kinds of namespaces, as OCI names them."""
+    return ("user", "network", *(("ipc",) if pod.share_ipc else ()), *(("pid",) if pod.share_pid else ()))
 
 
 async def _all(works: Iterable[Awaitable[T]]) -> list[T | BaseException]:

@@ -3,6 +3,9 @@
 Reads: the assignments (`assign`, `withdraw`), the checkpoint, the exit of containers. Writes: the checkpoint, before
 the kernel; containers; and every observation to `report`, which sees to it that the master hears of it.
 
+A pod's tasks share one fate: with the first that ends all others do, and nobody is asked. It follows from the records,
+so an agent that starts comes to the same.
+
 Each task has a loop of its own that calls `step` until the task is over. A step looks at the record, does the one
 operation that its state asks for, and returns the next record. What must be on disk when:
 
@@ -10,7 +13,7 @@ operation that its state asks for, and returns the next record. What must be on 
                meanwhile is done to a sandbox, which its keeper takes back when the agent ends
     container  which one it is, with its addresses, before exec; the keeper notes that exec is due, so that it never
                runs twice. When a sandbox was ready, this goes down together with ACCEPTED
-    kill       before the signal, so that it is not restarted or reported as a failure
+    kill       before the signal, so that it is not restarted or reported as a failure; for the pod's sake with `fate`
     adjustment before it is done, so that it is done in the end, and after it, with how it went
     ended      how, before it is cleared away, and with it what the keeper noted
     health     when what is known of it changed, so that the next agent goes on from there
@@ -27,7 +30,7 @@ import dataclasses
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from functools import partial
 from typing import Any
 
@@ -41,12 +44,14 @@ from agent.health.checks import Checks, Results, known
 from agent.health.probe import Prober, Target
 from agent.launcher.client import LaunchError
 from agent.launcher.record import STARTING, Exit, age
+from agent.pods import PodEnded, Pods, absent, fate
 from agent.provision import Provided
 from agent.sandboxes import Sandboxes
 from isolators.base import Container, IsolatorError, Limit, Unsupported
 from model.adjustment import Adjustment
 from model.fit import misfits
 from model.health import well
+from model.pod import Pod
 from model.resources import Resources, describe
 from model.signals import parse_signal, signal_name
 from model.task import TASK_ID, TaskSpec, TaskState, TaskStatus, Usage
@@ -108,18 +113,22 @@ class Reconciler:
         self._put_off: dict[str, PutOff] = {}
         self._checks = Checks(Prober(Commands(containers, containers.launcher)))
         self._launching = asyncio.Semaphore(LAUNCHES_AT_ONCE)
+        self._pods = Pods(containers, sandboxes, self._share_fate)
 
     async def recover(self) -> None:
         """Read the books, find the containers that run, clear away everything else, and go on with every task."""
         self._first_sequence = self._checkpoint.new_life() << SEQUENCE_BITS
         self._records = self._checkpoint.load()
-        known = [self._container(record) for record in self._records.values() if record.container and not record.over]
+        records = [record for record in self._records.values() if not record.over]
+        known = self._pods.recover(records)
+        known += [self._container(record) for record in records if record.container and self._pods.known(record)]
         for container in known:
-            self._sandboxes.occupy(container.id_base)
+            self._sandboxes.occupy(container.sandbox)
         await self._containers.recover(known)
-        for record in list(self._records.values()):
-            if not record.over:
-                await self._try_resume(record)
+        self._find_fates()  # before anything of a pod goes on that must not
+        for record in records:
+            await self._try_resume(self._records[record.spec.id])
+        self._find_fates()  # now that it is known what runs
 
     async def close(self) -> None:
         """Stop looking after the tasks. Containers go on."""
@@ -127,6 +136,7 @@ class Reconciler:
         for work in works:
             work.cancel()
         await asyncio.gather(*works, return_exceptions=True)
+        await self._pods.close()
         self._containers.close()
 
     def statuses(self) -> list[TaskStatus]:
@@ -175,6 +185,8 @@ class Reconciler:
             else:
                 self._save(killed)
             self._kills[task.id].set()
+            if task.pod is not None:  # nobody needs to wait for it any more
+                self._pods.end(task.pod, "killed before it was started")
         elif adjustment is not None and not record.over and not outdated(record, adjustment):
             self._save(dataclasses.replace(record, adjustment=adjustment))
             self._adjustments[task.id].set()
@@ -222,7 +234,7 @@ class Reconciler:
         if task.id in self._checkpoint.damaged:
             lost = self._next(status, TaskState.LOST, reason="what was written down of it is damaged: it may have run")
             record = dataclasses.replace(record, end=lost)
-        made = None if kill or record.end is not None else self._sandboxes.take(task.network)
+        made = None if kill or record.end is not None or task.pod else self._sandboxes.take(task.network)
         if made is not None:
             self._made[task.id] = made
             record = dataclasses.replace(record, **_place(status, made))
@@ -297,6 +309,8 @@ class Reconciler:
         elif shortage := self._capacity.shortage(record.spec.resources):
             lacking = ", ".join(describe(kind, amount) for kind, amount in shortage.items())
             await self._end(record, TaskState.REJECTED, f"this node has {lacking} too little, even when empty")
+        elif missing := absent(record.spec, self._records):
+            await self._end(record, TaskState.FAILED, f"{', '.join(missing)} of its pod did not come with it")
         elif problem := _unstoppable(record.spec):
             await self._end(record, TaskState.REJECTED, problem)
         else:
@@ -304,11 +318,13 @@ class Reconciler:
 
     async def _launch(self, record: TaskRecord) -> None:
         try:
-            async with self._launching:
+            async with self._place(record.spec):
                 made = self._made.get(record.spec.id) or await self._make(record)
                 if not record.spec.needs_provision:
                     return await self._start(self._records[record.spec.id], made, Provided(record.spec))
             await self._provide(record, made)
+        except PodEnded as error:
+            await self._end(record, TaskState.KILLED, str(error))
         except Unsupported as error:
             await self._end(record, TaskState.REJECTED, str(error))
         except LaunchError as error:
@@ -317,9 +333,13 @@ class Reconciler:
             await self._end(record, TaskState.FAILED, str(error))
 
     async def _make(self, record: TaskRecord) -> Made:
-        """None was ready when it was accepted."""
-        network = record.spec.network
-        made = self._made[record.spec.id] = self._sandboxes.take(network) or await self._sandboxes.make(network)
+        """None was ready when it was accepted, or it is to be in its pod's."""
+        task = record.spec
+        if task.pod is not None:
+            made = await self._pods.join(task)
+        else:
+            made = self._sandboxes.take(task.network) or await self._sandboxes.make(task.network)
+        self._made[task.id] = made
         await self._save_aside(record.spec.id, **_place(record.status, made))
         return made
 
@@ -336,7 +356,7 @@ class Reconciler:
             await asyncio.gather(providing, return_exceptions=True)
         if self._records[task_id].kill:
             return await self._end(record, TaskState.KILLED, "killed before it was started")
-        async with self._launching:
+        async with self._place(record.spec):
             await self._start(self._records[task_id], made, providing.result())
 
     def _tell(self, task_id: str, message: str) -> None:
@@ -347,23 +367,36 @@ class Reconciler:
 
     async def _start(self, record: TaskRecord, made: Made, provided: Provided) -> None:
         starting = self._observe(record, TaskState.STARTING, message="")
-        noted = partial(self._saved, record.spec.id)
-        pid = await self._containers.start(made, provided.task, noted, provided.layers)
+        pid = await self._containers.start(made, provided.task, partial(self._may_start, record.spec), provided.layers)
+        if record.spec.pod is not None:
+            self._pods.started(record.spec)
         del self._made[record.spec.id]
         usage = await self._containers.usage(self._container(record))
         self._observe(starting, TaskState.RUNNING, usage=usage, pid=pid)
 
     async def _not_launched(self, record: TaskRecord, error: LaunchError) -> None:
-        """A sandbox that was killed while it waited is no fault of the task's, which takes another."""
+        """A sandbox that was killed while it waited is no fault of the task's, which takes another. In a pod it is the
+        end of all."""
         task_id = record.spec.id
         made, container = self._made.get(task_id), self._container(self._records[task_id])
         self._tried[task_id] += 1
-        if made is None or not self._containers.never_ran(made, error) or self._tried[task_id] == SANDBOX_TRIES:
+        again = made is not None and record.spec.pod is None and self._containers.never_ran(made, error)
+        if not again or self._tried[task_id] == SANDBOX_TRIES:
             return await self._end(record, TaskState.FAILED, str(error))
         log.warning("sandbox was killed before it got its task, taking another", task=task_id, reason=str(error))
         await self._saved(task_id)
         del self._made[task_id]
         await self._begin_again(self._records[task_id], container)
+
+    def _place(self, task: TaskSpec) -> AbstractAsyncContextManager[None]:
+        """Among those that are launched at once. Who has to wait for others must not keep them out."""
+        return self._launching if task.pod is None else contextlib.nullcontext()
+
+    async def _may_start(self, task: TaskSpec) -> None:
+        """When it is on disk."""
+        await self._saved(task.id)
+        if task.pod is not None:
+            await self._pods.turn(task)
 
     async def _adjust(self, record: TaskRecord, adjustment: Adjustment) -> None:
         self._adjustments[record.spec.id].clear()
@@ -490,10 +523,40 @@ class Reconciler:
         exit_code: int | None = None,
         usage: Usage | None = None,
     ) -> None:
-        before = self._records[record.spec.id].status
+        latest = self._records[record.spec.id]
+        before = latest.status
+        if state is TaskState.KILLED and latest.fate:
+            reason = latest.fate
         end = self._next(before, state, reason=reason, message="", exit_code=exit_code, usage=usage or before.usage)
         await self._write_down(record.spec.id, end=end)
+        self._find_fate(self._records[record.spec.id])
         await self._clear(record, end)
+
+    def _find_fates(self) -> None:
+        for record in list(self._records.values()):
+            self._find_fate(record)
+
+    def _find_fate(self, record: TaskRecord) -> None:
+        if record.spec.pod is not None and (found := fate(record, self._records)):
+            self._share_fate(record.spec.pod, found)
+
+    def _share_fate(self, pod: Pod, found: str) -> None:
+        self._pods.end(pod, found)
+        for member in pod.members:
+            record = self._records.get(member)
+            if record is not None and not (record.over or record.kill or record.end is not None):
+                self._doom(dataclasses.replace(record, kill=True, fate=found))
+
+    def _doom(self, record: TaskRecord) -> None:
+        task_id = record.spec.id
+        self._records[task_id] = record
+        if task_id not in self._saving:
+            try:
+                self._checkpoint.save(record)
+            except OSError as error:  # the next agent finds it out anew
+                log.error("fate not written down", task=task_id, error=str(error))
+        if task_id in self._kills:
+            self._kills[task_id].set()
 
     async def _clear(self, record: TaskRecord, end: TaskStatus) -> None:
         for _ in range(CLEANUP_TRIES):
@@ -506,22 +569,30 @@ class Reconciler:
 
     async def _cleaned(self, record: TaskRecord) -> bool:
         """What can not be cleared away at all is found as an orphan at the next start."""
+        complete = True
+        for work in (self._clean, self._leave_pod):
+            try:
+                await work(record)
+            except* (IsolatorError, NetworkError, OSError) as group:
+                complete = False
+                for error in group.exceptions:
+                    log.error("clean-up incomplete", task=record.spec.id, error=str(error))
+        return complete
+
+    async def _leave_pod(self, record: TaskRecord) -> None:
+        if record.spec.pod is not None:
+            await self._pods.leave(record.spec)
+
+    async def _clean(self, record: TaskRecord) -> None:
         made = self._made.pop(record.spec.id, None)
         record = self._records[record.spec.id]
         if made is None and not record.container:
-            return True
+            return
         sandbox = made.sandbox if made is not None else self._container(record).sandbox
-        complete = True
-        try:
-            if made is not None:
-                await made.launch.abort()
-            await self._containers.cleanup(sandbox)
-            self._sandboxes.release(sandbox.id_base)
-        except* (IsolatorError, NetworkError, OSError) as group:
-            complete = False
-            for error in group.exceptions:
-                log.error("clean-up incomplete", task=record.spec.id, error=str(error))
-        return complete
+        if made is not None:
+            await made.launch.abort()
+        await self._containers.cleanup(sandbox)
+        self._sandboxes.release(sandbox)
 
     async def _try_resume(self, record: TaskRecord) -> None:
         """One container that resists must not keep the others from being looked after."""
@@ -545,6 +616,8 @@ class Reconciler:
             # It runs, or has ended since: `step` will see.
             usage = await self._containers.usage(container)
             pid = keeper.container.pid if keeper.container is not None else None
+            if record.holder:
+                self._pods.started(record.spec)
             self._observe(record, TaskState.RUNNING, usage=usage, pid=pid)
         elif record.container and keeper is None:
             await self._end(record, TaskState.FAILED, "it may have run, and what its keeper noted is lost")
@@ -556,9 +629,9 @@ class Reconciler:
         async with asyncio.timeout(ABORT_DEADLINE_S):
             await self._containers.exited(container)
         again = self._next(record.status, TaskState.ACCEPTED, addresses=(), pid=None)
-        self._save(dataclasses.replace(record, status=again, container="", id_base=0))
+        self._save(dataclasses.replace(record, status=again, container="", id_base=0, holder="", quota=0))
         await self._containers.cleanup(container.sandbox)
-        self._sandboxes.release(container.id_base)
+        self._sandboxes.release(container.sandbox)
         self._report(again)
 
     def _observe(self, record: TaskRecord, state: TaskState, **seen: Any) -> TaskRecord:
@@ -610,13 +683,16 @@ class Reconciler:
         self._withdrawn.discard(task_id)
 
     def _container(self, record: TaskRecord) -> Container:
-        return self._containers.container(record.spec, record.container, record.id_base)
+        return self._containers.container(record)
 
 
 def _place(status: TaskStatus, made: Made) -> dict[str, Any]:
     """The fields of a record that say where the task is."""
     there = dataclasses.replace(status, addresses=tuple(map(str, made.addresses)), pid=made.launch.pid)
-    return {"status": there, "container": made.sandbox.id, "id_base": made.sandbox.id_base}
+    place = {"status": there, "container": made.sandbox.id, "id_base": made.sandbox.id_base}
+    if made.sandbox.holder is not None:
+        place |= {"holder": made.sandbox.holder.id, "quota": made.sandbox.quota}
+    return place
 
 
 def describe_exit(end: Exit) -> str:

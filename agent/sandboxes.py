@@ -17,6 +17,7 @@ import structlog
 from agent.containers import Containers, Made
 from agent.launcher.client import LaunchError
 from isolators.base import IsolatorError, Sandbox
+from model.pod import Pod
 from netns.driver import NetworkError
 
 log = structlog.get_logger()
@@ -35,7 +36,7 @@ FAILURES = (IsolatorError, NetworkError, LaunchError, OSError)
 
 
 class Sandboxes:
-    """`take` gives a sandbox that is ready, `make` a new one. The ids of all of them are given out here."""
+    """`take` gives a sandbox that is ready, `make` a new one, `join` one in a pod. Their ids are given out here."""
 
     def __init__(self, containers: Containers, ready: asyncio.Event) -> None:
         """`ready`: the node's networks are there."""
@@ -75,8 +76,14 @@ class Sandboxes:
 
     async def make(self, network: str) -> Made:
         """Raises IsolatorError, NetworkError, LaunchError or OSError; then nothing is left of it."""
-        sandbox = self._containers.sandbox(secrets.token_hex(6), self._free_range(), network)
-        self._ranges.add(sandbox.id_base)
+        return await self._make(self._containers.sandbox(secrets.token_hex(6), self._free_range(), network))
+
+    async def join(self, holder: Sandbox, pod: Pod) -> Made:
+        """One in the pod whose namespaces `holder` has. Raises as `make` does."""
+        return await self._make(self._containers.member(secrets.token_hex(6), holder, pod, self._free_range()))
+
+    async def _make(self, sandbox: Sandbox) -> Made:
+        self._ranges.add(sandbox.number)
         try:
             return await self._containers.make(sandbox)
         except BaseException:
@@ -89,13 +96,13 @@ class Sandboxes:
         async with self._one_more:  # one that is being made sees that it is not wanted any more
             pass
 
-    def occupy(self, id_base: int) -> None:
-        """A container of an earlier agent has these ids."""
-        self._ranges.add(id_base)
+    def occupy(self, sandbox: Sandbox) -> None:
+        """A container of an earlier agent has its ids."""
+        self._ranges.add(sandbox.number)
 
-    def release(self, id_base: int) -> None:
+    def release(self, sandbox: Sandbox) -> None:
         """Its container is gone."""
-        self._ranges.discard(id_base)
+        self._ranges.discard(sandbox.number)
 
     async def _keep_making(self) -> None:
         await self._networks_ready.wait()
@@ -147,7 +154,7 @@ class Sandboxes:
         except* FAILURES as group:
             log.error("clean-up incomplete", container=sandbox.id, errors=[str(error) for error in group.exceptions])
         else:
-            self._ranges.discard(sandbox.id_base)
+            self._ranges.discard(sandbox.number)
 
     def _free_range(self) -> int:
         bases = (ID_RANGE_START + index * ID_RANGE_SIZE for index in range(ID_RANGES))

@@ -9,7 +9,7 @@ import sys
 
 import typer
 
-from cli import agent, events, image, lab, master, node, service, task, token, vip, volume
+from cli import agent, events, image, lab, master, node, pod, service, task, token, vip, volume
 from cli.problem import Problem
 from lab.errors import LabError
 
@@ -17,6 +17,7 @@ app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="A 
 app.add_typer(master.app, name="master", help="The coordinator: make one, run it.")
 app.add_typer(agent.app, name="agent", help="The daemon of a node: join a cluster, run.")
 app.add_typer(service.app, name="service", help="Long-running services: Marathon app definitions.")
+app.add_typer(pod.app, name="pod", help="Containers that run together: Marathon pod definitions.")
 app.add_typer(task.app, name="task", help="Runs of containers, and their output.")
 app.add_typer(node.app, name="node", help="The nodes of the cluster.")
 app.add_typer(image.app, name="image", help="The images that nodes have.")

@@ -23,7 +23,7 @@ Id = Annotated[str, typer.Argument(help="As in the definition: /web.")]
 @app.command()
 def run(file: Annotated[Path, typer.Argument(help="A Marathon app definition (JSON).")], json: Json = False) -> None:
     """Run a service."""
-    created = connect().post("/v2/apps", _read(file))
+    created = connect().post("/v2/apps", read_definition(file))
     if json:
         print_json(created)
     else:
@@ -82,7 +82,7 @@ def _status(app: dict[str, Any]) -> str:
     return "deploying" if app["deployments"] else "running"
 
 
-def _read(file: Path) -> Any:
+def read_definition(file: Path) -> Any:
     try:
         return codec.loads(file.read_text())
     except OSError as error:

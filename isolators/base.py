@@ -37,10 +37,24 @@ class Unsupported(IsolatorError):
 
 
 @dataclass(frozen=True, slots=True)
+class Holder:
+    """The sandbox of a pod, which never gets a task: what the pod's containers share is its own. They join those of its
+    namespaces that are in `kinds` (as OCI names them); `pid` is its first process."""
+
+    id: str
+    directory: Path
+    layer: Path
+    pid: int
+    kinds: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Sandbox:
     """What a container has before there is a task for it. `directory` is its OCI bundle, which nobody needs after a
     reboot, and `layer` is for what it writes: both exist, are ours alone (0700) and are removed by the agent after the
-    last cleanup. Ids 0 to `id_count` - 1 inside are `id_base` + id outside. `network` is the name of its network."""
+    last cleanup. Ids 0 to `id_count` - 1 inside are `id_base` + id outside. `network` is the name of its network.
+    With a `holder` it is in a pod: the ids are those of all of its containers, and `quota` takes the place of their
+    base where a number must be this container's alone."""
 
     id: str
     directory: Path
@@ -48,6 +62,13 @@ class Sandbox:
     id_base: int
     network: str
     id_count: int = 65536
+    holder: Holder | None = None
+    quota: int = 0
+
+    @property
+    def number(self) -> int:
+        """No other container of the node has it."""
+        return self.quota or self.id_base
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +99,10 @@ class Container:
     @property
     def id_count(self) -> int:
         return self.sandbox.id_count
+
+    @property
+    def number(self) -> int:
+        return self.sandbox.number
 
     @property
     def rootfs(self) -> Path:

@@ -134,8 +134,8 @@ def _limit(container: Container | Sandbox, limit: int) -> None:
 
 
 def _project(container: Container | Sandbox) -> int:
-    """The base of its ids is no other container's on this node, and far above what people give to projects."""
-    return container.id_base
+    """Far above what people give to projects."""
+    return container.number
 
 
 @contextmanager

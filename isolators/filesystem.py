@@ -1,7 +1,8 @@
 """The root file system: an overlay that the agent mounts at `Container.rootfs`, and what is mounted inside of it.
 
 Reads the task's `rootfs`, and makes `upper` and `work` in `Sandbox.layer` (what the container writes; gone with it),
-and in `Sandbox.directory` the attachment points `lower`, empty afterwards, and `rootfs`.
+and in `Sandbox.directory` the attachment points `lower`, empty afterwards, and `rootfs`. The containers of a pod that
+share IPC share a /dev/shm, which is mounted at `shm` in the directory of the pod's sandbox.
 
 Without `task.rootfs` the lower layer is the node's own `/`, as the container's unprivileged ids see it: /etc/shadow
 stays closed, for the node's root is nobody inside. It must never be idmapped, which would make the container's root
@@ -25,6 +26,7 @@ from model.mounts import MOST_MIB, tmpfs_problem
 from model.network import Address
 
 POINTS = ("lower", "rootfs")  # where something is mounted
+SHARED = "shm"
 LAYERS = ("upper", "work")
 
 # Docker's defaults (moby, oci/defaults.go), the interrupt counters, and what tells of the node's temperature and power.
@@ -63,7 +65,7 @@ class FilesystemIsolator(Isolator):
         self._unmounts: dict[str, asyncio.Task[None]] = {}  # of lower layers, under way or done
 
     async def recover(self, known: list[Container], orphans: list[str]) -> None:
-        kept = {container.rootfs for container in known}
+        kept = {container.directory / name for container in known for name in ("rootfs", SHARED)}
         for point in reversed(mount.mount_points()):
             if point.path.is_relative_to(self._state_directory) and _is_ours(point.path) and point.path not in kept:
                 mount.unmount(point.path)
@@ -91,6 +93,7 @@ class FilesystemIsolator(Isolator):
         _check(container)
         try:
             self._mount(container)
+            _mount_shared(container)
         except OSError as error:
             raise _failed("mount root file system", container.sandbox, error) from error
         return self.part(container)
@@ -116,7 +119,7 @@ class FilesystemIsolator(Isolator):
         try:
             if sandbox.id in self._unmounts:
                 await self._unmounts.pop(sandbox.id)
-            for path in _points(sandbox):
+            for path in (*_points(sandbox), sandbox.directory / SHARED):
                 mount.unmount(path)
         except OSError as error:
             raise _failed("unmount root file system", sandbox, error) from error
@@ -180,6 +183,20 @@ def _mount_overlay(lower: str, container: Container) -> None:
     mount.mount("overlay", container.rootfs, "overlay", mount.MS_NOSUID | mount.MS_NODEV, data)
 
 
+def _mount_shared(container: Container) -> None:
+    """By the first container of the pod that asks for it, which thereby says how large it is."""
+    point = _shared_memory(container)
+    if point is not None and not os.path.ismount(point):
+        flags = mount.MS_NOSUID | mount.MS_NODEV | mount.MS_NOEXEC
+        point.mkdir(mode=0o700)
+        mount.mount("tmpfs", point, "tmpfs", flags, f"mode=1777,size={container.task.shm}m")
+
+
+def _shared_memory(container: Container) -> Path | None:
+    holder = container.sandbox.holder
+    return holder.directory / SHARED if holder is not None and "ipc" in holder.kinds else None
+
+
 def _common_mounts(sandbox: Sandbox) -> list[dict[str, Any]]:
     plain = ["nosuid", "nodev", "noexec"]
     terminal = ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]
@@ -195,8 +212,12 @@ def _common_mounts(sandbox: Sandbox) -> list[dict[str, Any]]:
 
 def _mounts(container: Container) -> list[dict[str, Any]]:
     task, size = container.task, max(TEMPORARY_MIB, container.task.resources.mem)
+    guards = ["nosuid", "nodev", "noexec"]
+    memory = _new("tmpfs", "/dev/shm", [*guards, "mode=1777", f"size={task.shm}m"])
+    if shared := _shared_memory(container):
+        memory = {"destination": "/dev/shm", "type": "bind", "source": str(shared), "options": ["bind", *guards]}
     return [
-        _new("tmpfs", "/dev/shm", ["nosuid", "nodev", "noexec", "mode=1777", f"size={task.shm}m"]),
+        memory,
         _new("tmpfs", "/tmp", ["nosuid", "nodev", "mode=1777", f"size={size}m"]),
         *map(_tmpfs, task.tmpfs),
     ]
@@ -220,7 +241,7 @@ def _new(kind: str, destination: str, options: list[str]) -> dict[str, Any]:
 
 
 def _is_ours(path: Path) -> bool:
-    return path.name in POINTS
+    return path.name in (*POINTS, SHARED)
 
 
 def _points(sandbox: Sandbox) -> list[Path]:

@@ -1,4 +1,7 @@
-"""Connects a container to its network through the driver, and gives it the files that name resolution reads."""
+"""Connects a container to its network through the driver, and gives it the files that name resolution reads.
+
+A pod is connected once, by its holder: its containers have the address of that.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,11 @@ class NetworkIsolator(Isolator):
         self._looked_at = -FRESH_S
 
     async def recover(self, known: list[Container], orphans: list[str]) -> None:
-        connected = frozenset(container.id for container in known if container.task.network not in UNCONNECTED)
+        connected = frozenset(
+            container.id
+            for container in known
+            if container.task.network not in UNCONNECTED and container.sandbox.holder is None
+        )
         try:
             await self._driver.gc(connected)
         except NetworkError as error:
@@ -42,6 +49,8 @@ class NetworkIsolator(Isolator):
     async def isolate(self, sandbox: Sandbox, pid: int) -> tuple[Address, ...]:
         if sandbox.network in UNCONNECTED:
             return ()
+        if sandbox.holder is not None:
+            return self._driver.addresses(sandbox.holder.id)
         try:
             return await self._driver.attach(Attachment(sandbox.id, sandbox.network, pid))
         except NetworkError as error:
@@ -52,30 +61,36 @@ class NetworkIsolator(Isolator):
         if container.task.network == "host":
             return {"mounts": _node_files(("/etc/hosts", "/etc/resolv.conf"))}
         files = {
-            "/etc/hosts": _hosts(container, self._driver.addresses(container.id)),
+            "/etc/hosts": _hosts(container, self._driver.addresses(_connected(container.sandbox))),
             "/etc/resolv.conf": _resolv_conf(),
         }
         return {"mounts": [_bind(_written(container, path, text), path) for path, text in files.items()]}
 
     async def usage(self, container: Container, usage: Usage) -> Usage:
         """One look at all links serves all containers that are asked about at about the same time. A link goes with
-        the container's last process: what it counted until the last look remains."""
-        if container.task.network in UNCONNECTED:
+        the container's last process: what it counted until the last look remains. A pod's counts for its first task."""
+        pod = container.task.pod
+        if container.task.network in UNCONNECTED or (pod is not None and pod.members[0] != container.task.id):
             return usage
         if (now := time.monotonic()) - self._looked_at >= FRESH_S:
             self._traffic |= _read_traffic()
             self._looked_at = now
-        traffic = self._traffic.get(veth_name(container.id))
+        traffic = self._traffic.get(veth_name(_connected(container.sandbox)))
         return usage if traffic is None else _counted(usage, traffic)
 
     async def cleanup(self, sandbox: Sandbox) -> None:
-        if sandbox.network in UNCONNECTED:
+        if sandbox.network in UNCONNECTED or sandbox.holder is not None:
             return
         self._traffic.pop(veth_name(sandbox.id), None)
         try:
             await self._driver.detach(sandbox.id)
         except NetworkError as error:
             raise IsolatorError(str(error)) from error
+
+
+def _connected(sandbox: Sandbox) -> str:
+    """Whose link it uses."""
+    return sandbox.id if sandbox.holder is None else sandbox.holder.id
 
 
 def _hosts(container: Container, addresses: Iterable[Address]) -> bytes:

@@ -229,7 +229,8 @@ class FrameworkSubscription:
             raise OfferGone(offer_id)
         for task in tasks:
             self._check(task, offer)
-        demand = sum((task.resources for task in tasks), Resources(disk=sum(volume.size for volume in volumes)))
+        _check_whole(tasks)
+        demand = sum((task.held for task in tasks), Resources(disk=sum(volume.size for volume in volumes)))
         shortage = offer.resources.shortage(demand)
         if shortage:
             lacking = ", ".join(describe(kind, amount) for kind, amount in shortage.items())
@@ -340,3 +341,15 @@ class FrameworkSubscription:
 
     def _own(self) -> list[TaskRecord]:
         return [record for record in self._tasks.all() if record.spec.framework == self.framework]
+
+
+def _check_whole(tasks: Sequence[TaskSpec]) -> None:
+    """A pod runs on one node, and all of it or nothing: its tasks are accepted together."""
+    ids = {task.id for task in tasks}
+    for task in tasks:
+        if task.pod is None:
+            continue
+        if task.id not in task.pod.members:
+            raise ValueError(f"task {task.id}: is not one of pod {task.pod.id}")
+        if absent := [member for member in task.pod.members if member not in ids]:
+            raise ValueError(f"task {task.id}: {', '.join(absent)} of its pod must be accepted with it")

@@ -11,7 +11,7 @@ way had a moment to be answered, it is marked `drained`, and only then does its 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from functools import partial
 from typing import TypeAlias
 
@@ -192,7 +192,9 @@ class Dispatcher(control_pb2_grpc.ControlServicer):
             assignment = convert.assignment_to_wire(after.spec, after.drained, after.paused, after.adjustment)
             self._desired.put(after.node, pb.Item(key=f"task/{after.spec.id}", task=assignment))
         if after.killing and not after.drained and not after.over:
-            self._work(f"drain {after.spec.id}", lambda: self._drain(after.spec.id))
+            pod = after.spec.pod
+            name, tasks = (pod.id, pod.members) if pod is not None else (after.spec.id, (after.spec.id,))
+            self._work(f"drain {name}", lambda: self._drain(tasks))
 
     def _release(self, over: TaskRecord) -> None:
         """Volumes of it that are to be destroyed may be now."""
@@ -220,15 +222,17 @@ class Dispatcher(control_pb2_grpc.ControlServicer):
             reason = f"node {node_id} has been away for {self._nodes.lost_after_s:g} s"
             await self._tasks.end(task_id, TaskState.LOST, reason)
 
-    async def _drain(self, task_id: str) -> None:
+    async def _drain(self, task_ids: Sequence[str]) -> None:
+        """A task, or all of a pod."""
         online = [view.node.id for view in self._nodes.all() if view.state is NodeState.ONLINE]
         late = await self._desired.barrier(online, DRAIN_DEADLINE_S)
         if late:
-            log.warning("stopping although VIPs may still point at it", task=task_id, nodes=late)
-        record = self._tasks.get(task_id)
-        if record is not None and any(wanted(record)):
+            log.warning("stopping although VIPs may still point at it", task=task_ids[0], nodes=late)
+        known = [record for task_id in task_ids if (record := self._tasks.get(task_id)) is not None]
+        if any(any(wanted(record)) for record in known):
             await asyncio.sleep(LINGER_S)
-        await self._tasks.mark(task_id, drained=True)
+        for task_id in task_ids:
+            await self._tasks.mark(task_id, drained=True)
 
     def _work(self, name: str, work: Callable[[], Awaitable[object]]) -> None:
         """In the background, once at a time for each name, again and again while the store fails."""

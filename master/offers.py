@@ -87,9 +87,9 @@ class Subscription(Protocol):
 
     async def accept(self, offer_id: str, tasks: Sequence[TaskSpec], volumes: Sequence[PersistentVolume] = ()) -> None:
         """Make `volumes` and run `tasks` on the offer's node; on the store's disk when it returns. What they leave of
-        the offer is free again. Persistent volumes of the tasks are among these or were made there before, and nobody
-        else uses them. Raises OfferGone, or ValueError when they need more than was offered, an id was used before, or
-        a volume can't be had."""
+        the offer is free again. The tasks of a pod come together. Persistent volumes of the tasks are among these or
+        were made there before, and nobody else uses them. Raises OfferGone, or ValueError when they need more than was
+        offered, an id was used before, or a volume can't be had."""
 
     def decline(self, offer_id: str, reason: str, filter_s: float = 5.0) -> None:
         """`reason` is for people. The same node is not offered again for `filter_s`, unless revived."""
@@ -101,8 +101,8 @@ class Subscription(Protocol):
         """No offers until revived."""
 
     async def kill(self, task_id: str) -> None:
-        """End the task: its backends leave the VIPs, then it is stopped. At once for a task that is over. Raises
-        UnknownTask."""
+        """End the task, and its whole pod: their backends leave the VIPs, then they are stopped. At once for a task
+        that is over. Raises UnknownTask."""
 
     def volumes(self) -> tuple[VolumeView, ...]:
         """The framework's, on all nodes, as known now."""

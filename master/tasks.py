@@ -11,6 +11,7 @@ import dataclasses
 import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
 import structlog
@@ -46,7 +47,9 @@ class TaskRecord:
     @property
     def held(self) -> Resources:
         """What is its own: of an adjustment that is under way, the more of before and after."""
-        return self.spec.resources if self.before is None else self.spec.resources | self.before.resources
+        if self.before is None:
+            return self.spec.held
+        return self.spec.held | (self.spec.held - self.spec.resources + self.before.resources)
 
     @property
     def over(self) -> bool:
@@ -135,14 +138,21 @@ class Tasks:
             await self._replace(record, dataclasses.replace(record, status=status))
 
     async def mark(self, task_id: str, *, drained: bool = False) -> TaskRecord | None:
-        """The task shall end; with `drained` the signal may go out. None when there is no such task or it is over."""
-        async with self._lock(task_id):
-            record = self._records.get(task_id)
-            if record is None or record.over:
-                return None
-            return await self._replace(
-                record, dataclasses.replace(record, killing=True, drained=record.drained or drained)
-            )
+        """The task shall end, and its whole pod with it; with `drained` the signal may go out. None when there is no
+        such task or it is over."""
+        together = self._together(task_id)
+        async with AsyncExitStack() as locks:
+            for each in together:
+                await locks.enter_async_context(self._lock(each))
+            living = active(record for each in together if (record := self._records.get(each)) is not None)
+            marked = [dataclasses.replace(each, killing=True, drained=each.drained or drained) for each in living]
+            await self._replace_all(list(zip(living, marked, strict=True)))
+        return next((record for record in marked if record.spec.id == task_id), None)
+
+    def _together(self, task_id: str) -> list[str]:
+        """What ends together, in an order that is the same for all of them."""
+        record = self._records.get(task_id)
+        return sorted(record.spec.pod.members) if record is not None and record.spec.pod else [task_id]
 
     async def adjust(self, task_id: str, wanted: Adjustment) -> TaskRecord | None:
         """The task shall become so; its number is given here, and is the last one's before. None when it is over or
@@ -181,10 +191,15 @@ class Tasks:
                 self._records[task_id] = dataclasses.replace(record, acknowledged=sequence)
 
     async def _replace(self, before: TaskRecord, after: TaskRecord) -> TaskRecord:
-        if after != before:
-            await self._store.transaction(Put(PREFIX + after.spec.id, CODEC.encode(after)))
-            self._publish(before, after)
+        await self._replace_all([(before, after)])
         return after
+
+    async def _replace_all(self, pairs: Sequence[tuple[TaskRecord, TaskRecord]]) -> None:
+        changes = [(before, after) for before, after in pairs if before != after]
+        if changes:
+            await self._store.transaction(*(Put(PREFIX + after.spec.id, CODEC.encode(after)) for _, after in changes))
+        for before, after in changes:
+            self._publish(before, after)
 
     def _publish(self, before: TaskRecord | None, after: TaskRecord | None) -> None:
         record = after or before

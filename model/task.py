@@ -14,6 +14,7 @@ from model.fetch import Fetch
 from model.health import Health, HealthCheck, Readiness, ReadinessCheck
 from model.image import ImageSpec
 from model.limits import TaskLimits, Tmpfs
+from model.pod import Pod
 from model.resources import Resources
 from model.volume import WORKSPACE, VolumeMount
 
@@ -136,12 +137,20 @@ class TaskSpec:
     image: ImageSpec | None = None
     fetch: tuple[Fetch, ...] = ()
     volumes: tuple[VolumeMount, ...] = ()
+    pod: Pod | None = None
 
     @property
     def needs_provision(self) -> bool:
         """Whether something has to be on the node before it can start: its image, or its workspace."""
         in_workspace = any(mount.destination.startswith(f"{WORKSPACE}/") for mount in self.volumes)
         return self.image is not None or bool(self.fetch) or in_workspace
+
+    @property
+    def held(self) -> Resources:
+        """What its node has less because of it: what a pod takes for itself counts with the first of its tasks."""
+        if self.pod is None or self.pod.members[0] != self.id:
+            return self.resources
+        return self.resources + self.pod.resources
 
 
 @dataclass(frozen=True, slots=True)

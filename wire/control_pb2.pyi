@@ -371,6 +371,7 @@ class Task(_message.Message):
     READINESS_CHECKS_FIELD_NUMBER: _builtins.int
     KILL_SIGNAL_FIELD_NUMBER: _builtins.int
     VOLUMES_FIELD_NUMBER: _builtins.int
+    POD_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     framework: _builtins.str
     owner: _builtins.str
@@ -422,6 +423,8 @@ class Task(_message.Message):
     def readiness_checks(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReadinessCheck]: ...
     @_builtins.property
     def volumes(self) -> _containers.RepeatedCompositeFieldContainer[Global___VolumeMount]: ...
+    @_builtins.property
+    def pod(self) -> Global___Pod: ...
     def __init__(
         self,
         *,
@@ -455,10 +458,11 @@ class Task(_message.Message):
         readiness_checks: _abc.Iterable[Global___ReadinessCheck] | None = ...,
         kill_signal: _builtins.str = ...,
         volumes: _abc.Iterable[Global___VolumeMount] | None = ...,
+        pod: Global___Pod | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "limits", b"limits", "resources", b"resources"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "limits", b"limits", "pod", b"pod", "resources", b"resources"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["argv", b"argv", "capabilities_add", b"capabilities_add", "capabilities_drop", b"capabilities_drop", "cwd", b"cwd", "env", b"env", "fetch", b"fetch", "framework", b"framework", "health_checks", b"health_checks", "id", b"id", "image", b"image", "kill_grace_s", b"kill_grace_s", "kill_signal", b"kill_signal", "labels", b"labels", "limits", b"limits", "network", b"network", "owner", b"owner", "pids", b"pids", "ports", b"ports", "read_only", b"read_only", "readiness_checks", b"readiness_checks", "resources", b"resources", "rlimits", b"rlimits", "rootfs", b"rootfs", "seccomp", b"seccomp", "secrets", b"secrets", "shm", b"shm", "sysctls", b"sysctls", "tmpfs", b"tmpfs", "user", b"user", "volumes", b"volumes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["argv", b"argv", "capabilities_add", b"capabilities_add", "capabilities_drop", b"capabilities_drop", "cwd", b"cwd", "env", b"env", "fetch", b"fetch", "framework", b"framework", "health_checks", b"health_checks", "id", b"id", "image", b"image", "kill_grace_s", b"kill_grace_s", "kill_signal", b"kill_signal", "labels", b"labels", "limits", b"limits", "network", b"network", "owner", b"owner", "pids", b"pids", "pod", b"pod", "ports", b"ports", "read_only", b"read_only", "readiness_checks", b"readiness_checks", "resources", b"resources", "rlimits", b"rlimits", "rootfs", b"rootfs", "seccomp", b"seccomp", "secrets", b"secrets", "shm", b"shm", "sysctls", b"sysctls", "tmpfs", b"tmpfs", "user", b"user", "volumes", b"volumes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -523,6 +527,44 @@ class VolumeRemoval(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___VolumeRemoval: _TypeAlias = VolumeRemoval  # noqa: Y015
+
+@_typing.final
+class Pod(_message.Message):
+    """As in model/pod.py. All of a pod's tasks come in one Change."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    CONTAINER_FIELD_NUMBER: _builtins.int
+    MEMBERS_FIELD_NUMBER: _builtins.int
+    SHARE_IPC_FIELD_NUMBER: _builtins.int
+    SHARE_PID_FIELD_NUMBER: _builtins.int
+    RESOURCES_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    container: _builtins.str
+    share_ipc: _builtins.bool
+    share_pid: _builtins.bool
+    @_builtins.property
+    def members(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def resources(self) -> Global___Resources: ...
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        container: _builtins.str = ...,
+        members: _abc.Iterable[_builtins.str] | None = ...,
+        share_ipc: _builtins.bool = ...,
+        share_pid: _builtins.bool = ...,
+        resources: Global___Resources | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["resources", b"resources"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["container", b"container", "id", b"id", "members", b"members", "resources", b"resources", "share_ipc", b"share_ipc", "share_pid", b"share_pid"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Pod: _TypeAlias = Pod  # noqa: Y015
 
 @_typing.final
 class HealthCheck(_message.Message):

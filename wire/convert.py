@@ -15,6 +15,7 @@ from model.image import ImageSpec, NodeImage, PullProgress, Rules
 from model.limits import Device, HugePages, IoLimit, TaskLimits, Tmpfs
 from model.network import Block, Network, NetworkKind, Vtep
 from model.node import Node
+from model.pod import Pod
 from model.resources import Resources
 from model.task import Port, Protocol, Rlimit, Secret, TaskSpec, TaskState, TaskStatus, Usage
 from model.vip import Backend, Vip
@@ -70,6 +71,7 @@ def task_to_wire(task: TaskSpec) -> pb.Task:
         image=pb.Image(**asdict(task.image)) if task.image is not None else None,
         fetch=[pb.Fetch(**asdict(fetch)) for fetch in task.fetch],
         volumes=[pb.VolumeMount(**asdict(mount)) for mount in task.volumes],
+        pod=pod_to_wire(task.pod) if task.pod else None,
     )
 
 
@@ -108,6 +110,31 @@ def task_from_wire(message: pb.Task) -> TaskSpec:
         image=image_from_wire(message.image) if message.HasField("image") else None,
         fetch=tuple(fetch_from_wire(fetch) for fetch in message.fetch),
         volumes=tuple(map(_volume_from_wire, message.volumes)),
+        pod=pod_from_wire(message.id, message.pod) if message.HasField("pod") else None,
+    )
+
+
+def pod_to_wire(pod: Pod) -> pb.Pod:
+    return pb.Pod(
+        id=pod.id,
+        container=pod.container,
+        members=pod.members,
+        share_ipc=pod.share_ipc,
+        share_pid=pod.share_pid,
+        resources=resources_to_wire(pod.resources),
+    )
+
+
+def pod_from_wire(task_id: str, message: pb.Pod) -> Pod:
+    if task_id not in message.members or len(set(message.members)) < len(message.members):
+        raise ValueError(f"task {task_id}: is not one of the tasks of its pod")
+    return Pod(
+        id=message.id,
+        container=message.container,
+        members=tuple(message.members),
+        share_ipc=message.share_ipc,
+        share_pid=message.share_pid,
+        resources=resources_from_wire(message.resources),
     )
 
 

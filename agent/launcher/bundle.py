@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ NAMESPACES = {
     "user": sc.CLONE_NEWUSER,
     "cgroup": sc.CLONE_NEWCGROUP,
 }
+# What a container may share with others, and the name that /proc/PID/ns has for it.
+JOINABLE = {"user": "user", "network": "net", "ipc": "ipc", "pid": "pid"}
 # Without these four a container is not one: there is no root to pivot in, or root inside is root outside.
 REQUIRED = ("mount", "pid", "user", "ipc")
 
@@ -83,16 +86,22 @@ class Hidings:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """What can be made before the task is known. `tops` are the mounts that are not on another one, and `hidings` lies
-    within these. `config` is what all of it was read from."""
+    """What can be made before the task is known. `namespaces` are the kinds that the container does not share with the
+    node; those in `joined` are those of a pod, and the rest are made. `tops` are the mounts that are not on another
+    one, and `hidings` lies within these. `config` is what all of it was read from."""
 
     namespaces: int
+    joined: int
     uid_maps: tuple[IdMap, ...]
     gid_maps: tuple[IdMap, ...]
     mounts: tuple[Mount, ...]
     tops: tuple[str, ...]
     hidings: Hidings
     config: dict[str, Any]
+
+    @property
+    def made(self) -> int:
+        return self.namespaces & ~self.joined
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +133,7 @@ def parse_frame(config: dict[str, Any]) -> Frame:
         tops = _tops([mount.destination for mount in mounts])
         return Frame(
             namespaces=_namespaces(linux["namespaces"]),
+            joined=_namespace_flags(entry["type"] for entry in linux["namespaces"] if "path" in entry),
             uid_maps=id_maps(linux["uidMappings"]),
             gid_maps=id_maps(linux["gidMappings"]),
             mounts=mounts,
@@ -205,12 +215,22 @@ def outside(maps: tuple[IdMap, ...], inside: int) -> int:
 def _namespaces(entries: list[dict[str, str]]) -> int:
     types = [entry["type"] for entry in entries]
     for entry in entries:
-        if "path" in entry or entry["type"] not in NAMESPACES:
+        if entry["type"] not in NAMESPACES or ("path" in entry and not _is_joinable(entry)):
             raise BundleError(f"linux/namespaces: can't join or make {entry}")
     missing = [name for name in REQUIRED if name not in types]
     if missing:
         raise BundleError(f"linux/namespaces: {', '.join(missing)} missing")
+    return _namespace_flags(types)
+
+
+def _namespace_flags(types: Iterable[str]) -> int:
     return sum(NAMESPACES[name] for name in set(types))
+
+
+def _is_joinable(entry: dict[str, str]) -> bool:
+    """Whose namespace it is the launcher is told too, and makes sure of (`join.py`)."""
+    name = JOINABLE.get(entry["type"])
+    return name is not None and re.fullmatch(rf"/proc/[1-9][0-9]*/ns/{name}", entry["path"]) is not None
 
 
 def _device(entry: dict[str, Any]) -> Device:

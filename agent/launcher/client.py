@@ -67,6 +67,15 @@ class Launch:
         with suppress(LauncherGone):  # `start` will say why
             await _send(self.keeper, {"op": "fill", "streams": logs})
 
+    async def hold(self) -> None:
+        """It gets no task: from now on it lives on without the agent, until it is killed. Raises as `start` does."""
+        try:
+            with suppress(LauncherGone):
+                await _send(self.keeper, {"op": "hold"})
+            await _answer(self.keeper, "hold", self.bundle)
+        finally:
+            self.keeper.close()
+
     async def start(self) -> int:
         """Returns when the program runs, with the pid that it has: another runtime makes a process of its own. Raises
         LaunchError when it can not; nothing is left then."""
@@ -111,9 +120,12 @@ class Launcher:
             if self._process is None or self._process.returncode is not None:
                 await self._execute()
 
-    async def create(self, bundle: Path, frame: dict[str, Any]) -> Launch:
-        """Makes a sandbox, of what `frame` has of the bundle's configuration, and a process that waits in it."""
+    async def create(self, bundle: Path, frame: dict[str, Any], holder: Path | None = None) -> Launch:
+        """Makes a sandbox, of what `frame` has of the bundle's configuration, and a process that waits in it. In a pod
+        `holder` is the bundle of the sandbox whose namespaces it joins."""
         request = {"op": "create", "bundle": str(bundle), "frame": frame}
+        if holder is not None:
+            request["holder"] = str(holder)
         if self._runtime != NATIVE:
             request["runtime"] = self._runtime
         try:

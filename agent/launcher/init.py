@@ -1,7 +1,8 @@
 """The container's first process, from its clone to its exec: the whole story, in order.
 
     enter     a root of its own with what every container has: /proc, /sys, /dev, /run; nothing of the node is in reach
-    [wait]    the agent puts the process into its cgroups and connects its network; then for a task
+    [wait]    the agent puts the process into its cgroups and connects its network; then for a task, or for the word
+              that there will be none, for it holds the namespaces of a pod (`hold`)
     move in   the task's root file system, with what was made moved into it, and the mounts that the task asks for
     become    the process gives up what it may not keep: capabilities, ids, descriptors
     confine   from here on its system calls are filtered
@@ -43,6 +44,7 @@ from agent.launcher.mounts import (
 )
 
 SETUP_FAILED = 127
+HOLDER_TITLE = b"tepui-pod"
 SIOCSIFFLAGS = 0x8914
 IFF_UP = 0x1
 ROOT = "/rootfs"  # where the task's root is attached, before it becomes the root
@@ -54,7 +56,12 @@ def run(frame: Frame, directory: str, maker: socket.socket) -> NoReturn:
         _expect(maker, "mapped")
         place, proc = _enter(frame, directory)
         send(maker, {"event": "ready"})
-        text, root, *trees = _expect(maker, "move in")
+        asked, given = receive_open(maker)
+        if asked == {"op": "hold"}:
+            hold(maker)
+        if asked != {"op": "move in"}:
+            os._exit(SETUP_FAILED)
+        text, root, *trees = given
         bundle: Bundle = pickle.loads(_contents(text))
         _move_in(place, root, frame, _operations(bundle, trees), bundle)
         _set_sysctls(proc, bundle)
@@ -79,10 +86,11 @@ def _enter(frame: Frame, directory: str) -> tuple[int, int]:
         target = os.open(directory, sc.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     with _step("take ids of the container"):
         take_ids(0, 0, ())
+        sc.prctl(sc.PR_SET_DUMPABLE, 0)  # in a pod it may be seen by others (enter.py says why that is enough)
         os.setsid()
     with _step("mount root of the sandbox"):
         place = _attach_place(target, directory)
-    if frame.namespaces & sc.CLONE_NEWNET:
+    if frame.made & sc.CLONE_NEWNET:
         with _step("set link lo up"):
             _loopback_up()
     with _step("mount private proc"):
@@ -93,6 +101,23 @@ def _enter(frame: Frame, directory: str) -> tuple[int, int]:
     with _step("leave the node's root"):
         _pivot(place)
     return place, proc
+
+
+def hold(maker: socket.socket) -> NoReturn:
+    """Lives on as process 1 of its namespaces without any privilege, with nothing open, and does nothing, so that
+    nobody in the pod gains by it. Processes that lost their parent come to it and go."""
+    with _step("give up privileges"):
+        _limit_bounding_set(0)
+        sc.capset(0, 0, 0)
+        sc.prctl(sc.PR_SET_NO_NEW_PRIVS, 1)
+        sc.prctl(sc.PR_SET_NAME, HOLDER_TITLE)
+    _reset_signals()
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    send(maker, {"event": "held"})
+    sc.close_all_but(maker.fileno())
+    maker.close()
+    while True:
+        signal.pause()
 
 
 def _move_in(place: int, root: int, frame: Frame, operations: Iterable[Operation], bundle: Bundle) -> None:

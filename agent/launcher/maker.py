@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 from typing import NoReturn
 
 from agent.launcher import bundle as bundles
-from agent.launcher import idmap, init, oci, record, seccomp, streams
+from agent.launcher import idmap, init, join, oci, record, seccomp, streams
 from agent.launcher import syscalls as sc
 from agent.launcher.bundle import Bundle, BundleError, Frame
 from agent.launcher.channel import MAX_MESSAGE, Message, SetupError, decode, failed, pair, receive, send, send_open
@@ -98,7 +98,7 @@ def _live(request: Message, agent: socket.socket, keeper: socket.socket) -> None
     assert me is not None
     noted = Keeper(me, record.boot_id(), record.CREATING)
     _note(request["bundle"], noted)
-    sandbox = _clone(_read_frame(request), request["bundle"], keeper)
+    sandbox = _clone(_read_frame(request), request, keeper)
     try:
         noted = replace(noted, phase=record.CREATED, container=record.identify(sandbox.pid))
         _map_ids(sandbox)
@@ -106,20 +106,30 @@ def _live(request: Message, agent: socket.socket, keeper: socket.socket) -> None
         _note(sandbox.directory, noted)
         _expect(sandbox.init, "ready")
         _tell(agent, {"event": "created", "pid": sandbox.pid})
-        if (runtime := request.get("runtime")) is None:
-            pid = _fill(sandbox, noted, agent)
+        asked = _await(agent, ("fill", "hold"), sandbox.init)
+        if asked["op"] == "hold":
+            pid = _hold(sandbox, noted)
+        elif (runtime := request.get("runtime")) is None:
+            pid = _fill(sandbox, noted, agent, asked)
         else:
-            pid = _fill_by(runtime, sandbox, noted, agent)
+            pid = _fill_by(runtime, sandbox, noted, agent, asked)
     except (Aborted, SetupError):
         _kill(sandbox.pidfd)
         raise
     _tell(agent, {"event": "started", "pid": pid})
 
 
-def _fill(sandbox: Sandbox, noted: Keeper, agent: socket.socket) -> int:
+def _hold(sandbox: Sandbox, noted: Keeper) -> int:
+    """It shall never get a task, but outlive the agent: what it has is a pod's."""
+    _note(sandbox.directory, replace(noted, phase=record.STARTING))
+    send(sandbox.init, {"op": "hold"})
+    _expect(sandbox.init, "held")
+    return sandbox.pid
+
+
+def _fill(sandbox: Sandbox, noted: Keeper, agent: socket.socket, fill: Message) -> int:
     """Puts a task into it. Each side does what it can while the others are at work: init mounts, the agent sets limits
     and then says `start`."""
-    fill = _await(agent, "fill", sandbox.init)
     try:
         return _execute(sandbox, noted, agent, fill)
     except (SetupError, BrokenPipeError, ConnectionResetError) as error:
@@ -134,7 +144,7 @@ def _execute(sandbox: Sandbox, noted: Keeper, agent: socket.socket, fill: Messag
     send_open(sandbox.init, {"op": "move in"}, [_memory(bundle), *_open_sources(bundle)])
     ends = _connect(sandbox, bundle, fill)
     _adjust_oom_score(bundle, sandbox.pid)
-    _await(agent, "start")
+    _await(agent, ("start",))
     _note(sandbox.directory, replace(noted, phase=record.STARTING))
     _expect(sandbox.init, "moved in")
     _set_limits(bundle, sandbox.pid)
@@ -143,13 +153,12 @@ def _execute(sandbox: Sandbox, noted: Keeper, agent: socket.socket, fill: Messag
     return sandbox.pid
 
 
-def _fill_by(runtime: str, sandbox: Sandbox, noted: Keeper, agent: socket.socket) -> int:
+def _fill_by(runtime: str, sandbox: Sandbox, noted: Keeper, agent: socket.socket, fill: Message) -> int:
     """As `_fill`, by another runtime (`oci.py`), whose process joins the namespaces that the sandbox is for; the one
     that has waited in them is not needed any more. Returns the pid of the new one."""
-    fill = _await(agent, "fill", sandbox.init)
     bundle = _read_bundle(sandbox)
     ends = _connect(sandbox, bundle, fill)
-    _await(agent, "start")
+    _await(agent, ("start",))
     with _step(f"have {runtime} create"):
         pid = oci.create(runtime, sandbox.directory, bundle, sandbox.pid, (ends[0], ends[1]))
         pidfd = os.pidfd_open(pid)
@@ -171,19 +180,30 @@ def _note(directory: str, keeper: Keeper) -> None:
 
 def _read_frame(request: Message) -> Frame:
     try:
-        return bundles.parse_frame(request["frame"])
+        frame = bundles.parse_frame(request["frame"])
+        if frame.joined and "holder" not in request:
+            raise BundleError("linux/namespaces: there is no pod whose namespaces could be joined")
+        return frame
     except BundleError as error:
         raise SetupError(f"read frame: {error}", request["bundle"], errno.EINVAL) from error
 
 
-def _clone(frame: Frame, directory: str, keeper: socket.socket) -> Sandbox:
+def _clone(frame: Frame, request: Message, keeper: socket.socket) -> Sandbox:
     """The cgroup namespace is not among these: its root is to be the cgroup that the agent puts the process in."""
-    with _step("clone into namespaces"):
-        ours, theirs = pair()
-        pid, pidfd = sc.clone3(frame.namespaces & ~sc.CLONE_NEWCGROUP | sc.CLONE_PARENT)
-    if pid == 0:
+    directory = request["bundle"]
+
+    def first() -> NoReturn:
         ours.close()
         init.run(frame, directory, theirs)
+
+    with _step("clone into namespaces"):
+        ours, theirs = pair()
+        if frame.joined:
+            pid, pidfd = join.clone(frame, request["holder"], first)
+        else:
+            pid, pidfd = sc.clone3(frame.made & ~sc.CLONE_NEWCGROUP | sc.CLONE_PARENT)
+            if pid == 0:
+                first()
     theirs.close()
     return Sandbox(frame, directory, pid, pidfd, ours, keeper)
 
@@ -227,11 +247,13 @@ def _open_sources(bundle: Bundle) -> list[int]:
 
 
 def _map_ids(sandbox: Sandbox) -> None:
+    if sandbox.frame.joined & sc.CLONE_NEWUSER:
+        return  # in a pod it has been done
     with _step("map ids"):
         idmap.write(sandbox.pid, sandbox.frame.uid_maps, sandbox.frame.gid_maps)
 
 
-def _await(agent: socket.socket, operation: str, *others: socket.socket) -> Message:
+def _await(agent: socket.socket, operations: tuple[str, ...], *others: socket.socket) -> Message:
     """The agent's word. The others have nothing to say meanwhile: if they do, they ended."""
     poll = select.poll()
     for each in (agent, *others):
@@ -240,7 +262,7 @@ def _await(agent: socket.socket, operation: str, *others: socket.socket) -> Mess
     if agent.fileno() not in ready:
         raise SetupError("wait for a task", "init", errno.ESRCH)
     message = receive(agent)
-    if message is None or message["op"] != operation:
+    if message is None or message["op"] not in operations:
         raise Aborted
     return message
 

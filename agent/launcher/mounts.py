@@ -262,6 +262,8 @@ def _check_own(mount: dict[str, Any], destination: str) -> None:
     plain = os.path.normpath("/" + destination.lstrip("/"))
     if (plain, mount.get("source")) == ("/sys", "/sys"):  # the node's, with the node's network
         return
+    if plain == "/dev/shm":  # a pod's
+        return
     for path, kinds in OWN_KINDS.items():
         if os.path.commonpath((plain, path)) == path and mount.get("type") not in kinds:
             raise ValueError(f"mounts: {mount.get('source')} may not be mounted on {destination}")

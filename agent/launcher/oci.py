@@ -28,7 +28,7 @@ from hashlib import sha256
 from typing import Any, NoReturn
 
 from agent.launcher import syscalls as sc
-from agent.launcher.bundle import Bundle
+from agent.launcher.bundle import JOINABLE, Bundle
 from agent.launcher.channel import SetupError
 from agent.launcher.mounts import Bind
 
@@ -41,7 +41,7 @@ DEADLINE_MS = 25_000
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 UNIFIED = "/sys/fs/cgroup/unified"
 OPEN_FILES = "/proc/"
-JOINED = {"user": "user", "network": "net"}  # what a runtime joins, and the names that /proc has for it
+JOINED = ("user", "network")  # what a runtime joins in any case
 FAILED = 127
 # How runc and crun begin when it is the program that can not be executed, and the ends of what they say then.
 EXECUTION = ("exec: ", "executable file ", "open executable")
@@ -111,8 +111,10 @@ def _made(directory: str, destination: str) -> str:
 
 
 def _joined(namespace: dict[str, str], sandbox: int) -> dict[str, str]:
-    file = JOINED.get(namespace["type"])
-    return namespace if file is None else {**namespace, "path": f"/proc/{sandbox}/ns/{file}"}
+    """A pod's are those of the sandbox too."""
+    if namespace["type"] not in JOINED and "path" not in namespace:
+        return namespace
+    return {**namespace, "path": f"/proc/{sandbox}/ns/{JOINABLE[namespace['type']]}"}
 
 
 def _run(runtime: str, container: str, bundle: Bundle, verb: tuple[str, ...], streams: tuple[int, ...]) -> None:

@@ -2,7 +2,8 @@
 
 A request is one packet with one socket, on which the answer goes, so that requests never wait for one another:
 
-    {"op": "create", "bundle": DIR, "frame": CONFIG}    see keeper.py and, for the frame, bundle.py
+    {"op": "create", "bundle": DIR, "frame": CONFIG}    see keeper.py and, for the frame, bundle.py; for one in a pod
+                                                        with "holder": DIR, see join.py
     {"op": "enter", "bundle": DIR, ...}                 see guard.py
 
 A keeper is forked before it is needed, so that a request need not wait for a fork; the next one only when nothing has

@@ -1,4 +1,5 @@
-"""An app as it is stored: its definition, the versions it has, and the deployment that last changed it.
+"""An app as it is stored: its definition, the versions it has, and the deployment that last changed it. A pod is an
+app too, whose instances are of several tasks each.
 
 `version` names the last change of any kind, `config_version` the last one that makes tasks of older versions wrong:
 scaling does not. Versions are times, as in Marathon; scaling makes them grow whatever the clock does.
@@ -12,6 +13,8 @@ from datetime import UTC, datetime, timedelta
 
 from frameworks.services.definition import Definition
 from frameworks.services.fields import TIME
+from frameworks.services.pods.definition import PodDefinition
+from frameworks.services.pods.tasks import new_instance
 from model.codec import Codec
 from model.task import TaskSpec
 
@@ -23,7 +26,7 @@ STAGED_LABEL = "tepui/staged"
 
 @dataclass(frozen=True, slots=True)
 class App:
-    definition: Definition
+    definition: Definition | PodDefinition
     version: str
     config_version: str
     scaled: str
@@ -45,23 +48,38 @@ def key(app_id: str) -> str:
     return PREFIX + app_id
 
 
-def create(definition: Definition, now: datetime) -> App:
+def create(definition: Definition | PodDefinition, now: datetime) -> App:
     version = format_time(now)
     return App(definition, version, version, version, str(uuid.uuid4()))
 
 
 def scale(app: App, instances: int, now: datetime) -> App:
-    version = format_time(max(now, parse_time(app.version) + timedelta(microseconds=1)))
-    definition = app.definition.model_copy(update={"instances": instances})
+    version = _next_version(app, now)
+    definition = app.definition.scaled(instances)
     return replace(app, definition=definition, version=version, scaled=version, deployment=str(uuid.uuid4()))
 
 
+def update(app: App, definition: PodDefinition, now: datetime) -> App:
+    """To another definition. When all that changed is the number of instances, this is scaling."""
+    if definition == app.definition.scaled(definition.instances):
+        return scale(app, definition.instances, now)
+    version = _next_version(app, now)
+    return App(definition, version, version, version, str(uuid.uuid4()))
+
+
+def new_tasks(app: App, now: datetime, instance: str = "") -> tuple[TaskSpec, ...]:
+    """Another run of the app: of the `instance` that has persistent volumes already, or of a new one."""
+    if isinstance(app.definition, PodDefinition):
+        return new_instance(app.definition, FRAMEWORK, app.config_version, _own_labels(app, now))
+    return (new_task(app, now, instance),)
+
+
 def new_task(app: App, now: datetime, instance: str = "") -> TaskSpec:
-    """Another run of the app, under an id of its own: of the `instance` that has persistent volumes already, or of a
-    new one, which is named after it."""
+    """Another run of an app that is no pod, under an id of its own, after which a new instance is named."""
     definition = app.definition
+    assert isinstance(definition, Definition)
     task_id = f"{app.id[1:].replace('/', '_')}.{uuid.uuid4()}"
-    labels = {**definition.labels, VERSION_LABEL: app.config_version, STAGED_LABEL: format_time(now)}
+    labels = {**definition.labels, **_own_labels(app, now)}
     plain = TaskSpec(
         id=task_id,
         framework=FRAMEWORK,
@@ -96,9 +114,18 @@ def parse_time(text: str) -> datetime:
     return datetime.strptime(text, TIME).replace(tzinfo=UTC)
 
 
+def _own_labels(app: App, now: datetime) -> dict[str, str]:
+    return {VERSION_LABEL: app.config_version, STAGED_LABEL: format_time(now)}
+
+
+def _next_version(app: App, now: datetime) -> str:
+    return format_time(max(now, parse_time(app.version) + timedelta(microseconds=1)))
+
+
 def _marathon_env(app: App, task_id: str) -> dict[str, str]:
     """What Marathon tells its tasks, as far as it does not depend on the node."""
     definition = app.definition
+    assert isinstance(definition, Definition)
     told = {
         "MARATHON_APP_ID": app.id,
         "MARATHON_APP_VERSION": app.config_version,

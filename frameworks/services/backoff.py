@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from frameworks.services.definition import Definition
+from frameworks.services.pods.definition import PodDefinition
 
 STABLE_S = 60.0  # a task that ran this long was no failed start
 NEVER = float("-inf")
@@ -34,14 +35,14 @@ class Failure:
     reason: str
 
 
-def failed(backoff: Backoff, policy: Definition, failure: Failure, now: float) -> Backoff:
+def failed(backoff: Backoff, policy: Definition | PodDefinition, failure: Failure, now: float) -> Backoff:
     streak = 0 if failure.ran_s >= STABLE_S else backoff.failures
     if failure.started_at < backoff.counted_at and streak:
         return backoff
     return Backoff(streak + 1, now, now + delay(policy, streak + 1), failure.reason)
 
 
-def delay(policy: Definition, failures: int) -> float:
+def delay(policy: Definition | PodDefinition, failures: int) -> float:
     """Seconds before the next start after so many failures in a row."""
     try:
         grown = policy.backoffSeconds * policy.backoffFactor ** (failures - 1)

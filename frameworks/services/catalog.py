@@ -1,49 +1,58 @@
 """The apps in the store (`services/apps/<id>`): read by everyone, changed by the REST API alone.
 
-A change is complete when it is in the store; `framework.py` watches and makes the cluster follow.
+A change is complete when it is in the store; `framework.py` watches and makes the cluster follow. Apps and pods have
+one set of ids; who asks for the one kind does not see the other. Of a pod, the last definitions are kept too
+(`services/pods/<id>::<version>`).
 """
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from frameworks.services.app import CODEC, PREFIX, App, create, key, scale
+from frameworks.services.app import CODEC, PREFIX, App, create, key, scale, update
 from frameworks.services.definition import Definition
+from frameworks.services.pods.definition import PodDefinition
 from master.store.base import Conflict, Delete, Entry, Put, Store
 from model.codec import Damaged
 
+VERSIONS = "services/pods"
+VERSIONS_KEPT = 25
+
+Kind = type[Definition] | type[PodDefinition]
+
 
 class AppExists(Exception):
-    """An app has this id already."""
+    """An app or a pod has this id already."""
 
 
 class UnknownApp(Exception):
-    """No app has this id."""
+    """No app of this kind has this id."""
 
 
-async def add(store: Store, definition: Definition) -> App:
+async def add(store: Store, definition: Definition | PodDefinition) -> App:
     app = create(definition, _now())
     try:
-        await store.transaction(Put(key(app.id), CODEC.encode(app), expected=0))
+        await store.transaction(Put(key(app.id), CODEC.encode(app), expected=0), *await _remembered(store, app))
     except Conflict as conflict:
         raise AppExists(app.id) from conflict
     return app
 
 
-async def read(store: Store, app_id: str) -> App:
-    return CODEC.decode((await _entry(store, app_id)).value)
+async def read(store: Store, app_id: str, kind: Kind = Definition) -> App:
+    return (await _entry(store, app_id, kind))[1]
 
 
-async def read_all(store: Store) -> list[App]:
+async def read_all(store: Store, kind: Kind = Definition) -> list[App]:
     """Without those that can not be read, of which `framework.py` tells in the log."""
-    return [app for entry in await store.range(PREFIX + "/") if (app := _readable(entry)) is not None]
+    apps = [_readable(entry) for entry in await store.range(PREFIX + "/")]
+    return [app for app in apps if app is not None and isinstance(app.definition, kind)]
 
 
-async def resize(store: Store, app_id: str, instances: int) -> App:
+async def resize(store: Store, app_id: str, instances: int, kind: Kind = Definition) -> App:
     """Raises Conflict when the app was changed at the same moment."""
-    entry = await _entry(store, app_id)
-    app = scale(CODEC.decode(entry.value), instances, _now())
-    await store.transaction(Put(entry.key, CODEC.encode(app), expected=entry.revision))
+    entry, before = await _entry(store, app_id, kind)
+    app = scale(before, instances, _now())
+    await store.transaction(Put(entry.key, CODEC.encode(app), expected=entry.revision), *await _remembered(store, app))
     return app
 
 
@@ -57,11 +66,11 @@ async def shrink(store: Store, app_id: str, by: int) -> App:
             continue
 
 
-async def remove(store: Store, app_id: str) -> App:
-    """Its tasks end because no app wants them any more."""
-    entry = await _entry(store, app_id)
-    app = scale(CODEC.decode(entry.value), 0, _now())
-    await store.transaction(Delete(entry.key, expected=entry.revision))
+async def replace(store: Store, definition: PodDefinition) -> App:
+    """Raises Conflict as `resize` does."""
+    entry, before = await _entry(store, definition.id, PodDefinition)
+    app = update(before, definition, _now())
+    await store.transaction(Put(entry.key, CODEC.encode(app), expected=entry.revision), *await _remembered(store, app))
     return app
 
 
@@ -72,11 +81,41 @@ def _readable(entry: Entry) -> App | None:
         return None
 
 
-async def _entry(store: Store, app_id: str) -> Entry:
+async def remove(store: Store, app_id: str, kind: Kind = Definition) -> App:
+    """Its tasks end because no app wants them any more."""
+    entry, before = await _entry(store, app_id, kind)
+    app = scale(before, 0, _now())
+    forgotten = [Delete(version.key) for version in await store.range(_versions(app_id))]
+    await store.transaction(Delete(entry.key, expected=entry.revision), *forgotten)
+    return app
+
+
+async def versions(store: Store, pod_id: str) -> dict[str, App]:
+    """A pod's, the newest first. Raises UnknownApp."""
+    await read(store, pod_id, PodDefinition)
+    entries = await store.range(_versions(pod_id))
+    return {entry.key.rpartition("::")[2]: CODEC.decode(entry.value) for entry in reversed(entries)}
+
+
+async def _remembered(store: Store, app: App) -> list[Put | Delete]:
+    """What is to be written of this version beside it, and which is forgotten for it."""
+    if not isinstance(app.definition, PodDefinition):
+        return []
+    before = await store.range(_versions(app.id))
+    forgotten: list[Put | Delete] = [Delete(entry.key) for entry in before[: max(0, len(before) + 1 - VERSIONS_KEPT)]]
+    return [Put(_versions(app.id) + app.version, CODEC.encode(app)), *forgotten]
+
+
+def _versions(pod_id: str) -> str:
+    return f"{VERSIONS}{pod_id}::"
+
+
+async def _entry(store: Store, app_id: str, kind: Kind) -> tuple[Entry, App]:
     entry = await store.get(key(app_id))
-    if entry is None:
+    app = CODEC.decode(entry.value) if entry is not None else None
+    if entry is None or app is None or not isinstance(app.definition, kind):
         raise UnknownApp(app_id)
-    return entry
+    return entry, app
 
 
 def _now() -> datetime:

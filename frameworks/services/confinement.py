@@ -93,6 +93,12 @@ class ResourceLimits(Strict):
     cpus: Limit | None = None
     mem: Limit | None = None
 
+    def problems(self, asked: Resources) -> Iterator[tuple[str, str]]:
+        """What is less than is asked for, by the field's name."""
+        for name, limit, least, unit in (("cpus", self.cpus, asked.cpus, 1000), ("mem", self.mem, asked.mem, 1)):
+            if limit is not None and _amount(limit, unit) < least:
+                yield name, f"must be at least the {least / unit:g} that the app asks for"
+
 
 def problems(
     task: TaskSpec, options: Sequence[Parameter], limits: ResourceLimits | None
@@ -103,11 +109,8 @@ def problems(
             parameters.applied(task, option.key, option.value)
         except ValueError as error:
             yield ("container", "docker", "parameters", index, "value"), str(error)
-    asked = task.resources
-    given = limits or ResourceLimits()
-    for name, limit, least, unit in (("cpus", given.cpus, asked.cpus, 1000), ("mem", given.mem, asked.mem, 1)):
-        if limit is not None and _amount(limit, unit) < least:
-            yield ("resourceLimits", name), f"must be at least the {least / unit:g} that the app asks for"
+    for name, problem in (limits or ResourceLimits()).problems(task.resources):
+        yield ("resourceLimits", name), problem
 
 
 def confined(
@@ -118,12 +121,17 @@ def confined(
         task = replace(task, seccomp="unconfined")
     if linux is not None and linux.ipcInfo is not None and linux.ipcInfo.shmSize is not None:
         task = replace(task, shm=linux.ipcInfo.shmSize)
-    if limits is not None:
-        amounts = replace(task.limits, cpu_limit=_amount(limits.cpus, 1000), mem_limit=_amount(limits.mem, 1))
-        task = replace(task, limits=amounts)
+    task = bounded(task, limits)
     for option in options:
         task = parameters.applied(task, option.key, option.value)
     return task
+
+
+def bounded(task: TaskSpec, limits: ResourceLimits | None) -> TaskSpec:
+    if limits is None:
+        return task
+    amounts = replace(task.limits, cpu_limit=_amount(limits.cpus, 1000), mem_limit=_amount(limits.mem, 1))
+    return replace(task, limits=amounts)
 
 
 def _amount(limit: float | str | None, unit: int) -> int:

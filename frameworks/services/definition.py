@@ -109,6 +109,8 @@ Seconds = Annotated[float, Field(ge=0, le=7 * 86400, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0, le=100_000)]
 EnvName = Annotated[str, _matches(ENV_NAME, "must not be empty or contain = or NUL")]
 Labels = Annotated[dict[str, str], AfterValidator(_no_own_labels)]
+User = Annotated[str, _matches(USER, "must be a name or decimal uid:gid"), AfterValidator(_user)]
+PortName = Annotated[str, _matches(PORT_NAME, "must be letters, digits and hyphens, at most 63")]
 PortLabels = Annotated[dict[str, str], AfterValidator(_vip_labels)]
 
 
@@ -139,7 +141,7 @@ class NetworkRef(Strict):
 class PortMapping(Strict):
     containerPort: Annotated[int, Field(ge=1, le=65535)]
     protocol: Literal["tcp", "udp", "udp,tcp", "tcp,udp"] = "tcp"
-    name: Annotated[str, _matches(PORT_NAME, "must be letters, digits and hyphens, at most 63")] | None = None
+    name: PortName | None = None
     labels: PortLabels = {}
     hostPort: Refused = None
     servicePort: Refused = None
@@ -184,20 +186,23 @@ def _networks(networks: list[NetworkRef]) -> list[NetworkRef]:
     return networks
 
 
+NetworkRefs = Annotated[list[NetworkRef], AfterValidator(_networks)]
+
+
 class Definition(Strict):
     """Defaults are Marathon's."""
 
     id: AppId
     cmd: Annotated[Text, Field(min_length=1)] | None = None
     args: Annotated[list[Text], Field(min_length=1, max_length=10_000)] | None = None
-    user: Annotated[str, _matches(USER, "must be a name or decimal uid:gid"), AfterValidator(_user)] | None = None
+    user: User | None = None
     env: dict[EnvName, Text] = {}
     cpus: Positive = 1.0
     mem: Positive = 128.0
     disk: Amount = 0.0
     instances: Count = 1
     labels: Labels = {}
-    networks: Annotated[list[NetworkRef], AfterValidator(_networks), Field(validate_default=True)] = []
+    networks: NetworkRefs = Field([], validate_default=True)
     container: Container = Container()
     fetch: Artifacts = []
     uris: Uris = []
@@ -278,6 +283,9 @@ class Definition(Strict):
         if found := dict(volumes.problems(*given)):
             raise invalid_at(found)
         return self
+
+    def scaled(self, instances: int) -> Definition:
+        return self.model_copy(update={"instances": instances})
 
     def confined(self, task: TaskSpec, instance: str) -> TaskSpec:
         """The task with all that the definition says of how it is confined, and the volumes of this instance."""

@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 
 import structlog
 
-from frameworks.services.app import CODEC, FRAMEWORK, PREFIX, STAGED_LABEL, App, label, new_task
+from frameworks.services.app import CODEC, FRAMEWORK, PREFIX, STAGED_LABEL, App, label, new_tasks
 from frameworks.services.backoff import Backoff, Failure, failed
 from frameworks.services.instances import Instance, Waiting, idle, remains
 from frameworks.services.place import Demand, Placement, Refusal, explain, place, reason
@@ -352,10 +352,11 @@ class Services:
         for placement in placements:
             app = self._apps.get(placement.app)
             if app is not None and self._missing(app):
-                spec = new_task(app, datetime.now(UTC), placement.instance)
-                self._note(Run(_staging(spec, offer), launched_at=time.monotonic()))
-                specs.append(spec)
-                kept = app.definition.kept(FRAMEWORK, placement.instance or spec.id)
+                tasks = new_tasks(app, datetime.now(UTC), placement.instance)
+                for spec in tasks:
+                    self._note(Run(_staging(spec, offer), launched_at=time.monotonic()))
+                specs += tasks
+                kept = app.definition.kept(FRAMEWORK, placement.instance or tasks[0].id)
                 made += [volume for volume in kept if volume.id not in known]
                 self._waiting.launched(placement.instance, [volume.id for volume in kept])
         if not specs:
@@ -416,10 +417,10 @@ def describe_end(view: TaskView) -> str:
 
 def _demand(app: App, count: int) -> Demand:
     definition = app.definition
-    task = new_task(app, datetime.now(UTC))
-    disk = sum(volume.size for volume in definition.kept(FRAMEWORK, task.id))
-    resources = definition.resources + Resources(disk=disk)
-    return Demand(app.id, resources, definition.network, count, needed(task))
+    tasks = new_tasks(app, datetime.now(UTC))
+    disk = sum(volume.size for volume in definition.kept(FRAMEWORK, tasks[0].id))
+    rights = frozenset[str]().union(*map(needed, tasks))
+    return Demand(app.id, definition.resources + Resources(disk=disk), definition.network, count, rights)
 
 
 def _pinned(app: App, instance: Instance) -> Demand:

@@ -38,7 +38,7 @@ def _path(value: str) -> str:
     return value
 
 
-def _no_nul(value: str) -> str:
+def no_nul(value: str) -> str:
     if "\x00" in value:
         raise invalid("must not contain a NUL character")
     return value
@@ -55,7 +55,7 @@ StatusCode = Annotated[int, Field(ge=100, le=999)]
 class Command(BaseModel):
     model_config = STRICT
 
-    value: Annotated[str, Field(min_length=1, max_length=65536), AfterValidator(_no_nul)]
+    value: Annotated[str, Field(min_length=1, max_length=65536), AfterValidator(no_nul)]
 
 
 class HealthCheck(BaseModel):
@@ -82,7 +82,7 @@ class HealthCheck(BaseModel):
         return health.HealthCheck(
             kind=KINDS[self.protocol],
             port=0 if self.command else self.port or _port(ports, self.portIndex or 0).number,
-            path=_absolute(self.path or ""),
+            path=absolute(self.path or ""),
             argv=("/bin/sh", "-c", self.command.value) if self.command else (),
             own_address=not self.by_node,
             ipv6=self.ipProtocol == "IPv6",
@@ -112,7 +112,7 @@ class ReadinessCheck(BaseModel):
             name=self.name,
             kind=KINDS[self.protocol],
             port=_port(ports, self.portName).number,
-            path=_absolute(self.path),
+            path=absolute(self.path),
             interval_s=self.intervalSeconds,
             timeout_s=self.timeoutSeconds,
             ready_codes=tuple(sorted(set(self.httpStatusCodesForReady))),
@@ -158,7 +158,7 @@ def _port(ports: Sequence[Port], wanted: int | str) -> Port:
     return next(port for port in ports if port.name == wanted)
 
 
-def _absolute(path: str) -> str:
+def absolute(path: str) -> str:
     return "/" + path.removeprefix("/")
 
 

@@ -21,6 +21,7 @@ from frameworks.services.catalog import AppExists, UnknownApp
 from frameworks.services.definition import Definition, Scale, TaskIds
 from frameworks.services.framework import Services, TaskFailure, describe_end
 from frameworks.services.health import health_results, readiness_results
+from frameworks.services.pods.rest import PodsApi
 from frameworks.services.wanted import Run, settled
 from master.rest import cluster
 from master.rest.errors import ApiError
@@ -42,11 +43,12 @@ Embed = Annotated[list[str], Query()]
 
 
 def routers(store: Store, services: Services) -> list[APIRouter]:
-    marathon = MarathonApi(store, services).router()
+    marathon, pods = MarathonApi(store, services).router(), PodsApi(store, services)
     aliases = APIRouter(include_in_schema=False)
     for alias in ALIASES:
         aliases.include_router(marathon, prefix=alias)
-    return [marathon, aliases, _own_view(store, services)]
+        aliases.include_router(pods.router(), prefix=alias)
+    return [marathon, pods.router(), aliases, _own_view(store, services), pods.own_view()]
 
 
 class MarathonApi:

@@ -6,7 +6,7 @@ it asks for because of something this framework started.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from frameworks.services.app import VERSION_LABEL, App, label
@@ -44,25 +44,47 @@ class Run:
 
 
 def missing(app: App, runs: Iterable[Run]) -> int:
-    return max(0, app.instances - sum(1 for _ in runs))
+    return max(0, app.instances - len(instances(runs)))
 
 
 def surplus(app: App | None, runs: Iterable[Run], chosen: Collection[str] = ()) -> list[Run]:
     """Which to kill: all of other versions and those that their checks gave up, then as many as are too many: those
-    with a `chosen` id, then the worst first."""
+    with a `chosen` id, then the worst first. An instance goes as a whole, and when part of it is gone."""
     living = [run for run in runs if not run.view.killing]
     if app is None:
         return living
-    staying = sorted((run for run in living if current(app, run) and not illness(run.view)), key=_worth)
-    staying.sort(key=lambda run: run.id not in chosen)
-    obsolete = [run for run in living if not current(app, run) or illness(run.view)]
-    return obsolete + staying[: max(0, len(staying) - app.instances)]
+    good: list[list[Run]] = []
+    obsolete: list[list[Run]] = []
+    for instance in instances(living):
+        (good if all(_is_good(app, run) for run in instance) and _is_whole(instance) else obsolete).append(instance)
+    good.sort(key=lambda instance: min(map(_worth, instance)))
+    good.sort(key=lambda instance: not any(run.id in chosen for run in instance))
+    return [run for instance in obsolete + good[: max(0, len(good) - app.instances)] for run in instance]
 
 
 def settled(app: App, runs: Iterable[Run]) -> bool:
     """The app is as it was asked to be: nothing is left of its deployment."""
-    known = list(runs)
-    return len(known) == app.instances and all(current(app, run) and run.serving for run in known)
+    known = instances(runs)
+    whole = len(known) == app.instances and all(map(_is_whole, known))
+    return whole and all(current(app, run) and run.serving for instance in known for run in instance)
+
+
+def instances(runs: Iterable[Run]) -> list[list[Run]]:
+    """Those of one pod instance together; any other run is one by itself."""
+    found: dict[str, list[Run]] = {}
+    for run in runs:
+        pod = run.view.spec.pod
+        found.setdefault(pod.id if pod is not None else run.id, []).append(run)
+    return list(found.values())
+
+
+def _is_good(app: App, run: Run) -> bool:
+    return current(app, run) and not illness(run.view)
+
+
+def _is_whole(instance: Sequence[Run]) -> bool:
+    pod = instance[0].view.spec.pod
+    return pod is None or len(instance) == len(pod.members)
 
 
 def current(app: App, run: Run) -> bool:

@@ -156,6 +156,7 @@ def task_json(task: TaskRecord | TaskView) -> dict[str, Any]:
     return {
         "id": spec.id,
         "owner": spec.owner,
+        "pod": spec.pod.id if spec.pod else None,
         "framework": spec.framework,
         "node": task.node,
         "state": status.state.name,

@@ -115,7 +115,7 @@ async def test_an_agent_that_was_killed_in_the_middle_goes_on(node: Agent) -> No
     wanted = replace(adjustment_of(spec, paused=True, number=1), resources=Resources(cpus=250, mem=64))
     node.reconciler.assign(spec, kill=False, adjustment=wanted)
     record = node.reconciler._records[spec.id]
-    container = node.containers.container(replace(spec, resources=wanted.resources), record.container, record.id_base)
+    container = node.containers.container(replace(record, spec=replace(spec, resources=wanted.resources)))
     await node.containers.update(container)
     again = Agent(node.node, node.directories)
     await again.reconciler.recover()

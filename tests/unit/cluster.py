@@ -92,7 +92,7 @@ class Cluster:
             self._subscription.tell(Offers(tuple(given)))
 
     def free(self, node: Node) -> Resources:
-        used = (task.spec.resources for task in self.active() if task.node == node.id)
+        used = (task.spec.held for task in self.active() if task.node == node.id)
         held = sum(view.volume.size for view in self.volumes.values() if view.node == node.id)
         return node.resources - sum(used, Resources(disk=held))
 
@@ -120,6 +120,8 @@ class Cluster:
         self.tasks[task_id] = replace(view, status=replace(status, **attributes))
         self._tell(Update(self.tasks[task_id]))
         if state.terminal:
+            for other in self._together(task_id):
+                self.advance(other, TaskState.KILLED)
             self.offer()
 
     def accept(self, offer_id: str, specs: Sequence[TaskSpec], volumes: Sequence[PersistentVolume]) -> None:
@@ -132,7 +134,7 @@ class Cluster:
         if self.rejecting:
             raise self.rejecting
         disk = Resources(disk=sum(volume.size for volume in volumes))
-        assert offer.resources.covers(sum((spec.resources for spec in specs), disk)), "more than was offered"
+        assert offer.resources.covers(sum((spec.held for spec in specs), disk)), "more than was offered"
         for volume in volumes:
             assert volume.id not in self.volumes, "a volume's id was used twice"
             self.volumes[volume.id] = VolumeView(volume, offer.node.id)
@@ -169,8 +171,9 @@ class Cluster:
         self.killed.append(task_id)
         if self.tasks[task_id].status.state.terminal:
             return
-        self.tasks[task_id] = replace(self.tasks[task_id], killing=True)
-        self._tell(Update(self.tasks[task_id]))
+        for each in self._together(task_id):
+            self.tasks[each] = replace(self.tasks[each], killing=True)
+            self._tell(Update(self.tasks[each]))
         if self.automatic:
             self.advance(task_id, TaskState.KILLED)
 
@@ -186,6 +189,12 @@ class Cluster:
         for view in self.views():
             if view.destroying and not view.task:
                 del self.volumes[view.volume.id]
+
+    def _together(self, task_id: str) -> list[str]:
+        """Of a pod, those that are not over."""
+        pod = self.tasks[task_id].spec.pod
+        members = pod.members if pod is not None else (task_id,)
+        return [each for each in members if each in self.tasks and not self.tasks[each].status.state.terminal]
 
     def acknowledge(self, task_id: str, sequence: int) -> None:
         view = self.tasks.get(task_id)

@@ -214,12 +214,25 @@ class _Containers(Containers):
         world.keepers[sandbox.id] = CREATING
         await self._step()
         _fail(sandbox, "create", LaunchError("clone", "sandbox", 11))
-        assert sandbox.id_base not in world.alive.values(), "two containers with the same user ids"
-        world.alive[sandbox.id] = sandbox.id_base
+        assert sandbox.number not in world.alive.values(), "two containers with the same user ids"
+        if sandbox.holder is not None and sandbox.holder.id not in world.alive:
+            raise LaunchError("join namespaces", sandbox.holder.id, 3)
+        world.alive[sandbox.id] = sandbox.number
         world.keepers[sandbox.id] = CREATED
         await self._step()
         launch: Any = _Launch(self._life, sandbox)
         return Made(sandbox, {}, launch, (ip_address(ADDRESS),))
+
+    async def hold(self, made: Made, container: Container) -> None:
+        await self._step()
+        if container.id not in self._world.alive:
+            raise LaunchError("hold", container.id, 104)
+        self._world.keepers[container.id] = STARTING
+        await self._step()
+
+    async def gone(self, sandbox: Sandbox) -> None:
+        while sandbox.id in self._world.alive:
+            await self._world.changed.wait()
 
     async def start(
         self, made: Made, task: TaskSpec, noted: Callable[[], Awaitable[None]], layers: tuple[Path, ...] = ()

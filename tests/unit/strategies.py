@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 from hypothesis import strategies as st
@@ -12,6 +13,7 @@ from model.image import ImageSpec, Rules
 from model.limits import Device, HugePages, IoLimit, TaskLimits, Tmpfs
 from model.network import Address, Block, Network, NetworkKind, Subnet, Vtep
 from model.node import Node
+from model.pod import Pod
 from model.resources import Resources
 from model.task import Port, Protocol, Rlimit, TaskSpec, TaskState, TaskStatus, Usage
 from model.vip import Backend, Vip
@@ -129,6 +131,13 @@ volumes = st.builds(
     propagation=st.sampled_from(Propagation),
     size=numbers,
 )
+pods = st.builds(Pod, names, texts, st.just(()), st.booleans(), st.booleans(), resources)
+
+
+def _in_its_pod(spec: TaskSpec) -> TaskSpec:
+    return replace(spec, pod=replace(spec.pod, members=("other one", spec.id))) if spec.pod else spec
+
+
 specs = st.builds(
     TaskSpec,
     id=names,
@@ -160,7 +169,8 @@ specs = st.builds(
         tuple
     ),
     volumes=st.lists(volumes, max_size=2).map(tuple),
-)
+    pod=st.none() | pods,
+).map(_in_its_pod)
 nodes = st.builds(
     Node,
     id=names,

@@ -275,7 +275,7 @@ async def test_a_watch_that_fails_is_begun_again(monkeypatch: pytest.MonkeyPatch
 
     made = Containers(Directories(tmp_path), (Isolator(), Flaky()), None)  # type: ignore[arg-type]
     async with asyncio.timeout(5):
-        assert await made.watch(made.container(spec("a"), "a", 0)) == Limit("disk limit exceeded")
+        assert await made.watch(Container(spec("a"), made.sandbox("a", 0, "none"))) == Limit("disk limit exceeded")
     assert watched == ["a"] * 3
 
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from master.allocator import FrameworkSubscription
 from master.offers import Event, Offer, OfferGone, Offers, Rescinded, UnknownTask, Update
 from master.store.base import StoreError
+from model.pod import Pod
 from model.resources import Resources
 from model.task import TaskState
 from tests.unit.cluster import node, until
@@ -296,3 +297,24 @@ async def check(history: list[tuple[object, ...]], directory: Path) -> None:
 def test_what_is_used_and_offered_never_exceeds_a_node(history: list[tuple[object, ...]]) -> None:
     with tempfile.TemporaryDirectory() as directory:
         asyncio.run(check(history, Path(directory)))
+
+
+async def test_a_pod_is_accepted_as_a_whole(tmp_path: Path) -> None:
+    specs = [replace(task(each, cpus=400), pod=Pod("p", each, ("a", "b"))) for each in "ab"]
+    stranger = replace(specs[0], id="c")
+    async with master(tmp_path) as parts, running(parts) as subscribe:
+        await parts.nodes.connected(node("n1", cpus=1000))
+        framework = subscribe()
+        offer = await framework.offer()
+        for bad, complaint in (
+            (specs[:1], "task a: b of its pod must be accepted with it"),
+            ([stranger, specs[1]], "task c: is not one of pod p"),
+            (
+                [replace(each, pod=Pod("p", each.id, ("a", "b"), resources=Resources(300))) for each in specs],
+                "the tasks need 0.1 CPU more",
+            ),
+        ):
+            with pytest.raises(ValueError, match=complaint):
+                await framework.subscription.accept(offer.id, bad)
+        await framework.subscription.accept(offer.id, specs)
+        assert {record.spec.id for record in parts.tasks.all()} == {"a", "b"}

@@ -138,7 +138,7 @@ class Forge(Launcher):
         self._log = log
         self._failing = failing
 
-    async def create(self, bundle: Path, frame: BundlePart) -> Launch:
+    async def create(self, bundle: Path, frame: BundlePart, holder: Path | None = None) -> Launch:
         self.note("create", bundle)
         assert frame["ociVersion"] == "1.2.0" and "tasks" not in frame
         launch = Forged(self, bundle)

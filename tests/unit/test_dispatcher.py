@@ -11,6 +11,7 @@ import grpc
 import pytest
 
 from model.node import NodeState
+from model.pod import Pod
 from model.task import TaskState, TaskStatus
 from pki.identity import Role
 from tests.unit.cluster import node, until
@@ -210,6 +211,20 @@ async def test_take_out_wait_then_stop(tmp_path: Path) -> None:
         assert not parts.record("a").drained and not runs_it.kills("a")
         await slow.applied()
         await runs_it.until(lambda agent: agent.kills("a"))
+
+
+async def test_a_pod_leaves_its_vips_as_a_whole_before_any_of_it_is_stopped(tmp_path: Path) -> None:
+    async with cluster(tmp_path) as (parts, dial), dial("n1") as runs_it:
+        await runs_it.join()
+        pod = Pod("p", "", ("a", "b"))
+        await parts.tasks.add("n1", [task(member, vip="/web:80", pod=pod) for member in pod.members])
+        for each in "ab":
+            await parts.saw(each, TaskState.RUNNING, addresses=("100.64.0.2",))
+        await runs_it.until(lambda agent: backends(agent) == ["a", "b"])
+        await parts.tasks.mark("b")
+        await runs_it.until(lambda agent: backends(agent) == [])
+        await runs_it.until(lambda agent: agent.kills("a") and agent.kills("b"))
+        assert parts.record("a").drained and parts.record("b").drained
 
 
 async def test_a_silent_node_holds_a_kill_up_no_longer_than_the_deadline(

@@ -42,7 +42,7 @@ async def agent(directory: Path, *networks: str) -> AsyncIterator[Life]:
 async def put_away(life: Life, made: Made) -> None:
     await made.launch.abort()
     await life.containers.cleanup(made.sandbox)
-    life.sandboxes.release(made.sandbox.id_base)
+    life.sandboxes.release(made.sandbox)
 
 
 def taken(life: Life, network: str = NETWORK) -> list[Made]:
@@ -211,7 +211,7 @@ async def test_ids_of_an_earlier_agents_containers_are_not_given(tmp_path: Path)
         in_use = sorted(life.world.alive.values())
     again = Life(World(tmp_path))
     for base in in_use[::2]:
-        again.sandboxes.occupy(base)
+        again.sandboxes.occupy(again.containers.sandbox("c", base, NETWORK))
     made = [await again.sandboxes.make(NETWORK) for _ in in_use]
     assert not {each.sandbox.id_base for each in made} & set(in_use[::2])
     assert set(in_use[1::2]) < {each.sandbox.id_base for each in made}

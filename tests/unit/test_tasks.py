@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import gc
 import time
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from master.store.base import StoreError
 from master.store.sqlite import SqliteStore
 from master.tasks import PREFIX, TaskRecord, Tasks
+from model.pod import Pod
 from model.resources import Resources
-from model.task import TaskState, TaskStatus, Usage
+from model.task import TaskSpec, TaskState, TaskStatus, Usage
 from tests.unit.control import task
 
 pytestmark = pytest.mark.anyio
@@ -172,3 +175,27 @@ async def test_what_a_task_takes_is_its_nodes_to_say_and_no_news(store: SqliteSt
     tasks.measure("n1", {"a": Usage(pids=2), "b": Usage(pids=3), "unknown": Usage(pids=4)})
     assert [record.status.usage.pids for record in tasks.all()] == [2, 0] and heard == []
     assert state_of(tasks, "a") is TaskState.ASSIGNED
+
+
+def pod(*ids: str, **shared: Any) -> list[TaskSpec]:
+    return [replace(task(each), pod=Pod("p", each, ids, **shared)) for each in ids]
+
+
+async def test_a_pod_is_marked_as_a_whole_in_one_write(store: SqliteStore, tasks: Tasks) -> None:
+    await tasks.add("n1", pod("a", "b", "c"))
+    await tasks.observe("n1", status("c", TaskState.FAILED, 4))
+    before = await store.revision()
+    marked = await tasks.mark("b")
+    assert marked is not None and marked.spec.id == "b" and await store.revision() == before + 1
+    assert {record.spec.id: record.killing for record in (await reloaded(store)).all()} == {
+        "a": True,
+        "b": True,
+        "c": False,
+    }
+    await asyncio.gather(tasks.mark("a", drained=True), tasks.mark("b", drained=True), tasks.mark("c"))
+    assert [record.drained for record in tasks.all()] == [True, True, False]
+
+
+async def test_what_a_pod_takes_for_itself_counts_once(tasks: Tasks) -> None:
+    await tasks.add("n1", pod("a", "b", resources=Resources(50, 16)))
+    assert tasks.used("n1") == Resources(250, 80)

@@ -1,0 +1,89 @@
+"""`tepui pod`: containers that run together on one node and share a network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cli.client import connect
+from cli.output import Json, console, print_json, print_table
+from cli.service import read_definition
+from cli.task import print_tasks
+
+app = typer.Typer(no_args_is_help=True)
+
+Id = Annotated[str, typer.Argument(help="As in the definition: /web.")]
+
+
+@app.command()
+def run(file: Annotated[Path, typer.Argument(help="A Marathon pod definition (JSON).")], json: Json = False) -> None:
+    """Run a pod; change it when there is one of this id."""
+    definition = read_definition(file)
+    client = connect()
+    path = f"/{str(definition.get('id', '')).strip('/')}" if isinstance(definition, dict) else ""
+    if path in [pod["id"] for pod in client.get("/v2/pods")]:
+        answer = client.put(f"/v2/pods{path}", definition)
+    else:
+        answer = client.post("/v2/pods", definition)
+    if json:
+        print_json(answer)
+    else:
+        typer.echo(f"{answer['id']}: version {answer['version']}")
+
+
+@app.command("list")
+def list_pods(json: Json = False) -> None:
+    """Every pod, and how many of its instances are as they should be."""
+    pods = connect().get("/v2/pods/::status")
+    if json:
+        print_json(pods)
+        return
+    rows = ((pod["id"], _stable(pod), ", ".join(_containers(pod)), pod["status"].lower()) for pod in pods)
+    print_table(("POD", "#STABLE", "CONTAINERS", "STATUS"), rows)
+
+
+@app.command()
+def show(pod: Id, json: Json = False) -> None:
+    """One pod with its instances and their tasks, and why it waits."""
+    answer = connect().get(f"/api/v1/pods/{pod.lstrip('/')}")
+    if json:
+        print_json(answer)
+        return
+    status = answer["status"]
+    console.print(f"[bold]{status['id']}[/]  {_stable(status)} stable  {status['status'].lower()}")
+    for sentence in answer["waiting"]:
+        console.print(f"waiting: {sentence}")
+    for ended in status["terminationHistory"]:
+        console.print(f"ended: {ended['instanceID']}: {ended['message']}", markup=False)
+    rows = (
+        (instance["id"], instance["agentId"], instance["status"].lower(), ", ".join(_addresses(instance)))
+        for instance in status["instances"]
+    )
+    print_table(("INSTANCE", "NODE", "STATUS", "ADDRESS"), rows)
+    print_tasks(answer["tasks"])
+
+
+@app.command()
+def remove(pod: Id, json: Json = False) -> None:
+    """Stop and remove a pod."""
+    answer = connect().delete(f"/v2/pods/{pod.lstrip('/')}")
+    if json:
+        print_json(answer)
+    else:
+        typer.echo(f"{pod}: deployment {answer['deploymentId']}")
+
+
+def _stable(status: dict[str, Any]) -> str:
+    stable = sum(instance["status"] == "STABLE" for instance in status["instances"])
+    return f"{stable}/{status['spec']['scaling']['instances']}"
+
+
+def _containers(status: dict[str, Any]) -> Iterator[str]:
+    return (container["name"] for container in status["spec"]["containers"])
+
+
+def _addresses(instance: dict[str, Any]) -> Iterator[str]:
+    return (address for network in instance["networks"] for address in network["addresses"])

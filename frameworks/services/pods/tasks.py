@@ -1,0 +1,74 @@
+"""One instance of a pod: a task for each of its containers."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from dataclasses import replace
+
+from frameworks.services.confinement import bounded
+from frameworks.services.pods.definition import Container, PodDefinition
+from model.pod import Pod
+from model.task import TaskSpec
+
+
+def new_instance(
+    definition: PodDefinition, framework: str, version: str, labels: Mapping[str, str]
+) -> tuple[TaskSpec, ...]:
+    """In the order in which the definition has the containers. `labels` are the framework's own, for each of them."""
+    instance = f"{definition.id[1:].replace('/', '_')}.instance-{uuid.uuid4()}"
+    members = tuple(f"{instance}.{container.name}" for container in definition.containers)
+    told = _environment(definition, version)
+    return tuple(
+        _task(
+            definition,
+            container,
+            TaskSpec(
+                id=member,
+                framework=framework,
+                owner=definition.id,
+                argv=container.exec.command.words,
+                resources=container.resources.resources,
+                network=definition.network,
+                env=tuple(sorted((told | {"MESOS_TASK_ID": member} | container.environment).items())),
+                labels=tuple(sorted({**definition.labels, **container.labels, **labels}.items())),
+                pod=_pod(definition, container, instance, members),
+            ),
+        )
+        for member, container in zip(members, definition.containers, strict=True)
+    )
+
+
+def _task(definition: PodDefinition, container: Container, plain: TaskSpec) -> TaskSpec:
+    linux, check = container.linuxInfo, container.healthCheck
+    task = replace(
+        plain,
+        ports=container.ports,
+        user=container.user or definition.user or plain.user,
+        kill_grace_s=container.lifecycle.killGracePeriodSeconds,
+        health_checks=(check.of_task(container.ports),) if check is not None else (),
+        seccomp="unconfined" if linux.seccomp is not None and linux.seccomp.unconfined else plain.seccomp,
+        shm=(linux.ipcInfo and linux.ipcInfo.shmSize) or plain.shm,
+    )
+    return bounded(task, container.resourceLimits)
+
+
+def _pod(definition: PodDefinition, container: Container, instance: str, members: tuple[str, ...]) -> Pod:
+    linux = container.linuxInfo
+    return Pod(
+        id=instance,
+        container=container.name,
+        members=members,
+        share_ipc=linux.ipcInfo is not None and linux.ipcInfo.shared,
+        share_pid=linux.pidInfo is not None and linux.pidInfo.shared,
+        resources=definition.executorResources.resources,
+    )
+
+
+def _environment(definition: PodDefinition, version: str) -> dict[str, str]:
+    """What Marathon tells each of a pod's containers: the endpoints of all of them, too."""
+    told = {"MARATHON_APP_ID": definition.id, "MARATHON_APP_VERSION": version}
+    for container in definition.containers:
+        for endpoint in container.endpoints:
+            told[f"ENDPOINT_{endpoint.name.upper().replace('-', '_')}"] = str(endpoint.containerPort)
+    return told | definition.environment
