@@ -46,9 +46,9 @@ def opened(path: Path) -> Iterator[list[Segment]]:
 
 
 def read_notes(path: Path) -> list[Note]:
-    """Of all files of the stream, by their offsets."""
+    """Of all files of the stream, by their offsets. Where there are two of one offset, the later one says more."""
     notes = {note for index in _indexes(path) for note in _read_notes(index)}
-    return sorted(notes, key=lambda note: note.offset)
+    return sorted(notes, key=lambda note: (note.offset, note.at))
 
 
 def offset_since(path: Path, segments: list[Segment], since: float) -> int:
