@@ -124,6 +124,7 @@ async def test_a_state_directory_that_can_not_be_written_is_named_and_costs_no_c
         before, state = pids(node), str(node.state)
         node.kill()
         run("mount", "--rbind", state, state)
+        run("mount", "--make-rprivate", state)  # or what is mounted in it would go with the copy
         run("mount", "-o", "remount,bind,ro", state)
         refused = node.begin()
         assert await asyncio.to_thread(refused.wait, 60) == 1

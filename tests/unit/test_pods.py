@@ -131,10 +131,12 @@ async def test_a_kill_ends_the_wait_for_one_that_is_slow(tmp_path: Path, monkeyp
     world, life = await start(tmp_path)
     specs, ready, prepare = pod("sleep", "sleep"), asyncio.Event(), life.containers.start
 
-    async def slow(made: Made, task: TaskSpec, noted: Callable[[], Awaitable[None]]) -> int:
+    async def slow(
+        made: Made, task: TaskSpec, noted: Callable[[], Awaitable[None]], layers: tuple[Path, ...] = ()
+    ) -> int:
         if task.id == "b":
             await ready.wait()
-        return await prepare(made, task, noted)
+        return await prepare(made, task, noted, layers)
 
     monkeypatch.setattr(life.containers, "start", slow)
     for each in specs:

@@ -20,6 +20,7 @@ from frameworks.services import catalog, framework
 from frameworks.services.app import App, key
 from frameworks.services.definition import Definition
 from frameworks.services.framework import Services
+from frameworks.services.pods.definition import PodDefinition
 from frameworks.services.wanted import Run
 from master.store.base import Put, StoreError
 from master.store.sqlite import SqliteStore
@@ -331,10 +332,11 @@ async def test_an_unreadable_app_loses_no_tasks(store: SqliteStore) -> None:
 
 async def test_the_examples_are_valid() -> None:
     for path in (Path(__file__).parents[2] / "examples").iterdir():
-        Definition.model_validate(json.loads(path.read_text()))
+        example = json.loads(path.read_text())
+        (PodDefinition if "containers" in example else Definition).model_validate(example)
     text = (Path(__file__).parents[2] / "examples" / "web.json").read_text()
-    example = Definition.model_validate(json.loads(text))
-    assert example.instances == 4 and example.task_ports[0].labels == (("VIP_0", "/web:80"),)
+    web = Definition.model_validate(json.loads(text))
+    assert web.instances == 4 and web.task_ports[0].labels == (("VIP_0", "/web:80"),)
 
 
 class Life(RuleBasedStateMachine):
