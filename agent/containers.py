@@ -32,6 +32,7 @@ from agent.provision import Provided, Provision, Tell
 from agent.pumps import Pumps
 from isolators import mount
 from isolators.base import BundlePart, Container, Holder, Isolator, IsolatorError, Limit, Sandbox, Unsupported, merge
+from isolators.removal import remove_tree
 from model.network import Address
 from model.pod import Pod
 from model.resources import Resources
@@ -314,8 +315,9 @@ class Containers:
         directory = self._directories.bundles / name
         async with asyncio.timeout(KEEPER_DEADLINE_S):
             await wait_exit(directory)
-        for path in (self._directories.layers / name, directory):
-            shutil.rmtree(path, onerror=_absent_is_fine)
+        # By a thread: what a container has written may be much.
+        await asyncio.to_thread(remove_tree, self._directories.layers / name)
+        shutil.rmtree(directory, onerror=_absent_is_fine)
 
     def close(self) -> None:
         """Let go of containers, which go on."""

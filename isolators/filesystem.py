@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -123,8 +122,6 @@ class FilesystemIsolator(Isolator):
                 mount.unmount(path)
         except OSError as error:
             raise _failed("unmount root file system", sandbox, error) from error
-        for name in LAYERS:
-            shutil.rmtree(sandbox.layer / name, ignore_errors=True)
 
     def _mount(self, container: Container) -> None:
         lower = container.directory / "lower"
