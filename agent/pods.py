@@ -89,7 +89,8 @@ class Pods:
         await asyncio.gather(*watches, return_exceptions=True)
 
     def known(self, record: TaskRecord) -> bool:
-        """Whether the container of a record was in a pod that is there still, or in none."""
+        """Whether the container of a record was in a pod that is there still, or in none. In a pod that was never held
+        nothing was executed."""
         pod = record.spec.pod
         return pod is None or pod.id in self._pods
 

@@ -121,13 +121,15 @@ class Reconciler:
         self._records = self._checkpoint.load()
         records = [record for record in self._records.values() if not record.over]
         known = self._pods.recover(records)
-        known += [self._container(record) for record in records if record.container and self._pods.known(record)]
+        placed = [record for record in records if record.container]
+        known += [self._container(record) for record in placed if self._pods.known(record)]
+        unheld = {record.spec.id for record in placed if not self._pods.known(record)}
         for container in known:
             self._sandboxes.occupy(container.sandbox)
         await self._containers.recover(known)
         self._find_fates()  # before anything of a pod goes on that must not
         for record in records:
-            await self._try_resume(self._records[record.spec.id])
+            await self._try_resume(self._records[record.spec.id], record.spec.id in unheld)
         self._find_fates()  # now that it is known what runs
 
     async def close(self) -> None:
@@ -594,18 +596,19 @@ class Reconciler:
         await self._containers.cleanup(sandbox)
         self._sandboxes.release(sandbox)
 
-    async def _try_resume(self, record: TaskRecord) -> None:
+    async def _try_resume(self, record: TaskRecord, unheld: bool) -> None:
         """One container that resists must not keep the others from being looked after."""
         try:
-            await self._resume(record)
+            await self._resume(record, unheld)
         except (IsolatorError, OSError, ExceptionGroup) as error:
             log.error("resume failed", task=record.spec.id, error=str(error))
             await self._end(record, TaskState.FAILED, f"the agent was restarted, and could not go on: {error}")
         if not self._records[record.spec.id].over:
             self._look_after(record.spec.id)
 
-    async def _resume(self, record: TaskRecord) -> None:
-        """After a restart of the agent, or of the node."""
+    async def _resume(self, record: TaskRecord, unheld: bool) -> None:
+        """After a restart of the agent, or of the node. `unheld`: its pod never was, so nothing of it was executed, and
+        its sandbox is gone."""
         container = self._container(record)
         keeper = self._containers.keeper(container) if record.container else None
         if record.end is not None:
@@ -619,10 +622,10 @@ class Reconciler:
             if record.holder:
                 self._pods.started(record.spec)
             self._observe(record, TaskState.RUNNING, usage=usage, pid=pid)
-        elif record.container and keeper is None:
-            await self._end(record, TaskState.FAILED, "it may have run, and what its keeper noted is lost")
-        elif record.container:
+        elif record.container and (keeper is not None or unheld):
             await self._begin_again(record, container)
+        elif record.container:
+            await self._end(record, TaskState.FAILED, "it may have run, and what its keeper noted is lost")
 
     async def _begin_again(self, record: TaskRecord, container: Container) -> None:
         """Its sandbox ended before its program ran, by itself or with the agent that had made it."""

@@ -47,6 +47,7 @@ def serve(agent: socket.socket) -> None:
         if woken.fileno() in ready:
             woken.recv(MAX_MESSAGE)
             _reap()
+            spare = _living(spare)
         if agent.fileno() in ready:
             packet, descriptors, _, _ = socket.recv_fds(agent, MAX_MESSAGE, 1)
             if not packet:
@@ -93,6 +94,20 @@ def _spare_keeper() -> socket.socket | None:
         return fork_keeper()
     except OSError:
         return None
+
+
+def _living(spare: socket.socket | None) -> socket.socket | None:
+    """None when it was killed: there is to be another one then."""
+    if spare is None:
+        return None
+    try:
+        spare.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)  # it says nothing while it lives
+    except BlockingIOError:
+        return spare
+    except ConnectionResetError:
+        pass
+    spare.close()
+    return None
 
 
 def fork_keeper() -> socket.socket:

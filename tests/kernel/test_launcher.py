@@ -517,3 +517,17 @@ def keeper_of(container: Container) -> int:
     keeper = record.read_keeper(str(container.directory))
     assert keeper is not None
     return keeper.keeper.pid
+
+
+@pytest.mark.parametrize("victim", ["tepui-keeper", "tepui-maker"])
+async def test_a_keeper_that_is_killed_before_it_has_anything_to_keep_is_replaced(node: Sandbox, victim: str) -> None:
+    def waiting() -> list[int]:
+        children = Path(f"/proc/{node.launcher.pid}/task/{node.launcher.pid}/children").read_text().split()
+        return [int(child) for child in children]
+
+    await node.launcher.start()
+    await until(lambda: len(waiting()) == 1, "one keeper waits")
+    (keeper,) = waiting()
+    (maker,) = map(int, Path(f"/proc/{keeper}/task/{keeper}/children").read_text().split())
+    os.kill(keeper if victim == "tepui-keeper" else maker, signal.SIGKILL)
+    await until(lambda: len(waiting()) == 1 and keeper not in waiting(), "another one waits")
