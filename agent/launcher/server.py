@@ -20,6 +20,7 @@ import os
 import select
 import signal
 import socket
+from dataclasses import dataclass
 
 from agent.launcher import guard, keeper, record
 from agent.launcher import syscalls as sc
@@ -27,6 +28,14 @@ from agent.launcher.channel import MAX_MESSAGE, Message, decode, failed, pair, s
 
 TITLE = b"tepui-launcher"
 QUIET_MS = 30
+
+
+@dataclass(frozen=True, slots=True)
+class Spare:
+    """A keeper that waits for its request, which it gets by `requests`."""
+
+    pid: int
+    requests: socket.socket
 
 
 def serve(agent: socket.socket) -> None:
@@ -46,8 +55,7 @@ def serve(agent: socket.socket) -> None:
             spare = _spare_keeper()
         if woken.fileno() in ready:
             woken.recv(MAX_MESSAGE)
-            _reap()
-            spare = _living(spare)
+            spare = _reap(spare)
         if agent.fileno() in ready:
             packet, descriptors, _, _ = socket.recv_fds(agent, MAX_MESSAGE, 1)
             if not packet:
@@ -57,7 +65,7 @@ def serve(agent: socket.socket) -> None:
                 spare = _serve_one(packet, answer, spare)
 
 
-def _serve_one(packet: bytes, answer: socket.socket, spare: socket.socket | None) -> socket.socket | None:
+def _serve_one(packet: bytes, answer: socket.socket, spare: Spare | None) -> Spare | None:
     """Returns the spare keeper, unless it has got something to do."""
     request = decode(packet)
     assert request is not None
@@ -68,50 +76,35 @@ def _serve_one(packet: bytes, answer: socket.socket, spare: socket.socket | None
     return None
 
 
-def _hand_over(packet: bytes, answer: socket.socket, spare: socket.socket | None) -> None:
+def _hand_over(packet: bytes, answer: socket.socket, spare: Spare | None) -> None:
     try:
         _give(packet, answer, spare)
     except OSError as error:
         send(answer, failed("fork keeper", error).message())
 
 
-def _give(packet: bytes, answer: socket.socket, spare: socket.socket | None) -> None:
+def _give(packet: bytes, answer: socket.socket, spare: Spare | None) -> None:
     """To the spare keeper; to a new one when that was killed."""
     if spare is not None:
-        with spare:
+        with spare.requests as requests:
             try:
-                socket.send_fds(spare, [packet], [answer.fileno()])
+                socket.send_fds(requests, [packet], [answer.fileno()])
                 return
             except (BrokenPipeError, ConnectionResetError):
                 pass
-    with fork_keeper() as keeper_socket:
-        socket.send_fds(keeper_socket, [packet], [answer.fileno()])
+    with _fork_keeper().requests as requests:
+        socket.send_fds(requests, [packet], [answer.fileno()])
 
 
-def _spare_keeper() -> socket.socket | None:
+def _spare_keeper() -> Spare | None:
     """None when the node has no room for it now: who then asks for a container hears of it."""
     try:
-        return fork_keeper()
+        return _fork_keeper()
     except OSError:
         return None
 
 
-def _living(spare: socket.socket | None) -> socket.socket | None:
-    """None when it was killed: there is to be another one then."""
-    if spare is None:
-        return None
-    try:
-        spare.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)  # it says nothing while it lives
-    except BlockingIOError:
-        return spare
-    except ConnectionResetError:
-        pass
-    spare.close()
-    return None
-
-
-def fork_keeper() -> socket.socket:
-    """Where it waits for its request."""
+def _fork_keeper() -> Spare:
     ours, theirs = pair()
     with theirs:
         try:
@@ -121,7 +114,7 @@ def fork_keeper() -> socket.socket:
             raise
         if pid == 0:
             keeper.run(theirs)
-    return ours
+    return Spare(pid, ours)
 
 
 def _guard(request: Message, answer: socket.socket) -> None:
@@ -144,9 +137,13 @@ def _wake_on_child() -> socket.socket:
     return woken
 
 
-def _reap() -> None:
+def _reap(spare: Spare | None) -> Spare | None:
+    """Returns the spare keeper, unless that is among those who have ended."""
     try:
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            pass
+        while (ended := os.waitpid(-1, os.WNOHANG)[0]) != 0:
+            if spare is not None and ended == spare.pid:
+                spare.requests.close()
+                spare = None
     except ChildProcessError:
-        return
+        pass
+    return spare

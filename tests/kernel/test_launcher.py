@@ -522,12 +522,15 @@ def keeper_of(container: Container) -> int:
 @pytest.mark.parametrize("victim", ["tepui-keeper", "tepui-maker"])
 async def test_a_keeper_that_is_killed_before_it_has_anything_to_keep_is_replaced(node: Sandbox, victim: str) -> None:
     def waiting() -> list[int]:
-        children = Path(f"/proc/{node.launcher.pid}/task/{node.launcher.pid}/children").read_text().split()
-        return [int(child) for child in children]
+        return children(node.launcher.pid or 0)
 
     await node.launcher.start()
-    await until(lambda: len(waiting()) == 1, "one keeper waits")
+    await until(lambda: any(map(children, waiting())), "a keeper and its maker wait")
     (keeper,) = waiting()
-    (maker,) = map(int, Path(f"/proc/{keeper}/task/{keeper}/children").read_text().split())
+    (maker,) = children(keeper)
     os.kill(keeper if victim == "tepui-keeper" else maker, signal.SIGKILL)
     await until(lambda: len(waiting()) == 1 and keeper not in waiting(), "another one waits")
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
