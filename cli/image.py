@@ -15,7 +15,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColum
 
 from cli.client import connect
 from cli.duration import duration
-from cli.output import Json, mebibytes, print_json, print_table
+from cli.output import Json, print_json, print_table, size
 from cli.problem import Problem
 
 app = typer.Typer(no_args_is_help=True)
@@ -104,8 +104,8 @@ def _advance(bars: Progress, row: TaskID, node: str, progress: dict[str, Any]) -
 def _outcome(done: dict[str, Any]) -> str:
     if "image" in done:
         image = done["image"]
-        return f"{image['reference']} {image['digest']} ({mebibytes(image['bytes'])})"
-    return f"{mebibytes(done['freed_bytes'])} freed"
+        return f"{image['reference']} {image['digest']} ({size(image['bytes'])})"
+    return f"{size(done['freed_bytes'])} freed"
 
 
 def _refuse_errors(errors: dict[str, str]) -> None:
@@ -119,7 +119,7 @@ def _row(image: dict[str, Any]) -> tuple[object, ...]:
         image["node"],
         image["reference"],
         image["digest"].removeprefix("sha256:")[:12],
-        mebibytes(image["bytes"]),
+        size(image["bytes"]),
         duration(now - image["pulled_at"]),
         duration(now - image["used_at"]),
         ", ".join(image["tasks"]),

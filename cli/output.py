@@ -31,5 +31,11 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Non
     console.print(table)
 
 
-def mebibytes(size: int | None) -> str:
-    return "-" if size is None else f"{size / 2**20:g} MiB"
+def size(count: int | None) -> str:
+    """Of bytes: `64 MiB`, `79.4 KiB`."""
+    if count is None:
+        return "-"
+    amount, units = float(count), ["bytes", "KiB", "MiB", "GiB", "TiB"]
+    while amount >= 1024 and len(units) > 1:
+        amount, units = amount / 1024, units[1:]
+    return f"{amount:.1f}".removesuffix(".0") + f" {units[0]}"

@@ -17,7 +17,7 @@ from cli.duration import duration
 from cli.execute import execute
 from cli.forward import forward, parse
 from cli.log_options import Follow, Since, Stderr, Stdout, Tail, log_query
-from cli.output import Json, mebibytes, print_json, print_table
+from cli.output import Json, print_json, print_table, size
 from cli.problem import Problem
 from cli.task_show import kill, show
 from cli.task_usage import usage
@@ -192,7 +192,7 @@ def _row(task: dict[str, Any]) -> tuple[object, ...]:
         ", ".join(task["addresses"]),
         task["pid"],
         f"{limits['cpus']:g}" if limits["cpus"] is not None else None,
-        mebibytes(limits["mem_bytes"]),
+        size(limits["mem_bytes"]),
         limits["pids"],
         duration(time.time() - task["since"]),
         task["reason"] or task["message"],

@@ -10,7 +10,7 @@ import typer
 
 from cli.client import connect
 from cli.duration import duration
-from cli.output import Json, console, mebibytes, print_json
+from cli.output import Json, console, print_json, size
 
 Task = dict[str, Any]
 Id = Annotated[str, typer.Argument(help="An id, or the beginning of one.")]
@@ -48,7 +48,7 @@ def describe(task: Task, now: float) -> Iterator[tuple[str, str]]:
     if task["pid"]:
         yield "pid", str(task["pid"])
     if task["limits"]["mem_bytes"]:
-        yield "memory", f"{mebibytes(task['usage']['mem_bytes'])} of {mebibytes(task['limits']['mem_bytes'])}"
+        yield "memory", f"{size(task['usage']['mem_bytes'])} of {size(task['limits']['mem_bytes'])}"
     for health in task["health"]:
         yield "health", f"{health['check']}: {_health(health, now)}"
     for readiness in task["readiness"]:

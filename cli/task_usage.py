@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from cli.client import connect
-from cli.output import Json, mebibytes, print_json, print_table
+from cli.output import Json, print_json, print_table, size
 
 Cell = str | None
 
@@ -28,12 +28,12 @@ def rows(task: dict[str, Any], now: float) -> Iterator[tuple[str, Cell, Cell, Ce
     cpus = f"{limits['cpus']:g}" if limits["cpus"] is not None else None
     throttled = f"{used['cpu_s']:.1f} s in all, held back for {used['cpu_throttled_s']:.1f} s"
     yield "CPUs", f"{average:.2f}", cpus, throttled
-    peak = f"at most {mebibytes(used['mem_peak_bytes'])}"
-    yield "memory", mebibytes(used["mem_bytes"]), mebibytes(limits["mem_bytes"]), peak
+    peak = f"at most {size(used['mem_peak_bytes'])}"
+    yield "memory", size(used["mem_bytes"]), size(limits["mem_bytes"]), peak
     yield "processes", str(used["pids"]), str(limits["pids"]) if limits["pids"] is not None else None, None
-    yield "disk", mebibytes(used["disk_bytes"]), mebibytes(limits["disk_bytes"]), None
-    yield "read", mebibytes(used["io_read_bytes"]), None, "from disks"
-    yield "written", mebibytes(used["io_write_bytes"]), None, "to disks"
+    yield "disk", size(used["disk_bytes"]), size(limits["disk_bytes"]), None
+    yield "read", size(used["io_read_bytes"]), None, "from disks"
+    yield "written", size(used["io_write_bytes"]), None, "to disks"
     for way in ("received", "sent"):
         packets = f"{used[f'net_{way}_packets']} packets, {used[f'net_{way}_dropped']} lost"
-        yield way, mebibytes(used[f"net_{way}_bytes"]), None, packets
+        yield way, size(used[f"net_{way}_bytes"]), None, packets

@@ -102,6 +102,7 @@ def _written(container: Container, path: str, content: bytes) -> Path:
     source = container.directory / Path(path).name
     try:
         source.write_bytes(content)
+        source.chmod(0o644)  # whatever the agent's umask: all in the container read it
     except OSError as error:
         raise IsolatorError(f"write {source}: {error.strerror}") from error
     return source

@@ -46,6 +46,13 @@ def test_output_errors_and_exit_code_are_the_commands(cluster: Cluster, task: st
     assert (done.returncode, done.stdout) == (0, b"1 2\n/tmp\n1\n2\n"), done.stderr
 
 
+def test_everybody_in_a_container_can_look_names_up(cluster: Cluster, task: str) -> None:
+    """The agent's umask is nobody's else."""
+    address = cluster.tasks()[task]["addresses"][0]
+    done = run(cluster, "exec", "-u", "1:2", task, "--", "sh", "-c", "cat /etc/hosts /etc/resolv.conf")
+    assert done.returncode == 0 and f"{address} box\n".encode() in done.stdout, done.stderr
+
+
 def test_bytes_go_through_unchanged_both_ways(cluster: Cluster, task: str) -> None:
     data = os.urandom(10 * MIB)
     done = run(cluster, "exec", "-i", task, "--", "cat", data=data)

@@ -12,6 +12,6 @@ def test_use_stands_beside_its_limit() -> None:
     task = {"since": 100.0, "usage": usage_json(usage), "limits": limits_json(usage)}
     shown = {what: (used, limit, note) for what, used, limit, note in rows(task, now=160.0)}
     assert shown["CPUs"] == ("0.50", "0.5", "30.0 s in all, held back for 2.0 s")
-    assert shown["memory"] == ("8 MiB", "64 MiB", "at most 0 MiB")
+    assert shown["memory"] == ("8 MiB", "64 MiB", "at most 0 bytes")
     assert shown["processes"] == ("3", None, None)
-    assert shown["received"] == ("0 MiB", None, "0 packets, 0 lost")
+    assert shown["received"] == ("0 bytes", None, "0 packets, 0 lost")
