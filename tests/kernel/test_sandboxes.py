@@ -106,14 +106,14 @@ def spec(name: str, *argv: str, **changes: Any) -> TaskSpec:
 
 async def container_of(agent: Agent, task_id: str) -> str:
     await agent.reached(task_id, TaskState.RUNNING)
-    return agent.reconciler._records[task_id].container
+    return agent.reconciler.books.records[task_id].container
 
 
 async def seen(agent: Agent, wanted: TaskSpec) -> tuple[list[str], dict[str, Any]]:
     """What a task sees, and its bundle, without the names and numbers that are its container's alone."""
     agent.reconciler.assign(wanted, kill=False)
     running = await agent.reached(wanted.id, TaskState.RUNNING)
-    log, record = agent.directories.log(wanted.id, "stdout"), agent.reconciler._records[wanted.id]
+    log, record = agent.directories.log(wanted.id, "stdout"), agent.reconciler.books.records[wanted.id]
     await until(lambda: log.exists() and log.read_text().endswith("looked\n"), "it has looked")
     bundle = (agent.directories.bundles / record.container / "config.json").read_text()
     texts = []
@@ -232,7 +232,7 @@ async def test_nothing_is_left_of_the_spares_of_an_agent_that_was_killed(node: N
         assert not any(alive(made.launch.pid) for made in spares) and running.pid and alive(running.pid)
         assert [link["ifname"] for link in ip("link") if link["ifname"].startswith(VETH_PREFIX)] == [veth_name(kept)]
         bases = {made.sandbox.id_base for made in await second.with_spares("prod")}
-        assert len(bases) == SPARES and second.reconciler._records["web.1"].id_base not in bases
+        assert len(bases) == SPARES and second.reconciler.books.records["web.1"].id_base not in bases
 
 
 async def test_a_task_whose_sandbox_was_claimed_and_not_started_begins_again_in_another(node: Node) -> None:
@@ -242,7 +242,7 @@ async def test_a_task_whose_sandbox_was_claimed_and_not_started_begins_again_in_
     first.ready.clear()
     first.reconciler.assign(spec("web.1"), kill=False)
     assert await first.reconciler.settle() == []
-    claimed = first.reconciler._records["web.1"]
+    claimed = first.reconciler.books.records["web.1"]
     assert claimed.container and claimed.status.state is TaskState.ACCEPTED and claimed.status.pid
     await first.die()
     async with recovered(node.agent()) as second:
