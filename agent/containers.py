@@ -1,7 +1,7 @@
 """What the agent does to one container: make it, start it, find it again, end it, and clear away what is left.
 
 Each verb is a few calls to the isolators and the launcher in the order that `isolators/base.py` promises. Nothing here
-knows tasks' states: the reconciler decides which verb is due.
+knows tasks' states: the steps (`agent/steps.py`) decide which verb is due.
 """
 
 from __future__ import annotations

@@ -90,7 +90,7 @@ def _load(proc: Path) -> float:
 
 
 def _tasks(reconciler: Reconciler) -> Family:
-    counts = Counter(status.state.name for status in reconciler.statuses())
+    counts = Counter(status.state.name for status in reconciler.books.statuses())
     samples = tuple(((("state", state),), float(count)) for state, count in sorted(counts.items()))
     return Family("tepui_agent_tasks", Kind.GAUGE, "Tasks on this node, by state.", samples)
 

@@ -1,9 +1,12 @@
-"""What the tasks of a pod have in common on this node: a sandbox that holds their namespaces, and when they start.
+"""What the tasks of a pod have in common on this node: a sandbox that holds their namespaces, when they start, and how
+they end.
 
 The pod's sandbox is one like any other, but it never gets a task. The tasks' own sandboxes join it (`Sandbox.holder`).
 It is held, which is to say that it no longer ends with the agent, when all of the tasks are ready to be executed, and
-so on disk; then they are executed in their order. It is cleared away with the last of them. That a pod ends as a whole
-is the reconciler's care, which hears from here when the sandbox itself was killed.
+so on disk; then they are executed in their order. It is cleared away with the last of them.
+
+A pod's tasks share one fate: with the first that ends, or with the sandbox, all others end, and nobody is asked. It
+follows from the records, so an agent that starts comes to the same.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
+from agent.books import Books
 from agent.checkpoint import TaskRecord
 from agent.containers import Containers, Made
 from agent.launcher.record import STARTING
@@ -22,7 +26,6 @@ from model.pod import Pod
 from model.task import TaskSpec, TaskState
 
 HOLDER_KILLED = "the process that holds its pod's namespaces was killed"
-Ended = Callable[[Pod, str], None]
 
 
 class PodEnded(Exception):
@@ -60,12 +63,10 @@ class _Shared:
 
 
 class Pods:
-    """`ended` is told of a pod that can not go on, and why."""
-
-    def __init__(self, containers: Containers, sandboxes: Sandboxes, ended: Ended) -> None:
+    def __init__(self, containers: Containers, sandboxes: Sandboxes, books: Books) -> None:
         self._containers = containers
         self._sandboxes = sandboxes
-        self._ended = ended
+        self._books = books
         self._pods: dict[str, _Shared] = {}  # by their ids
 
     def recover(self, records: Iterable[TaskRecord]) -> list[Container]:
@@ -136,17 +137,34 @@ class Pods:
             shared.fate = fate
             shared.notify()
 
+    def find_fates(self) -> None:
+        """Of all pods that the books know."""
+        for record in list(self._books.records.values()):
+            self.find_fate(record)
+
+    def find_fate(self, record: TaskRecord) -> None:
+        """End the task's pod if it has to. Accepts a task that is in none."""
+        if record.spec.pod is not None and (found := fate(record, self._books.records)):
+            self._share_fate(record.spec.pod, found)
+
     async def leave(self, task: TaskSpec) -> None:
-        """Nothing of the task is left. Accepts being called again, and a task that never joined. Raises ExceptionGroup
-        when what is left of the pod could not be cleared away."""
-        pod = _pod(task)
-        shared = self._pods.get(pod.id)
-        if shared is None:
+        """Nothing of the task is left. Accepts being called again, and a task that never joined, or is in no pod.
+        Raises ExceptionGroup when what is left of the pod could not be cleared away."""
+        pod = task.pod
+        shared = self._pods.get(pod.id) if pod is not None else None
+        if pod is None or shared is None:
             return
         shared.left.add(task.id)
         if shared.left >= set(pod.members):
             await self._clear(shared)
             self._pods.pop(pod.id, None)
+
+    def _share_fate(self, pod: Pod, found: str) -> None:
+        self.end(pod, found)
+        for member in pod.members:
+            record = self._books.records.get(member)
+            if record is not None and not (record.over or record.kill or record.end is not None):
+                self._books.doom(member, found)
 
     @asynccontextmanager
     async def _or_end(self, pod: Pod) -> AsyncIterator[None]:
@@ -173,7 +191,7 @@ class Pods:
     def _watch(self, pod: Pod, holder: Container) -> asyncio.Task[None]:
         async def watch() -> None:
             await self._containers.gone(holder.sandbox)
-            self._ended(pod, HOLDER_KILLED)
+            self._share_fate(pod, HOLDER_KILLED)
 
         return asyncio.create_task(watch(), name=f"pod {pod.id}")
 

@@ -148,7 +148,7 @@ class _Conversation:
                 case "change":
                     self._receive(message.change)
                 case "status_ack":
-                    self._reconciler.acknowledged(message.status_ack.task_id, message.status_ack.sequence)
+                    self._reconciler.books.acknowledged(message.status_ack.task_id, message.status_ack.sequence)
                 case "open":
                     self._streams.open(self._stub, message.open)
                 case "close":
@@ -213,15 +213,15 @@ class _Conversation:
 
     async def _write(self, call: Call) -> None:
         session = self._session
-        hello = convert.hello_to_wire(session._node, self._reconciler.statuses())
+        hello = convert.hello_to_wire(session._node, self._reconciler.books.statuses())
         await call.write(pb.AgentMessage(hello=hello))
         # The master got all statuses with Hello; what was not acknowledged since is found again by this.
-        session._news |= {status.task_id for status in self._reconciler.statuses()}
+        session._news |= {status.task_id for status in self._reconciler.books.statuses()}
         while True:
             session._wake.clear()
             news, session._news = session._news, set()
             for task_id in news:
-                if (status := self._reconciler.unacknowledged(task_id)) is not None:
+                if (status := self._reconciler.books.unacknowledged(task_id)) is not None:
                     await call.write(pb.AgentMessage(status=convert.status_to_wire(status)))
             applied = pb.Applied(revision=self._applied, errors=self._errors)
             if applied != self._told:

@@ -147,10 +147,10 @@ async def _run(state: Path) -> None:
         commands = Commands(containers, launcher)
         streams = Streams(
             {
-                "log": LogFeed(directories.log, reconciler.over).serve,
+                "log": LogFeed(directories.log, reconciler.books.over).serve,
                 "exec": ExecFeed(commands, reconciler.running).serve,
                 "files": FileFeed(commands, reconciler.running).serve,
-                "port": PortFeed(containers, reconciler.running, reconciler.addresses).serve,
+                "port": PortFeed(containers, reconciler.running, reconciler.books.addresses).serve,
                 "images": ImageFeed(images).serve,
             }
         )
@@ -158,7 +158,7 @@ async def _run(state: Path) -> None:
         stack.push_async_callback(sandboxes.close)
         stack.push_async_callback(reconciler.close)
         await reconciler.recover()
-        for misfit in reconciler.misfits(node.rights):
+        for misfit in reconciler.books.misfits(node.resources, node.rights):
             log.warning("tasks no longer fit this node", reason=misfit)
         sandboxes.begin()
         async with asyncio.TaskGroup() as group:
@@ -172,7 +172,7 @@ async def _run(state: Path) -> None:
             group.create_task(sampler.run(session.report_usages))
             render = partial(metrics.render, reconciler, sampler, state)
             group.create_task(metrics.serve(settings.metrics_port, render))
-            group.create_task(keep_bounded(directories.logs, retention, reconciler.over))
+            group.create_task(keep_bounded(directories.logs, retention, reconciler.books.over))
 
 
 async def _tell_when_reconciled(ready: asyncio.Event, reconciler: Reconciler) -> None:

@@ -121,7 +121,7 @@ def _live(request: Message, agent: socket.socket, keeper: socket.socket) -> None
 
 def _hold(sandbox: Sandbox, noted: Keeper) -> int:
     """It shall never get a task, but outlive the agent: what it has is a pod's."""
-    _note(sandbox.directory, replace(noted, phase=record.STARTING))
+    _note(sandbox.directory, replace(noted, phase=record.STARTING, began=record.clock()))
     send(sandbox.init, {"op": "hold"})
     _expect(sandbox.init, "held")
     return sandbox.pid
@@ -145,7 +145,7 @@ def _execute(sandbox: Sandbox, noted: Keeper, agent: socket.socket, fill: Messag
     ends = _connect(sandbox, bundle, fill)
     _adjust_oom_score(bundle, sandbox.pid)
     _await(agent, ("start",))
-    _note(sandbox.directory, replace(noted, phase=record.STARTING))
+    _note(sandbox.directory, replace(noted, phase=record.STARTING, began=record.clock()))
     _expect(sandbox.init, "moved in")
     _set_limits(bundle, sandbox.pid)
     send_open(sandbox.init, {"op": "execute"}, ends)
@@ -163,7 +163,10 @@ def _fill_by(runtime: str, sandbox: Sandbox, noted: Keeper, agent: socket.socket
         pid = oci.create(runtime, sandbox.directory, bundle, sandbox.pid, (ends[0], ends[1]))
         pidfd = os.pidfd_open(pid)
     try:
-        _note(sandbox.directory, replace(noted, phase=record.STARTING, container=record.identify(pid)))
+        _note(
+            sandbox.directory,
+            replace(noted, phase=record.STARTING, began=record.clock(), container=record.identify(pid)),
+        )
         with _step(f"have {runtime} start"):
             oci.start(runtime, sandbox.directory, bundle)
     except SetupError:

@@ -41,10 +41,13 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class Keeper:
+    """`began` is when the phase became `starting`, by `clock`: its first process may have waited for long before."""
+
     keeper: Identity
     boot_id: str
     phase: str
     container: Identity | None = None
+    began: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +81,7 @@ def read_keeper(bundle: str) -> Keeper | None:
         boot_id=fields["boot_id"],
         phase=fields["phase"],
         container=Identity(**container) if container else None,
+        began=fields.get("began", 0.0),
     )
 
 
@@ -111,9 +115,19 @@ def open_process(process: Identity) -> int | None:
     return None
 
 
+def clock() -> float:
+    """Seconds since the boot. It goes on while the machine sleeps, and nobody sets it."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
 def age(process: Identity) -> float:
-    """Seconds since it was made, by a clock that goes on while the machine sleeps, and that nobody sets."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME) - process.start / os.sysconf("SC_CLK_TCK")
+    """Seconds since it was made, by `clock`."""
+    return clock() - process.start / os.sysconf("SC_CLK_TCK")
+
+
+def running_for(keeper: Keeper) -> float:
+    """Seconds since its program was told to go, by `clock`."""
+    return clock() - keeper.began
 
 
 @cache

@@ -68,7 +68,7 @@ class Agent:
         if self.sandboxes._making is not None:
             self.sandboxes._making.cancel()
         held = [made for spares in self.sandboxes._spares.values() for made in spares]
-        for made in (*held, *self.reconciler._made.values()):
+        for made in (*held, *self.reconciler.first_steps.made.values()):
             made.launch.keeper.close()
         await self.node.launcher.stop()
 
@@ -105,7 +105,7 @@ async def recovered(made: Agent) -> AsyncIterator[Agent]:
     try:
         yield made
     finally:
-        for spec in [record.spec for record in made.reconciler._records.values() if not record.over]:
+        for spec in [record.spec for record in made.reconciler.books.records.values() if not record.over]:
             made.reconciler.assign(spec, kill=True)
             await made.reached(spec.id, TaskState.FINISHED)
         await made.reconciler.close()

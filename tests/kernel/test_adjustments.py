@@ -70,7 +70,7 @@ async def test_less_memory_than_is_used_is_refused_and_nothing_is_changed(node: 
     after = await adjusted(node, spec, wanted)
     assert after.refused.startswith("memory limit 16 MiB: 4") and "are in use" in after.refused
     assert (after.usage.cpu_limit, after.usage.mem_limit_bytes, after.usage.pids_limit) == (0.5, 64 * MIB, spec.pids)
-    assert node.reconciler._records[spec.id].spec == spec
+    assert node.reconciler.books.records[spec.id].spec == spec
 
 
 async def test_what_the_node_can_never_have_is_refused(node: Agent) -> None:
@@ -114,7 +114,7 @@ async def test_an_agent_that_was_killed_in_the_middle_goes_on(node: Agent) -> No
     # On disk, and half of it in the kernel, is how the agent left it.
     wanted = replace(adjustment_of(spec, paused=True, number=1), resources=Resources(cpus=250, mem=64))
     node.reconciler.assign(spec, kill=False, adjustment=wanted)
-    record = node.reconciler._records[spec.id]
+    record = node.reconciler.books.records[spec.id]
     container = node.containers.container(replace(record, spec=replace(spec, resources=wanted.resources)))
     await node.containers.update(container)
     again = Agent(node.node, node.directories)
@@ -126,5 +126,5 @@ async def test_an_agent_that_was_killed_in_the_middle_goes_on(node: Agent) -> No
         assert (await again.reached(spec.id, TaskState.FINISHED)).state is TaskState.KILLED
     finally:
         await again.reconciler.close()
-        node.reconciler._records.clear()
+        node.reconciler.books.records.clear()
     assert before.pid is not None and not alive(before.pid)

@@ -50,9 +50,9 @@ async def test_a_task_that_runs_keeps_its_image_and_its_files(node: Sandbox, tmp
     async with killed(node, directories) as first:
         first.reconciler.assign(spec, kill=False)
         await first.reached("web.1", TaskState.RUNNING)
-        before = first.reconciler._records["web.1"]
+        before = first.reconciler.books.records["web.1"]
     async with recovered(Agent(node, directories)) as second:
-        after = second.reconciler._records["web.1"]
+        after = second.reconciler.books.records["web.1"]
         assert (after.container, after.spec) == (before.container, before.spec)
         assert await second.images.prune() == 0
         (listed,) = second.images.listed()

@@ -216,7 +216,7 @@ async def crashed(made: Agent) -> Agent:
     await made.reconciler.close()
     again = Agent(made.node, made.directories)
     await again.reconciler.recover()
-    made.reconciler._records.clear()
+    made.reconciler.books.records.clear()
     return again
 
 

@@ -118,7 +118,7 @@ def on_signal(line: str) -> tuple[str, ...]:
 
 async def give_signal(made: Agent, spec: TaskSpec) -> None:
     await said(made, spec, "ready\n")
-    os.kill(made.reconciler._records[spec.id].status.pid or 0, signal.SIGUSR1)
+    os.kill(made.reconciler.books.records[spec.id].status.pid or 0, signal.SIGUSR1)
 
 
 def namespaces(pid: int | None) -> dict[str, str]:
@@ -137,7 +137,7 @@ def of_process(pid: int | None, name: str) -> str:
 
 def holder(made: Agent) -> tuple[Path, int]:
     """The directory of the pod's sandbox, and its first process."""
-    (name,) = {record.holder for record in made.reconciler._records.values()}
+    (name,) = {record.holder for record in made.reconciler.books.records.values()}
     directory = made.directories.bundles / name
     return directory, json.loads((directory / "keeper.json").read_text())["container"]["pid"]
 
@@ -205,10 +205,10 @@ async def test_files_and_cgroups_are_each_ones_own(node: Agent) -> None:
     specs = pod(write, on_signal("ls / /tmp; echo done"))
     await run(node, specs)
     await said(node, specs[0], "done\n")
-    records = [node.reconciler._records[spec.id] for spec in specs]
+    records = [node.reconciler.books.records[spec.id] for spec in specs]
     await give_signal(node, specs[1])
     assert "mine" not in (await said(node, specs[1], "done\n")).split()
-    statuses = [node.reconciler._records[spec.id].status for spec in specs]
+    statuses = [node.reconciler.books.records[spec.id].status for spec in specs]
     cgroups = [of_process(status.pid, "cgroup") for status in statuses]
     assert cgroups[0] != cgroups[1] and records[0].container in cgroups[0] and records[1].container in cgroups[1]
     assert [status.usage.mem_limit_bytes for status in statuses] == [64 << 20] * 2
@@ -305,7 +305,7 @@ async def test_nothing_is_left_when_one_process_is_killed(node: Agent, whom: str
     specs = pod(FOREVER, FOREVER)
     statuses = await run(node, specs)
     directory, held = holder(node)
-    record = node.reconciler._records[specs[0].id]
+    record = node.reconciler.books.records[specs[0].id]
     keeper = json.loads((node.directories.bundles / record.container / "keeper.json").read_text())["keeper"]["pid"]
     over = json.loads((directory / "keeper.json").read_text())["keeper"]["pid"]
     victim = {"first process": statuses[0].pid, "keeper": keeper, "holder": held, "keeper of the holder": over}[whom]
@@ -321,7 +321,7 @@ async def test_nothing_is_left_when_one_process_is_killed(node: Agent, whom: str
 async def successor(made: Agent) -> AsyncIterator[Agent]:
     """As after SIGKILL."""
     await made.die()
-    made.reconciler._records.clear()
+    made.reconciler.books.records.clear()
     async with recovered(Agent(made.node, made.directories)) as again:
         yield again
 
@@ -330,7 +330,7 @@ async def test_a_pod_outlives_its_agent(node: Agent) -> None:
     specs = pod(FOREVER, FOREVER, share_ipc=True)
     statuses = await run(node, specs)
     async with successor(node) as again:
-        found = [again.reconciler._records[spec.id].status for spec in specs]
+        found = [again.reconciler.books.records[spec.id].status for spec in specs]
         assert [(status.state, status.pid) for status in found] == [
             (TaskState.RUNNING, status.pid) for status in statuses
         ]
@@ -362,7 +362,7 @@ async def test_an_agent_killed_while_a_pod_starts_loses_and_doubles_nothing(node
     async with successor(node) as again:
         for spec in specs:
             await again.reached(spec.id, TaskState.RUNNING)
-        statuses = [again.reconciler._records[spec.id].status for spec in specs]
+        statuses = [again.reconciler.books.records[spec.id].status for spec in specs]
         assert shared(statuses) == {"user", "net"}
         for spec in specs:
             assert await said(again, spec, "ran\n") == "ran\n"
@@ -404,7 +404,7 @@ async def test_a_pod_has_one_address_and_gives_it_back(tmp_path: Path) -> None:
         statuses = await run(made, specs)
         ((address,),) = {status.addresses for status in statuses}
         assert f"{address} web\n" in await said(made, specs[1], "done\n")
-        holder_id = made.reconciler._records[specs[0].id].holder
+        holder_id = made.reconciler.books.records[specs[0].id].holder
         assert networks.addresses(holder_id) == (ip_address(address),)
         await made.sandboxes.drop("prod")
         assert len({link["ifname"] for link in ip("link")} - before) == 1
@@ -427,7 +427,7 @@ def of_launcher(made: Agent) -> list[int]:
 
 
 async def past_start(made: Agent, specs: Sequence[TaskSpec]) -> None:
-    records = made.reconciler._records
+    records = made.reconciler.books.records
     await until(lambda: all(records[spec.id].status.state >= TaskState.RUNNING for spec in specs), "run or have ended")
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from agent.containers import Directories, Made
+from agent.launcher import record
 from agent.node_network import NodeNetwork
 from agent.sandboxes import QUIET_S, SPARES
 from isolators.network import NetworkIsolator
@@ -106,14 +107,14 @@ def spec(name: str, *argv: str, **changes: Any) -> TaskSpec:
 
 async def container_of(agent: Agent, task_id: str) -> str:
     await agent.reached(task_id, TaskState.RUNNING)
-    return agent.reconciler._records[task_id].container
+    return agent.reconciler.books.records[task_id].container
 
 
 async def seen(agent: Agent, wanted: TaskSpec) -> tuple[list[str], dict[str, Any]]:
     """What a task sees, and its bundle, without the names and numbers that are its container's alone."""
     agent.reconciler.assign(wanted, kill=False)
     running = await agent.reached(wanted.id, TaskState.RUNNING)
-    log, record = agent.directories.log(wanted.id, "stdout"), agent.reconciler._records[wanted.id]
+    log, record = agent.directories.log(wanted.id, "stdout"), agent.reconciler.books.records[wanted.id]
     await until(lambda: log.exists() and log.read_text().endswith("looked\n"), "it has looked")
     bundle = (agent.directories.bundles / record.container / "config.json").read_text()
     texts = []
@@ -145,6 +146,21 @@ async def test_who_is_given_a_spare_has_its_address_and_process(node: Node) -> N
         made = spares[await container_of(agent, "web.1")]
         assert running.pid == made.launch.pid and running.addresses == (str(made.addresses[0]),)
         assert node.networks.addresses(made.sandbox.id) == made.addresses
+
+
+async def test_a_task_runs_since_it_was_started_and_not_since_its_sandbox_was_made(node: Node) -> None:
+    """Or checks would have no patience left with a task whose sandbox has waited for long; also the next agent's."""
+    async with recovered(node.agent()) as agent:
+        spares = [record.identify(made.launch.pid) for made in await agent.with_spares("prod")]
+        await until(lambda: all(spare and record.age(spare) > 1.0 for spare in spares), "spares have waited")
+        agent.reconciler.assign(spec("web.1"), kill=False)
+        running = await agent.reached("web.1", TaskState.RUNNING)
+        keeper = record.read_keeper(str(agent.directories.bundles / await container_of(agent, "web.1")))
+        assert keeper is not None and keeper.container in spares and record.running_for(keeper) < 1.0
+        await agent.die()
+        agent.reconciler.books.records.clear()
+        async with recovered(node.agent()) as second:
+            assert abs(second.reports[0].since - running.since) < 0.5
 
 
 @pytest.mark.parametrize("whom", ["init", "keeper", "maker"])
@@ -232,7 +248,7 @@ async def test_nothing_is_left_of_the_spares_of_an_agent_that_was_killed(node: N
         assert not any(alive(made.launch.pid) for made in spares) and running.pid and alive(running.pid)
         assert [link["ifname"] for link in ip("link") if link["ifname"].startswith(VETH_PREFIX)] == [veth_name(kept)]
         bases = {made.sandbox.id_base for made in await second.with_spares("prod")}
-        assert len(bases) == SPARES and second.reconciler._records["web.1"].id_base not in bases
+        assert len(bases) == SPARES and second.reconciler.books.records["web.1"].id_base not in bases
 
 
 async def test_a_task_whose_sandbox_was_claimed_and_not_started_begins_again_in_another(node: Node) -> None:
@@ -242,7 +258,7 @@ async def test_a_task_whose_sandbox_was_claimed_and_not_started_begins_again_in_
     first.ready.clear()
     first.reconciler.assign(spec("web.1"), kill=False)
     assert await first.reconciler.settle() == []
-    claimed = first.reconciler._records["web.1"]
+    claimed = first.reconciler.books.records["web.1"]
     assert claimed.container and claimed.status.state is TaskState.ACCEPTED and claimed.status.pid
     await first.die()
     async with recovered(node.agent()) as second:

@@ -103,7 +103,7 @@ async def test_a_container_without_keeper_and_agent_waits_and_loses_nothing(node
     await second.reached("web.1", TaskState.FAILED)  # its exit code is lost with its keeper
     assert read(node, "web.1").split()[1:] == [b"%d" % number for number in range(1, LINES + 1)]
     await second.reconciler.close()
-    node.reconciler._records.clear()
+    node.reconciler.books.records.clear()
 
 
 async def test_a_full_disk_stops_no_container(tmp_path: Path) -> None:

@@ -147,7 +147,7 @@ async def test_the_next_agent_goes_on_from_what_was_known(node: Agent) -> None:
         second.reconciler.assign(server(health_checks=checks), kill=True)
         await second.reached("web.1", TaskState.FINISHED)
         await second.reconciler.close()
-        node.reconciler._records.clear()
+        node.reconciler.books.records.clear()
 
 
 # The last three have no handler in the first process: its children are asked, or there is nobody to wait for.

@@ -126,10 +126,10 @@ class Life:
         except asyncio.CancelledError:
             await self.end()
             return False
-        for status in self.reconciler.statuses():
+        for status in self.reconciler.books.statuses():
             self._on_disk_if_over(status)
             self.world.tell(status)
-            self.reconciler.acknowledged(status.task_id, status.sequence)
+            self.reconciler.books.acknowledged(status.task_id, status.sequence)
         if self.spares:
             self.sandboxes.take(NETWORK)
             self.sandboxes.begin()
@@ -150,9 +150,9 @@ class Life:
         if self.dead:
             return
         self._on_disk_if_over(status)
-        if (news := self.reconciler.unacknowledged(status.task_id)) is not None:
+        if (news := self.reconciler.books.unacknowledged(status.task_id)) is not None:
             self.world.tell(news)
-            self.reconciler.acknowledged(news.task_id, news.sequence)
+            self.reconciler.books.acknowledged(news.task_id, news.sequence)
 
     def _on_disk_if_over(self, status: TaskStatus) -> None:
         if status.state.terminal:

@@ -163,7 +163,7 @@ async def test_metrics_of_services_and_of_the_store(parts: Master) -> None:
 
 async def test_metrics_of_a_node_are_on_loopback(tmp_path: Path, unused_port: int) -> None:
     life = Life(World(tmp_path))
-    sampler = Sampler(life.reconciler.living, life.reconciler._containers.usage)
+    sampler = Sampler(life.reconciler.living, life.containers.usage)
     sampler.usages = {"a.1": Usage(pids=3)}
     serving = asyncio.create_task(
         metrics.serve(unused_port, lambda: metrics.render(life.reconciler, sampler, tmp_path))

@@ -106,7 +106,7 @@ async def test_a_pod_whose_sandbox_is_killed_ends(tmp_path: Path) -> None:
 
 
 async def test_more_tasks_than_are_launched_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("agent.reconciler.LAUNCHES_AT_ONCE", 1)
+    monkeypatch.setattr("agent.first_steps.LAUNCHES_AT_ONCE", 1)
     world, life = await start(tmp_path)
     for each in pod(*["sleep"] * 5):
         life.reconciler.assign(each, kill=False)

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from agent.checkpoint import CODEC, TaskRecord
+from agent.last_steps import describe_exit
 from agent.launcher.record import Exit
-from agent.reconciler import describe_exit
 from agent.sandboxes import ID_RANGE_SIZE, ID_RANGE_START
 from model.resources import Resources
 from model.task import TaskSpec, TaskState, TaskStatus
@@ -115,13 +115,13 @@ async def test_a_task_from_acceptance_to_oblivion(tmp_path: Path) -> None:
     life.reconciler.assign(spec("a"), kill=False)
     await until(lambda: state(world, "a") is TaskState.RUNNING)
     assert world.master["a"].addresses == (ADDRESS,) and world.master["a"].pid == PID
-    assert not life.reconciler.over("a")
+    assert not life.reconciler.books.over("a")
     world.exit("a", Exit(code=0))
     await until(is_over(world, "a"))
     assert (world.master["a"].state, world.master["a"].exit_code) == (TaskState.FINISHED, 0)
-    assert world.alive == {} and world.prepared == set() and life.reconciler.over("a")
+    assert world.alive == {} and world.prepared == set() and life.reconciler.books.over("a")
     life.reconciler.withdraw("a")
-    assert list((tmp_path / "tasks").iterdir()) == [] and life.reconciler.statuses() == []
+    assert list((tmp_path / "tasks").iterdir()) == [] and life.reconciler.books.statuses() == []
 
 
 @pytest.mark.parametrize("spares", [False, True])
@@ -258,7 +258,7 @@ async def test_a_kill_before_the_networks_are_there(tmp_path: Path) -> None:
 
 
 async def test_a_full_disk_delays_the_news_but_loses_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("agent.reconciler.RETRY_S", 0.01)
+    monkeypatch.setattr("agent.books.RETRY_S", 0.01)
     world, life = await start(tmp_path)
     life.reconciler.assign(spec("a"), kill=False)
     await until(lambda: state(world, "a") is TaskState.RUNNING)
@@ -271,7 +271,7 @@ async def test_a_full_disk_delays_the_news_but_loses_none(tmp_path: Path, monkey
     monkeypatch.setattr(life.checkpoint, "save", full)
     world.exit("a", Exit(code=7))
     await until(lambda: len(refused) > 2)
-    assert state(world, "a") is TaskState.RUNNING and not life.reconciler.over("a")
+    assert state(world, "a") is TaskState.RUNNING and not life.reconciler.books.over("a")
     monkeypatch.setattr(life.checkpoint, "save", save)
     await until(is_over(world, "a"))
     assert world.master["a"].exit_code == 7
@@ -281,7 +281,7 @@ async def test_a_full_disk_delays_the_news_but_loses_none(tmp_path: Path, monkey
 async def test_nobody_hears_of_a_task_and_nothing_of_it_runs_before_it_is_on_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spares: bool
 ) -> None:
-    monkeypatch.setattr("agent.reconciler.RETRY_S", 0.01)
+    monkeypatch.setattr("agent.books.RETRY_S", 0.01)
     world, life = await start(tmp_path, spares=spares)
     begin = life.checkpoint.begin
 
@@ -296,8 +296,8 @@ async def test_nobody_hears_of_a_task_and_nothing_of_it_runs_before_it_is_on_dis
     told = [f"task {name} is not written down: [Errno 28] No space left on device" for name in "ab"]
     assert sorted(await life.reconciler.settle()) == told
     await settled(world)
-    assert world.launched == {} and world.master == {} and life.reconciler.statuses() == []
-    assert life.reconciler.unacknowledged("a") is None and not life.reconciler.over("a")
+    assert world.launched == {} and world.master == {} and life.reconciler.books.statuses() == []
+    assert life.reconciler.books.unacknowledged("a") is None and not life.reconciler.books.over("a")
     monkeypatch.setattr(life.checkpoint, "begin", begin)
     await until(lambda: state(world, "a") is TaskState.RUNNING)
     await until(is_over(world, "b"))
@@ -371,7 +371,7 @@ async def test_a_restart_of_the_agent_touches_nothing_that_runs(tmp_path: Path) 
     await until(is_over(world, "b"))
     assert world.master["b"].exit_code == 5 and world.running() == {"a": running["a"]} and len(world.alive) == 1
     again.reconciler.withdraw_others(set())
-    await until(lambda: again.reconciler.statuses() == [])
+    await until(lambda: again.reconciler.books.statuses() == [])
     assert world.alive == {}
 
 
@@ -381,7 +381,7 @@ async def test_what_a_later_agent_sees_is_newer(tmp_path: Path) -> None:
     life.reconciler.assign(spec("a"), kill=False)
     await until(lambda: state(world, "a") is TaskState.RUNNING)
     for _ in range(3):
-        life.reconciler._observe(life.reconciler._records["a"], TaskState.RUNNING)
+        life.reconciler.books.observe("a", TaskState.RUNNING)
     last = world.master["a"]
     await life.end()
     for _ in range(3):
@@ -540,7 +540,7 @@ class Story:
             await self.assign(task_spec, kill=True)
         async with asyncio.timeout(10):
             while not all(
-                self.life.reconciler.over(task_id) for task_id in self.desired | dict.fromkeys(self.withdrawn)
+                self.life.reconciler.books.over(task_id) for task_id in self.desired | dict.fromkeys(self.withdrawn)
             ):
                 await asyncio.sleep(0.001)
                 await self.revive()
@@ -552,14 +552,14 @@ class Story:
             assert status == self.world.master[task_id] and status.state.terminal
             saved = CODEC.decode((self.world.directory / "tasks" / f"{task_id}.json").read_bytes())
             assert saved.status == status
-        assert {status.task_id for status in self.life.reconciler.statuses()} == set(self.desired)
+        assert {status.task_id for status in self.life.reconciler.books.statuses()} == set(self.desired)
         await self.life.sandboxes.close()
         assert self.world.alive == {} and self.world.prepared == set() and self.world.keepers == {}
         assert all(count <= 1 for count in self.world.launched.values())
         await self.life.end()
 
     def status(self, task_id: str) -> TaskStatus:
-        return next(status for status in self.life.reconciler.statuses() if status.task_id == task_id)
+        return next(status for status in self.life.reconciler.books.statuses() if status.task_id == task_id)
 
 
 async def killed_at(number: int, directory: Path, argv: tuple[str, ...], kill: bool, spares: bool) -> tuple[int, Story]:

@@ -59,10 +59,10 @@ class Agent:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Life]:
         life = Life(self.world)
-        ready = asyncio.Event()
+        life.ready.clear()
         network = NodeNetwork(self.driver, self.vips, (POOL,), life.sandboxes.drop)
-        session = Session(node(self.credentials.identity.name), self.dial, network, ready)
-        life.reconciler._report, life.reconciler._ready = session.report, ready
+        session = Session(node(self.credentials.identity.name), self.dial, network, life.ready)
+        life.reconciler.books.report = session.report
         await life.reconciler.recover()
         self.session = session
         removals = VolumeRemovals(PersistentVolumes(self.world.directory), session.wake)
@@ -114,7 +114,7 @@ async def test_the_whole_path_of_a_task(bed: Bed) -> None:
             await until(lambda: state(parts, "a") is TaskState.KILLED)
             assert agent.vips.backends() == []
             await parts.tasks.acknowledge("a", parts.record("a").status.sequence)
-            await until(lambda: life.reconciler.statuses() == [])
+            await until(lambda: life.reconciler.books.statuses() == [])
 
 
 async def test_what_happened_while_the_master_was_away_is_told_later(bed: Bed) -> None:
@@ -127,12 +127,12 @@ async def test_what_happened_while_the_master_was_away_is_told_later(bed: Bed) -
         await until(lambda: {state(parts, "a"), state(parts, "b")} == {TaskState.RUNNING})
     try:
         agent.world.exit("a", Exit(code=4))
-        await until(lambda: life.reconciler.over("a"))
+        await until(lambda: life.reconciler.books.over("a"))
         async with bed.master() as (parts, target):
             agent.target = target
             await until(lambda: state(parts, "a") is TaskState.FAILED)
             assert parts.record("a").status.exit_code == 4 and state(parts, "b") is TaskState.RUNNING
-            await until(lambda: life.reconciler.unacknowledged("a") is None)
+            await until(lambda: life.reconciler.books.unacknowledged("a") is None)
             assert set(agent.world.running()) == {"b"} and len(agent.world.alive) == 1
     finally:
         await running.__aexit__(None, None, None)
@@ -148,7 +148,7 @@ async def test_a_restarted_agent_goes_on_and_what_it_must_not_have_goes(bed: Bed
         await parts.tasks.end("b", TaskState.LOST, "given up meanwhile")
         async with agent.running() as life:
             await until(lambda: set(agent.world.running()) == {"a"} and len(agent.world.alive) == 1)
-            await until(lambda: [status.task_id for status in life.reconciler.statuses()] == ["a"])
+            await until(lambda: [status.task_id for status in life.reconciler.books.statuses()] == ["a"])
             assert agent.world.launched == {"a": 1, "b": 1}
 
 
@@ -271,7 +271,7 @@ async def test_a_gap_or_nonsense_ends_the_session_and_the_next_begins_afresh(
     script = Script(bad, [change(1, assignment("a"), full=True)])
     async with playing(bed, script) as agent, agent.running() as life:
         await until(lambda: len(script.hellos) == 2)
-        await until(lambda: script.applied(1) and not life.reconciler.over("a"))
+        await until(lambda: script.applied(1) and not life.reconciler.books.over("a"))
         await until(lambda: agent.world.launched == {"a": 1})
         assert len(script.hellos) == 2
 
@@ -296,7 +296,7 @@ async def test_hello_says_what_it_runs_and_statuses_are_repeated_until_acknowled
         again.world = agent.world
         async with again.running() as life:
             await until(lambda: script.applied(1))
-            assert life.reconciler.unacknowledged("a") is None
+            assert life.reconciler.books.unacknowledged("a") is None
             assert script.hellos[0].tasks[0].sequence > sequence
 
 
@@ -307,7 +307,7 @@ async def test_an_end_that_a_full_change_does_not_want_any_more_is_forgotten(bed
             await until(lambda: "a" in agent.world.running())
         async with agent.running() as life:
             await until(lambda: set(agent.world.running()) == {"b"} and len(agent.world.alive) == 1)
-            await until(lambda: [status.task_id for status in life.reconciler.statuses()] == ["b"])
+            await until(lambda: [status.task_id for status in life.reconciler.books.statuses()] == ["b"])
 
 
 async def test_what_tasks_take_is_told_and_told_again_to_another_master(bed: Bed) -> None:
