@@ -90,10 +90,14 @@ class Pods:
         await asyncio.gather(*watches, return_exceptions=True)
 
     def known(self, record: TaskRecord) -> bool:
-        """Whether the container of a record was in a pod that is there still, or in none. In a pod that was never held
-        nothing was executed."""
+        """Whether the container of a record is in a pod that is there still, or in none, or has not been executed: its
+        task begins again, in another sandbox of the pod."""
         pod = record.spec.pod
-        return pod is None or pod.id in self._pods
+        return (
+            pod is None
+            or pod.id in self._pods
+            or self._containers.keeper(self._containers.container(record)) is not None
+        )
 
     async def join(self, task: TaskSpec) -> Made:
         """A sandbox for the task. Raises PodEnded, and as `Sandboxes.make` does."""

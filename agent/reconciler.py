@@ -59,21 +59,20 @@ class Reconciler:
         self.books.open()
         records = [record for record in self.books.records.values() if not record.over]
         known = self._pods.recover(records)
-        placed = [record for record in records if record.container]
-        known += [self._containers.container(record) for record in placed if self._pods.known(record)]
-        unheld = {record.spec.id for record in placed if not self._pods.known(record)}
+        found = [record for record in records if record.container and self._pods.known(record)]
+        known += map(self._containers.container, found)
         for container in known:
             self._sandboxes.occupy(container.sandbox)
         await self._containers.recover(known)
         self._pods.find_fates()  # before anything of a pod goes on that must not
         for record in records:
-            await self._resume(self.books.records[record.spec.id], record.spec.id in unheld)
+            await self._resume(self.books.records[record.spec.id])
         self._pods.find_fates()  # now that it is known what runs
 
-    async def _resume(self, record: TaskRecord, unheld: bool) -> None:
+    async def _resume(self, record: TaskRecord) -> None:
         """One container that resists must not keep the others from being looked after."""
         try:
-            await self._steps.resume(record, unheld)
+            await self._steps.resume(record)
         except (IsolatorError, OSError, ExceptionGroup) as error:
             log.error("resume failed", task=record.spec.id, error=str(error))
             reason = f"the agent was restarted, and could not go on: {error}"

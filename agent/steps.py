@@ -86,9 +86,9 @@ class Steps:
             case state:
                 raise AssertionError(f"task {record.spec.id}: nothing leads on from {state.name}")
 
-    async def resume(self, record: TaskRecord, unheld: bool) -> None:
-        """After a restart of the agent, or of the node. `unheld`: its pod never was, so nothing of it was executed, and
-        its sandbox is gone. Raises IsolatorError, OSError or ExceptionGroup when it can not be found out."""
+    async def resume(self, record: TaskRecord) -> None:
+        """After a restart of the agent, or of the node. Raises IsolatorError, OSError or ExceptionGroup when it can
+        not be found out."""
         container = self._containers.container(record)
         keeper = self._containers.keeper(container) if record.container else None
         if record.end is not None:
@@ -100,10 +100,10 @@ class Steps:
             if record.holder:
                 self._pods.started(record.spec)
             self._books.observe(record.spec.id, TaskState.RUNNING, **await self._found(record, container, keeper))
-        elif record.container and (keeper is not None or unheld):
-            await self._first.begin_again(record, container)
-        elif record.container:
+        elif record.container and keeper is None:
             await self._last.end(record, TaskState.FAILED, "it may have run, and what its keeper noted is lost")
+        elif record.container:
+            await self._first.begin_again(record, container)
 
     async def _found(self, record: TaskRecord, container: Container, keeper: Keeper) -> dict[str, Any]:
         """What is seen of a container that an earlier agent has started."""

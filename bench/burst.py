@@ -6,21 +6,14 @@ Everything happens in network, mount and cgroup trees of a child process and is 
 
 from __future__ import annotations
 
-import asyncio
-import json
-import shutil
 import statistics
-import subprocess
-import sys
-import tempfile
 import time
 from pathlib import Path
 
-import structlog
-
+from bench.apart import apart, report
 from bench.density import Idle, idle_rootfs
 from bench.launch import underlay
-from bench.report import Report, Row, from_json
+from bench.report import Report, Row
 
 CONTAINERS = 100
 ROUNDS = 5
@@ -29,11 +22,7 @@ RUN_DEADLINE_S = 300
 
 
 def run() -> Report:
-    # A child in namespaces of its own: the overlay's links and the mounts go with it.
-    argv = ["unshare", "--net", "--mount", "--propagation", "private", sys.executable, "-m", "bench.burst"]
-    root = str(Path(__file__).resolve().parents[1])
-    done = subprocess.run(argv, cwd=root, stdout=subprocess.PIPE, text=True, check=True, timeout=RUN_DEADLINE_S)
-    return from_json(json.loads(done.stdout))
+    return apart("bench.burst", RUN_DEADLINE_S)
 
 
 async def measure(directory: Path) -> Report:
@@ -56,15 +45,5 @@ async def measure(directory: Path) -> Report:
     return Report("burst", tuple(rows))
 
 
-def main() -> None:
-    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))  # stdout is for the report
-    directory = Path(tempfile.mkdtemp(prefix="tepui-bench-", dir="/var/tmp"))
-    try:
-        report = asyncio.run(measure(directory))
-    finally:
-        shutil.rmtree(directory)
-    print(json.dumps(report.to_json()))
-
-
 if __name__ == "__main__":
-    main()
+    report(measure)

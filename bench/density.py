@@ -12,20 +12,16 @@ import asyncio
 import importlib
 import json
 import os
-import shutil
 import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import structlog
-
+from bench.apart import apart, report
 from bench.launch import Ours, underlay
-from bench.report import Report, Row, from_json
+from bench.report import Report, Row
 from model.resources import Resources
 from model.task import TaskSpec, TaskState, TaskStatus
 
@@ -40,11 +36,7 @@ IDLE = "#include <unistd.h>\nint main(void) { for (;;) pause(); }\n"
 
 
 def run() -> Report:
-    # A child in namespaces of its own: the mounts go with it.
-    argv = ["unshare", "--net", "--mount", "--propagation", "private", sys.executable, "-m", "bench.density"]
-    root = str(Path(__file__).resolve().parents[1])
-    done = subprocess.run(argv, cwd=root, stdout=subprocess.PIPE, text=True, check=True, timeout=RUN_DEADLINE_S)
-    return from_json(json.loads(done.stdout))
+    return apart("bench.density", RUN_DEADLINE_S)
 
 
 async def measure(directory: Path) -> Report:
@@ -195,15 +187,5 @@ def idle_rootfs(directory: Path) -> Path:
     return rootfs
 
 
-def main() -> None:
-    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))  # stdout is for the report
-    directory = Path(tempfile.mkdtemp(prefix="tepui-bench-", dir="/var/tmp"))
-    try:
-        report = asyncio.run(measure(directory))
-    finally:
-        shutil.rmtree(directory)
-    print(json.dumps(report.to_json()))
-
-
 if __name__ == "__main__":
-    main()
+    report(measure)

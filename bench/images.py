@@ -17,18 +17,16 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import structlog
-
 from agent.images.images import Images, Places
 from agent.images.manifest import MACHINE
+from bench.apart import apart, report
 from bench.launch import Ours, rootfs_of_clock, underlay
-from bench.report import Report, Row, from_json, percentile
+from bench.report import Report, Row, percentile
 from model.image import ImageSpec
 
 TURNS = 7
@@ -43,11 +41,7 @@ TAG = "bench"
 
 
 def run() -> Report:
-    # A child in namespaces of its own: links and mounts go with it.
-    argv = ["unshare", "--net", "--mount", "--propagation", "private", sys.executable, "-m", "bench.images"]
-    root = str(Path(__file__).resolve().parents[1])
-    done = subprocess.run(argv, cwd=root, stdout=subprocess.PIPE, text=True, check=True, timeout=RUN_DEADLINE_S)
-    return from_json(json.loads(done.stdout))
+    return apart("bench.images", RUN_DEADLINE_S)
 
 
 async def measure(directory: Path) -> Report:
@@ -171,15 +165,5 @@ def _blob(path: Path, data: bytes, kind: str) -> dict[str, Any]:
     return {"mediaType": f"application/vnd.oci.image.{kind}", "digest": f"sha256:{digest}", "size": len(data)}
 
 
-def main() -> None:
-    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))  # stdout is for the report
-    directory = Path(tempfile.mkdtemp(prefix="tepui-bench-", dir="/var/tmp"))
-    try:
-        report = asyncio.run(measure(directory))
-    finally:
-        shutil.rmtree(directory)
-    print(json.dumps(report.to_json()))
-
-
 if __name__ == "__main__":
-    main()
+    report(measure)

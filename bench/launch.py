@@ -10,12 +10,8 @@ child process and is removed after it.
 from __future__ import annotations
 
 import asyncio
-import json
 import os
-import shutil
 import subprocess
-import sys
-import tempfile
 import time
 import uuid
 from dataclasses import replace
@@ -23,7 +19,6 @@ from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any, Self
 
-import structlog
 from pyroute2 import AsyncIPRoute
 
 from agent.checkpoint import Checkpoint
@@ -35,7 +30,8 @@ from agent.launcher.client import Launcher
 from agent.provision import Provision
 from agent.reconciler import Reconciler
 from agent.sandboxes import Sandboxes
-from bench.report import Report, Row, from_json, percentile
+from bench.apart import apart, report
+from bench.report import Report, Row, percentile
 from bench.runtimes import Crun, Peer, RuncWithCni
 from isolators import mount
 from isolators.persistent import PersistentVolumes
@@ -65,11 +61,7 @@ int main(void) {
 
 
 def run() -> Report:
-    # A child in namespaces of its own: the overlay's links and the mounts go with it.
-    argv = ["unshare", "--net", "--mount", "--propagation", "private", sys.executable, "-m", "bench.launch"]
-    root = str(Path(__file__).resolve().parents[1])
-    done = subprocess.run(argv, cwd=root, stdout=subprocess.PIPE, text=True, check=True, timeout=RUN_DEADLINE_S)
-    return from_json(json.loads(done.stdout))
+    return apart("bench.launch", RUN_DEADLINE_S)
 
 
 async def measure(directory: Path) -> Report:
@@ -191,15 +183,5 @@ def _remove_cgroups(prefix: str) -> None:
         hierarchy.rmdir()
 
 
-def main() -> None:
-    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))  # stdout is for the report
-    directory = Path(tempfile.mkdtemp(prefix="tepui-bench-", dir="/var/tmp"))
-    try:
-        report = asyncio.run(measure(directory))
-    finally:
-        shutil.rmtree(directory)
-    print(json.dumps(report.to_json()))
-
-
 if __name__ == "__main__":
-    main()
+    report(measure)

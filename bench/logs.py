@@ -17,18 +17,15 @@ import os
 import resource
 import shutil
 import subprocess
-import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-import structlog
-
 from agent.launcher.pump import DEFAULT_LIMITS
 from agent.log_reader import LogReader
+from bench.apart import apart, report
 from bench.launch import Ours, underlay
-from bench.report import Report, Row, from_json, percentile
+from bench.report import Report, Row, percentile
 from model.resources import Resources
 from model.task import TaskSpec, TaskState, TaskStatus
 
@@ -60,11 +57,7 @@ int main(void) {
 
 
 def run() -> Report:
-    # A child in namespaces of its own: the mounts go with it.
-    argv = ["unshare", "--net", "--mount", "--propagation", "private", sys.executable, "-m", "bench.logs"]
-    root = str(Path(__file__).resolve().parents[1])
-    done = subprocess.run(argv, cwd=root, stdout=subprocess.PIPE, text=True, check=True, timeout=RUN_DEADLINE_S)
-    return from_json(json.loads(done.stdout))
+    return apart("bench.logs", RUN_DEADLINE_S)
 
 
 async def measure(directory: Path) -> Report:
@@ -183,15 +176,5 @@ def _rootfs(directory: Path) -> Path:
     return rootfs
 
 
-def main() -> None:
-    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))  # stdout is for the report
-    directory = Path(tempfile.mkdtemp(prefix="tepui-bench-", dir="/var/tmp"))
-    try:
-        report = asyncio.run(measure(directory))
-    finally:
-        shutil.rmtree(directory)
-    print(json.dumps(report.to_json()))
-
-
 if __name__ == "__main__":
-    main()
+    report(measure)

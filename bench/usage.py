@@ -7,22 +7,15 @@ happens in network, mount and cgroup trees of a child process and is removed aft
 
 from __future__ import annotations
 
-import asyncio
-import json
-import shutil
-import subprocess
-import sys
-import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
 
-import structlog
-
 from agent.usage import INTERVAL_S, Sampler
+from bench.apart import apart, report
 from bench.density import CONTAINERS, RUN_DEADLINE_S, Idle, idle_rootfs
 from bench.launch import underlay
-from bench.report import Report, Row, from_json
+from bench.report import Report, Row
 from model.task import TaskSpec
 
 LOOKS = 20
@@ -31,11 +24,7 @@ SHARE_PERCENT = 5.0  # what is promised
 
 
 def run() -> Report:
-    # A child in namespaces of its own: links and mounts go with it.
-    argv = ["unshare", "--net", "--mount", "--propagation", "private", sys.executable, "-m", "bench.usage"]
-    root = str(Path(__file__).resolve().parents[1])
-    done = subprocess.run(argv, cwd=root, stdout=subprocess.PIPE, text=True, check=True, timeout=RUN_DEADLINE_S)
-    return from_json(json.loads(done.stdout))
+    return apart("bench.usage", RUN_DEADLINE_S)
 
 
 async def measure(directory: Path) -> Report:
@@ -63,15 +52,5 @@ class Connected(Idle):
         return replace(spec, network="overlay") if number < CONNECTED else spec
 
 
-def main() -> None:
-    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))  # stdout is for the report
-    directory = Path(tempfile.mkdtemp(prefix="tepui-bench-", dir="/var/tmp"))
-    try:
-        report = asyncio.run(measure(directory))
-    finally:
-        shutil.rmtree(directory)
-    print(json.dumps(report.to_json()))
-
-
 if __name__ == "__main__":
-    main()
+    report(measure)

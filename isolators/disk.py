@@ -6,13 +6,16 @@ beyond the limit fails. Elsewhere the layer is measured at intervals, and a task
 that reason. An interval is `PATIENCE` times as long as the measuring took, so that it costs one part in that many.
 
 A task that asks for no disk is not bounded. Its temporary directories are memory and bounded with it.
+
+The volumes of a pod are bounded by what it asks for beside its tasks. They are a project of the pod's sandbox, or else
+measured with the first of its tasks, which holds those resources (`TaskSpec.held`), and ends for all of them.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -58,13 +61,18 @@ class DiskIsolator(Isolator):
         return {}
 
     async def prepare(self, container: Container) -> BundlePart:
+        if self._quotas:
+            with _operation("assign disk quota", container):
+                for directory in ("upper", "work", "work/work"):  # a rename must not lead from project to project
+                    project_quota.assign(container.layer / directory, _project(container))
+        return {}
+
+    async def enforce(self, container: Container) -> None:
+        """Of a pod's sandbox too, which nothing is prepared for."""
         self._layers[container.id] = Layer(container.task.resources.disk)
         if self._quotas:
             with _operation("set disk quota", container):
                 _limit(container, container.task.resources.disk)
-                for directory in ("upper", "work", "work/work"):  # a rename must not lead from project to project
-                    project_quota.assign(container.layer / directory, _project(container))
-        return {}
 
     async def watch(self, container: Container) -> Limit | None:
         if self._quotas:
@@ -72,7 +80,7 @@ class DiskIsolator(Isolator):
         interval = 0.0
         while (limit := await self.exceeded(container)) is None:
             await asyncio.sleep(interval)
-            if self._layer(container).limit:
+            if self._layer(container).limit or _of_pod(container):
                 # By a thread: of a million files it takes seconds.
                 took = await asyncio.to_thread(self._measure, container)
                 interval = max(SHORTEST_INTERVAL_S, took * PATIENCE)
@@ -112,12 +120,13 @@ class DiskIsolator(Isolator):
         layer = self._layer(container)
         with _operation("measure disk", container):
             try:
-                used = sum(map(disk_usage.used_bytes, _written(container)))
+                used = _used(_written(container.layer))
+                over = _over("disk limit", layer.limit, used)
+                if over is None and (limit := _of_pod(container)) and container.sandbox.holder is not None:
+                    over = _over("disk limit of its pod", limit, _used(_written(container.sandbox.holder.layer)))
+                self._keep(container, Layer(layer.limit, used, over))
             except disk_usage.TooDeep as error:
                 self._keep(container, replace(layer, exceeded=Limit(f"disk limit can not be held: {error}")))
-            else:
-                over = Limit(f"disk limit {layer.limit} MiB exceeded ({used / MIB:.1f} MiB)")
-                self._keep(container, Layer(layer.limit, used, over if used > layer.limit * MIB else None))
         return time.monotonic() - began
 
     def _keep(self, container: Container, layer: Layer) -> None:
@@ -125,8 +134,24 @@ class DiskIsolator(Isolator):
             self._layers[container.id] = layer
 
 
-def _written(container: Container) -> list[Path]:
-    return [path for name in ("upper", DIRECTORY, VOLUMES) if (path := container.layer / name).is_dir()]
+def _of_pod(container: Container) -> int:
+    """What this container has to hold the pod's volumes to, in MiB; 0: nothing."""
+    pod = container.task.pod
+    return pod.resources.disk if pod is not None and pod.members[0] == container.task.id else 0
+
+
+def _written(layer: Path) -> list[Path]:
+    return [path for name in ("upper", DIRECTORY, VOLUMES) if (path := layer / name).is_dir()]
+
+
+def _used(directories: Iterable[Path]) -> int:
+    return sum(map(disk_usage.used_bytes, directories))
+
+
+def _over(what: str, limit: int, used: int) -> Limit | None:
+    if not limit or used <= limit * MIB:
+        return None
+    return Limit(f"{what} {limit} MiB exceeded ({used / MIB:.1f} MiB)")
 
 
 def _limit(container: Container | Sandbox, limit: int) -> None:

@@ -1,8 +1,9 @@
 """Volumes of a container: what they are on the node, and how they are bound into it.
 
 Reads the task's `volumes`. Makes the directories of ephemeral ones in `Sandbox.layer`, which go with it and count as
-what the container writes (`disk.py`), and has the persistent ones made (`persistent.py`). The launcher binds them, with
-ids mapped, so that what one container has written is the next one's, whatever ids the node gives them.
+what the container writes, and those of a pod's in the layer of its holder, where they count as the pod's own
+(`disk.py`). Has the persistent ones made (`persistent.py`). The launcher binds them, with ids mapped, so that what one
+container has written is the next one's, whatever ids the node gives them.
 
 A host volume is the node's own, whose ids mean something there. Who may write to it does that as its owner: the task's
 user is that one, and everybody else in the container, root too, is nobody. It is never root of the node. Who may only
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from isolators import host_volume
-from isolators.base import BundlePart, Container, Isolator, IsolatorError, Limit, Sandbox, Unsupported
+from isolators.base import BundlePart, Container, Holder, Isolator, IsolatorError, Limit, Sandbox, Unsupported
 from isolators.disk import PATIENCE, SHORTEST_INTERVAL_S, VOLUMES
 from isolators.disk_usage import TooDeep
 from isolators.persistent import MIB, VOLUME_IDS, InUse, PersistentVolumes
@@ -95,7 +96,9 @@ class VolumesIsolator(Isolator):
             case VolumeKind.HOST:
                 return self._host(container, wanted, user)
             case VolumeKind.EPHEMERAL:
-                return _own(container, wanted, _ephemeral(container, wanted.source))
+                return _own(container, wanted, _ephemeral(container.layer, wanted.source))
+            case VolumeKind.POD:
+                return _own(container, wanted, _ephemeral(_holder(container).layer, wanted.source))
             case VolumeKind.PERSISTENT:
                 owner = user.uid, user.gid
                 return _own(container, wanted, self._kept.take(wanted.source, container.id, wanted.size, owner))
@@ -131,7 +134,10 @@ class VolumesIsolator(Isolator):
 def _check(container: Container) -> None:
     task = container.task
     for wanted in task.volumes:
-        if said := mount_problem(wanted):
+        said = mount_problem(wanted)
+        if wanted.kind is VolumeKind.POD and container.sandbox.holder is None:
+            said = "the task is in no pod"
+        if said:
             raise Unsupported(f"volume at {wanted.destination!r}: {said}")
     taken = [each.destination for each in task.tmpfs] + [each.destination for each in task.volumes]
     for destination in taken:
@@ -139,13 +145,20 @@ def _check(container: Container) -> None:
             raise Unsupported(f"two volumes at {destination}")
 
 
-def _ephemeral(container: Container, name: str) -> Path:
-    """For all users of the container, as /tmp is."""
-    path = container.layer / VOLUMES / name
+def _holder(container: Container) -> Holder:
+    assert container.sandbox.holder is not None  # `_check`
+    return container.sandbox.holder
+
+
+def _ephemeral(layer: Path, name: str) -> Path:
+    """For all users of its containers, as /tmp is. One that is there is left as it is: another container of the pod may
+    have changed its mode. Nobody in a container can give it to root, whose it is until it is finished."""
+    path = layer / VOLUMES / name
     path.parent.mkdir(mode=0o700, exist_ok=True)
-    path.mkdir(exist_ok=True)
-    os.chown(path, VOLUME_IDS, VOLUME_IDS)
-    path.chmod(0o1777)
+    path.mkdir(mode=0o700, exist_ok=True)
+    if path.stat().st_uid == 0:
+        path.chmod(0o1777)
+        os.chown(path, VOLUME_IDS, VOLUME_IDS)
     return path
 
 

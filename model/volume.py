@@ -1,7 +1,8 @@
 """Volumes: files that a task's container shares with its node, with another container, or with the task before it.
 
 A host volume is a directory of the node's, below one that the node's configuration permits (`HostVolume`). An ephemeral
-one is made with the container and gone with it. A persistent one (`PersistentVolume`) is reserved disk of one node: it
+one is made with the container and gone with it; one of a pod is made with the pod, gone with the last of its
+containers, and the same in all that mount it. A persistent one (`PersistentVolume`) is reserved disk of one node: it
 outlives the tasks that use it, one after the other, until somebody has it removed.
 """
 
@@ -25,6 +26,7 @@ MODES = ("ro", "rw", "rshared")  # what a node permits, each more than the one b
 class VolumeKind(StrEnum):
     HOST = "host"
     EPHEMERAL = "ephemeral"
+    POD = "pod"
     PERSISTENT = "persistent"
 
 
@@ -39,8 +41,8 @@ class Propagation(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class VolumeMount:
-    """A volume in a container. `source` is a path of the node's, the name of an ephemeral volume, or the id of a
-    persistent one; `size` is the latter's, in MiB."""
+    """A volume in a container. `source` is a path of the node's, the name of an ephemeral volume or one of the pod, or
+    the id of a persistent one; `size` is the latter's, in MiB."""
 
     destination: str
     kind: VolumeKind
@@ -107,7 +109,7 @@ def mount_problem(mount: VolumeMount) -> str:
             return f"host path {mount.source!r} {said}"
     elif mount.propagation is not Propagation.PRIVATE:
         return f"{mount.propagation.value} is for host volumes"
-    elif mount.kind is VolumeKind.EPHEMERAL and not VOLUME_NAME.fullmatch(mount.source):
+    elif mount.kind in (VolumeKind.EPHEMERAL, VolumeKind.POD) and not VOLUME_NAME.fullmatch(mount.source):
         return f"{mount.source!r} is no name of a volume"
     elif mount.kind is VolumeKind.PERSISTENT and not VOLUME_ID.fullmatch(mount.source):
         return f"{mount.source!r} is no id of a volume"

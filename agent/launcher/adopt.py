@@ -6,13 +6,13 @@ process's start time, and waited for through a pidfd, which can not come to mean
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from agent.launcher import record
+from agent.launcher.descriptors import readable
 from agent.launcher.record import Exit, Identity
 
 __all__ = ["Adopted", "Exit", "look", "wait_exit"]
@@ -53,16 +53,6 @@ async def _gone(process: Identity) -> None:
     if pidfd is None:
         return
     try:
-        await _readable(pidfd)
+        await readable(pidfd)
     finally:
         os.close(pidfd)
-
-
-async def _readable(descriptor: int) -> None:
-    loop = asyncio.get_running_loop()
-    ready = asyncio.Event()
-    loop.add_reader(descriptor, ready.set)
-    try:
-        await ready.wait()
-    finally:
-        loop.remove_reader(descriptor)

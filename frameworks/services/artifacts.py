@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_validator
 
 from frameworks.services.confinement import Parameters
-from frameworks.services.fields import STRICT, invalid
+from frameworks.services.fields import STRICT, Location, invalid
 from model.fetch import Fetch, problem
-from model.image import ImageSpec, Rules
+from model.image import ImageSpec, Rules, may_use
 
 REFERENCE_MOST = 1024
 FETCHES_MOST = 100
@@ -59,10 +59,14 @@ class PullConfig(BaseModel):
     secret: Annotated[str, Field(min_length=1)]
 
 
+Reference = Annotated[str, Field(max_length=REFERENCE_MOST), AfterValidator(_reference)]
+Secrets = Annotated[dict[str, SecretSource], Field(max_length=SECRETS_MOST)]
+
+
 class DockerImage(BaseModel):
     model_config = STRICT
 
-    image: Annotated[str, Field(max_length=REFERENCE_MOST), AfterValidator(_reference)] | None = None
+    image: Reference | None = None
     forcePullImage: bool = False
     privileged: Annotated[None, BeforeValidator(_not_privileged)] = None
     parameters: Parameters = []
@@ -94,7 +98,7 @@ class Artifact(BaseModel):
     extract: bool = True
     executable: bool = False
     cache: bool = False
-    destFile: str | None = None
+    destPath: str | None = None
     digest: str | None = None
 
     @model_validator(mode="after")
@@ -104,7 +108,7 @@ class Artifact(BaseModel):
         return self
 
     def of_task(self) -> Fetch:
-        return Fetch(self.uri, self.destFile or "", self.extract, self.executable, self.cache, self.digest or "")
+        return Fetch(self.uri, self.destPath or "", self.extract, self.executable, self.cache, self.digest or "")
 
 
 def _sensible_uri(uri: str) -> str:
@@ -113,7 +117,6 @@ def _sensible_uri(uri: str) -> str:
     return uri
 
 
-Secrets = Annotated[dict[str, SecretSource], Field(max_length=SECRETS_MOST)]
 Artifacts = Annotated[list[Artifact], Field(max_length=FETCHES_MOST)]
 Uris = Annotated[list[Annotated[str, AfterValidator(_sensible_uri)]], Field(max_length=FETCHES_MOST)]
 
@@ -121,3 +124,15 @@ Uris = Annotated[list[Annotated[str, AfterValidator(_sensible_uri)]], Field(max_
 def fetches(artifacts: Sequence[Artifact], uris: Sequence[str]) -> tuple[Fetch, ...]:
     """`uris` is how it was written before Marathon 0.15."""
     return (*(artifact.of_task() for artifact in artifacts), *map(Fetch, uris))
+
+
+def pull_problems(
+    image: Location, config: PullConfig | None, secrets: Secrets, owner: str
+) -> Iterator[tuple[Location, str]]:
+    """Why `owner` can not have the credentials for an image, each with its place; `image` is that of the image."""
+    if config is None:
+        return
+    if config.secret not in secrets:
+        yield (*image, "pullConfig", "secret"), f"{config.secret!r} is none of the definition's secrets"
+    elif not may_use(owner, source := secrets[config.secret].source):
+        yield ("secrets", config.secret, "source"), f"{source!r} is for apps below its path, which {owner} is not"

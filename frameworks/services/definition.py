@@ -14,13 +14,13 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, Field, model_validator
 
 from frameworks.services import confinement, health, volumes
-from frameworks.services.artifacts import Artifacts, DockerImage, Secrets, Uris, fetches
+from frameworks.services.artifacts import Artifacts, DockerImage, Secrets, Uris, fetches, pull_problems
 from frameworks.services.confinement import LinuxInfo, Parameters, ResourceLimits
 from frameworks.services.fields import STRICT, Refused, invalid, invalid_at
 from frameworks.services.health import HealthChecks, ReadinessChecks
 from frameworks.services.volumes import NothingIsAbsent, Residency, UpgradeStrategy, Volumes
 from model.fetch import Fetch
-from model.image import ImageSpec, may_use
+from model.image import ImageSpec
 from model.network import NETWORK_NAME
 from model.resources import Resources
 from model.task import Port, Protocol, TaskSpec
@@ -256,16 +256,9 @@ class Definition(Strict):
 
     @model_validator(mode="after")
     def _pull_secret_is_known(self) -> Definition:
-        docker = self.container.docker
-        if docker is None or docker.pullConfig is None:
-            return self
-        place, name = ("container", "docker", "pullConfig", "secret"), docker.pullConfig.secret
-        if name not in self.secrets:
-            raise invalid_at({place: f"{name!r} is none of the definition's secrets"})
-        if not may_use(self.id, source := self.secrets[name].source):
-            raise invalid_at(
-                {("secrets", name, "source"): f"{source!r} is for apps below its path, which {self.id} is not"}
-            )
+        config = self.container.docker.pullConfig if self.container.docker is not None else None
+        if problems := dict(pull_problems(("container", "docker"), config, self.secrets, self.id)):
+            raise invalid_at(problems)
         return self
 
     @model_validator(mode="after")

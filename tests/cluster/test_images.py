@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -54,6 +55,47 @@ def test_why_an_image_can_not_be_had_is_told(cluster: Cluster, tmp_path: Path) -
         failure = eventually(partial(failed, cluster, app), "a failure is told")
         assert failure["state"] == "TASK_ERROR" and reason in failure["message"]
         cluster.remove(app)
+
+
+def test_a_pod_of_images_shares_a_volume_and_keeps_it_when_its_agent_is_killed(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    write_layout(tmp_path / "layout", {"1": make([layer(busybox())], {"Entrypoint": ["sh", "-c"], "User": "web"})})
+    (tmp_path / "extra").write_text("extra")
+    write = "cat $MESOS_SANDBOX/extra > /work/note; sleep 3600"
+    read = "until [ -s /work/note ]; do sleep 0.1; done; cat /work/note; id -u; touch /work/x || sleep 3600"
+    pod = {
+        "id": "/pod",
+        "networks": [{"mode": "container", "name": "overlay"}],
+        "volumes": [{"name": "work"}],
+        "containers": [
+            container(tmp_path, "writer", write, artifacts=[{"uri": f"file://{tmp_path}/extra"}]),
+            container(tmp_path, "reader", read, read_only=True),
+        ],
+    }
+    cluster.call("POST", "/v2/pods", json=pod)
+    tasks = cluster.await_running("/pod", 2)
+    (reader,) = (task for task in tasks if task.endswith(".reader"))
+    says_all = partial(says, cluster, reader, "extra1000\ntouch: /work/x: Read-only file system\n")
+    eventually(says_all, "it says what it sees")
+    (node,) = cluster.names
+    cluster.lab.kill_daemon(node, "agent")
+    eventually(lambda: cluster.connected() == {node}, "the agent is back")
+    assert bed.same(tasks, cluster.await_running("/pod", 2))
+    cluster.call("DELETE", "/v2/pods/pod")
+    eventually(lambda: not cluster.tasks(), "the pod is gone")
+
+
+def container(images: Path, name: str, script: str, read_only: bool = False, **fields: Any) -> Json:
+    """Of a pod: what its image's entrypoint is given, and the volume."""
+    return {
+        "name": name,
+        "image": {"kind": "DOCKER", "id": f"oci:{images}/layout:1"},
+        "exec": {"command": {"argv": [script]}},
+        "resources": {"cpus": 0.1, "mem": 32},
+        "volumeMounts": [{"name": "work", "mountPath": "/work", "readOnly": read_only}],
+        **fields,
+    }
 
 
 def images_known(cluster: Cluster) -> bool:

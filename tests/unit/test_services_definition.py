@@ -114,7 +114,7 @@ def test_defaults_are_marathons() -> None:
         (docker(network="BRIDGE"), "/container/docker/network", "use networks"),
         (docker() | {"args": ["x"]}, "/", "exactly one of cmd and args"),
         ({"fetch": [{"uri": "ftp://a/b"}]}, "/fetch(0)", "must begin with one of"),
-        ({"fetch": [{"uri": "file:///a", "destFile": "../b"}]}, "/fetch(0)", "without . and .."),
+        ({"fetch": [{"uri": "file:///a", "destPath": "../b"}]}, "/fetch(0)", "without . and .."),
         ({"fetch": [{"uri": "http://a/"}]}, "/fetch(0)", "must be the name of a file"),
         ({"fetch": [{"uri": "http://a/b", "digest": "md5:0"}]}, "/fetch(0)", "64 hexadecimal digits"),
         ({"uris": ["/etc/shadow"]}, "/uris(0)", "must begin with one of"),
@@ -224,7 +224,7 @@ def test_a_service_of_an_image(fields: dict[str, Any], argv: tuple[str, ...], im
 
 
 def test_what_is_to_be_fetched() -> None:
-    fetch = [{"uri": "https://a/b.tgz", "cache": True, "destFile": "d/c", "digest": "sha256:" + "0" * 64}]
+    fetch = [{"uri": "https://a/b.tgz", "cache": True, "destPath": "d/c", "digest": "sha256:" + "0" * 64}]
     spec = new_task(create(Definition.model_validate({**LEAST, "fetch": fetch, "uris": ["file:///x"]}), NOW), NOW)
     assert spec.fetch == (
         Fetch("https://a/b.tgz", "d/c", cache=True, digest="sha256:" + "0" * 64),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -17,19 +17,24 @@ from frameworks.services import catalog
 from frameworks.services.app import CODEC, PREFIX
 from frameworks.services.framework import Services
 from frameworks.services.pods.definition import PodDefinition
+from frameworks.services.pods.tasks import new_instance
 from frameworks.services.rest import ALIASES, PUBLIC, routers
 from master.rest.app import create_app
 from master.rest.errors import json_path
 from master.store.sqlite import SqliteStore
+from model.fetch import Fetch
 from model.health import ProbeKind
+from model.image import ImageSpec, Rules
 from model.resources import Resources
-from model.task import Protocol, TaskState
+from model.task import Protocol, TaskSpec, TaskState
+from model.volume import WORKSPACE, VolumeKind, VolumeMount
 from tests.cluster.bed import ROOT
 from tests.unit.cluster import Cluster, node, until
 
 pytestmark = pytest.mark.anyio
 Json = dict[str, Any]
 AMOUNTS = {"cpus": 0.5, "mem": 64}
+IMAGE = {"kind": "DOCKER", "id": "nginx:1.25"}
 POD: Json = {
     "id": "/group/web",
     "containers": [
@@ -94,9 +99,25 @@ def test_what_a_definition_becomes() -> None:
         ("containers.0.exec", {"command": {"shell": "a", "argv": ["a"]}}, "/containers(0)/exec/command"),
         ("containers.0.resources", {"cpus": 0.1}, "/containers(0)/resources/mem"),
         ("containers.0.resources", {**AMOUNTS, "gpus": 1}, "/containers(0)/resources/gpus"),
-        ("containers.0.image", {"kind": "DOCKER", "id": "nginx"}, "/containers(0)/image"),
-        ("containers.0.volumeMounts", [{"name": "v", "mountPath": "/v"}], "/containers(0)/volumeMounts"),
-        ("containers.0.artifacts", [{"uri": "http://192.0.2.1/a"}], "/containers(0)/artifacts"),
+        ("containers.0.exec", None, "/containers(0)"),
+        (
+            "containers.0.exec",
+            {"command": {"shell": "a"}, "overrideEntrypoint": False},
+            "/containers(0)/exec",
+        ),
+        ("containers.0.image", {"kind": "APPC", "id": "nginx"}, "/containers(0)/image/kind"),
+        ("containers.0.image", {"kind": "DOCKER", "id": "two words"}, "/containers(0)/image/id"),
+        ("containers.0.image", {**IMAGE, "labels": {"version": "1"}}, "/containers(0)/image/labels"),
+        (
+            "containers.0.image",
+            {**IMAGE, "pullConfig": {"secret": "none"}},
+            "/containers(0)/image/pullConfig/secret",
+        ),
+        ("containers.0.artifacts", [{"uri": "ftp://192.0.2.1/a"}], "/containers(0)/artifacts(0)"),
+        ("containers.0.artifacts", [{"uri": "http://192.0.2.1/a", "destPath": "../a"}], "/containers(0)/artifacts(0)"),
+        ("containers.0.volumeMounts", [{"name": "v", "mountPath": "/v"}], "/containers(0)/volumeMounts(0)/name"),
+        ("containers.0.volumeMounts", [{"name": "v", "mountPath": "/proc"}], "/containers(0)/volumeMounts(0)"),
+        ("containers.0.tty", True, "/containers(0)/tty"),
         ("containers.0.colour", "red", "/containers(0)/colour"),
         ("containers.0.endpoints.0.hostPort", 8080, "/containers(0)/endpoints(0)/hostPort"),
         ("containers.0.endpoints.0.labels", {"VIP_0": "web"}, "/containers(0)/endpoints(0)/labels"),
@@ -109,8 +130,12 @@ def test_what_a_definition_becomes() -> None:
         ("containers.0.user", "70000", "/containers(0)/user"),
         ("networks", [], "/networks"),
         ("networks", [{"mode": "host"}], "/networks(0)"),
-        ("volumes", [{"name": "data"}], "/volumes"),
-        ("secrets", {"key": {"source": "/key"}}, "/secrets"),
+        ("volumes", [{"name": "data"}], "/volumes(0)/name"),
+        ("volumes", [{"name": "../data"}], "/volumes(0)/name"),
+        ("volumes", [{"name": "data", "host": "srv/data"}], "/volumes(0)"),
+        ("volumes", [{"name": "data", "persistent": {"size": 10}}], "/volumes(0)/persistent"),
+        ("volumes", [{"name": "data", "secret": "key"}], "/volumes(0)/secret"),
+        ("secrets", {"key": {"source": "/key"}}, "/secrets/key/source"),
         ("scaling", {"kind": "free"}, "/scaling/kind"),
         ("scheduling.placement", {"constraints": [["hostname", "UNIQUE"]]}, "/scheduling/placement/constraints"),
         ("scheduling.placement", {"acceptedResourceRoles": ["r"]}, "/scheduling/placement/acceptedResourceRoles"),
@@ -123,6 +148,79 @@ def test_what_can_not_be_is_refused_with_its_place(path: str, value: object, com
     with pytest.raises(ValidationError) as refused:
         PodDefinition.model_validate(changed(path, value))
     assert complaint in [json_path(problem["loc"]) for problem in refused.value.errors()]
+
+
+def made_of(containers: Sequence[Json], **changes: Any) -> PodDefinition:
+    plain = {"resources": AMOUNTS, "exec": {"command": {"argv": ["run"]}}}
+    named = [{"name": f"c{number}", **plain, **container} for number, container in enumerate(containers)]
+    return PodDefinition.model_validate({"id": "/web", "containers": named, "networks": POD["networks"], **changes})
+
+
+def tasks_of(containers: Sequence[Json], **changes: Any) -> tuple[TaskSpec, ...]:
+    return new_instance(made_of(containers, **changes), "services", "1", {})
+
+
+def problems(containers: Sequence[Json], **changes: Any) -> set[str]:
+    with pytest.raises(ValidationError) as refused:
+        made_of(containers, **changes)
+    return {json_path(problem["loc"]) for problem in refused.value.errors()}
+
+
+def test_volumes_of_its_tasks() -> None:
+    shared = {"name": "shared", "mountPath": "/shared"}
+    web, side, other = tasks_of(
+        [
+            {"volumeMounts": [shared, {"name": "conf", "mountPath": "conf", "readOnly": True}]},
+            {"volumeMounts": [{**shared, "readOnly": True}, {**shared, "mountPath": "/again"}]},
+            {},
+        ],
+        volumes=[{"name": "shared"}, {"name": "conf", "host": "/etc/conf"}],
+    )
+    assert web.volumes == (
+        VolumeMount("/shared", VolumeKind.POD, "shared"),
+        VolumeMount(f"{WORKSPACE}/conf", VolumeKind.HOST, "/etc/conf", read_only=True),
+    )
+    assert [(mount.destination, mount.read_only) for mount in side.volumes] == [("/shared", True), ("/again", False)]
+    # One with a volume in its workspace starts there.
+    assert (web.cwd, side.cwd, other.cwd, other.volumes) == ("", "/", "/", ())
+
+
+def test_all_that_is_wrong_with_volumes_is_told() -> None:
+    mount = {"name": "a", "mountPath": "/a"}
+    assert problems([{"volumeMounts": [mount, {**mount, "name": "b"}]}], volumes=[{"name": "a"}] * 2) == {
+        "/volumes(1)/name",
+        "/containers(0)/volumeMounts(1)/name",
+        "/containers(0)/volumeMounts(1)/mountPath",
+    }
+
+
+def test_images_and_artifacts_of_its_tasks() -> None:
+    artifact = {"uri": "https://192.0.2.1/a.tgz", "extract": False, "destPath": "below/a"}
+    arguments, all_of_it, shell, nothing, plain = tasks_of(
+        [
+            {"image": {**IMAGE, "forcePull": True, "pullConfig": {"secret": "pull"}}, "user": "web"},
+            {"image": IMAGE, "exec": {"command": {"argv": ["run"]}, "overrideEntrypoint": True}},
+            {"image": IMAGE, "exec": {"command": {"shell": "run"}}},
+            {"image": IMAGE, "exec": None},
+            {"artifacts": [artifact]},
+        ],
+        secrets={"pull": {"source": "web/registry"}},
+    )
+    assert arguments.image == ImageSpec("nginx:1.25", True, Rules.MESOS, arguments=True, pull_secret="web/registry")
+    assert [task.image and task.image.arguments for task in (all_of_it, shell, nothing, plain)] == [False] * 3 + [None]
+    assert (arguments.argv, all_of_it.argv, shell.argv[0], nothing.argv) == (("run",), ("run",), "/bin/sh", ())
+    assert [(task.user, task.cwd) for task in (arguments, nothing, plain)] == [("web", ""), ("", ""), ("0:0", "")]
+    assert plain.fetch == (Fetch("https://192.0.2.1/a.tgz", "below/a", extract=False),)
+
+
+def test_a_pods_user_is_its_containers_whatever_their_images_say() -> None:
+    (task,) = tasks_of([{"image": IMAGE}], user="nobody")
+    assert task.user == "nobody"
+
+
+def test_credentials_of_others_are_refused() -> None:
+    image = {**IMAGE, "pullConfig": {"secret": "pull"}}
+    assert problems([{"image": image}], secrets={"pull": {"source": "other/registry"}}) == {"/secrets/pull/source"}
 
 
 @pytest.fixture
@@ -349,7 +447,8 @@ async def test_a_pod_that_fits_nowhere_says_why(client: httpx2.AsyncClient, clus
 
 
 async def test_the_example_is_a_good_one_and_what_is_stored_can_be_read(store: SqliteStore) -> None:
-    definition = PodDefinition.model_validate(json.loads((ROOT / "examples/pod.json").read_text()))
-    pod = await catalog.add(store, definition)
-    (entry,) = await store.range(PREFIX)
-    assert CODEC.decode(entry.value) == pod
+    example = PodDefinition.model_validate(json.loads((ROOT / "examples/pod.json").read_text()))
+    mounts = [{"name": "shared", "mountPath": "/shared"}]
+    other = made_of([{"image": IMAGE, "exec": None, "volumeMounts": mounts}], volumes=[{"name": "shared"}])
+    pods = [await catalog.add(store, definition) for definition in (example, other)]
+    assert [CODEC.decode(entry.value) for entry in await store.range(PREFIX)] == pods

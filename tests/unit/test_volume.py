@@ -23,10 +23,11 @@ from model.volume import (
 HOST = VolumeMount("/data", VolumeKind.HOST, "/srv/data")
 KEPT = VolumeMount("/data", VolumeKind.PERSISTENT, "db.1.data", size=10)
 OWN = VolumeMount("/data", VolumeKind.EPHEMERAL, "scratch")
+PODS = VolumeMount("/data", VolumeKind.POD, "shared")
 TASK = TaskSpec("web.1", "services", "/web", ("true",), Resources(), "none")
 
 
-@pytest.mark.parametrize("mount", [HOST, KEPT, OWN, replace(HOST, propagation=Propagation.SLAVE)])
+@pytest.mark.parametrize("mount", [HOST, KEPT, OWN, PODS, replace(HOST, propagation=Propagation.SLAVE)])
 def test_sound(mount: VolumeMount) -> None:
     assert mount_problem(mount) == ""
 
@@ -58,6 +59,8 @@ def test_nothing_goes_over_what_is_the_kernels(mount: VolumeMount, destination: 
     ("mount", "says"),
     [
         (replace(HOST, source="srv"), "absolute"),
+        (replace(PODS, source="../up"), "no name of a volume"),
+        (replace(PODS, propagation=Propagation.SLAVE), "for host volumes"),
         (replace(HOST, source="/srv/../etc"), "without . and .."),
         (replace(KEPT, source="../x"), "no id"),
         (replace(KEPT, source=".x"), "no id"),

@@ -1,39 +1,33 @@
-"""A pod's definition: the part of Marathon's pod JSON that this version honours (`pod.raml`, `podContainer.raml`).
+"""A pod's definition: the part of Marathon's pod JSON that this version honours (`pod.raml`).
 
-As with apps (`frameworks/services/definition.py`), what can't be honoured is refused by name. One thing is ours:
-`linuxInfo.pidInfo`, which is to processes what Marathon's `ipcInfo` is to System V IPC.
+As with apps (`frameworks/services/definition.py`), what can't be honoured is refused by name.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from math import ceil
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, Field, model_validator
 
-from frameworks.services.confinement import ResourceLimits, Seccomp
+from frameworks.services.artifacts import Secrets, pull_problems
 from frameworks.services.definition import (
-    PROTOCOLS,
-    Amount,
     AppId,
     Count,
     EnvName,
     Labels,
     NetworkRefs,
-    PortLabels,
-    PortName,
-    Positive,
     Seconds,
     Text,
     User,
     without_nulls,
 )
 from frameworks.services.fields import STRICT, Location, Refused, invalid, invalid_at
-from frameworks.services.pods.health import HealthCheck
+from frameworks.services.pods import volumes
+from frameworks.services.pods.container import Container, OwnAmounts
+from frameworks.services.pods.volumes import Volume, Volumes
 from model.resources import Resources
-from model.task import Port
 from model.volume import PersistentVolume
 
 POD_ID_LENGTH = 90  # a task's id adds a UUID and a container's name, and must stay a file name with room for a suffix
@@ -58,114 +52,6 @@ def _roles(value: list[str]) -> list[str]:
 
 class Strict(BaseModel):
     model_config = STRICT
-
-
-class Command(Strict):
-    shell: Annotated[Text, Field(min_length=1)] | None = None
-    argv: Annotated[list[Text], Field(min_length=1, max_length=10_000)] | None = None
-
-    @model_validator(mode="after")
-    def _one(self) -> Command:
-        if (self.shell is None) == (self.argv is None):
-            raise invalid("exactly one of shell and argv must be given")
-        return self
-
-    @property
-    def words(self) -> tuple[str, ...]:
-        return ("/bin/sh", "-c", self.shell) if self.shell is not None else tuple(self.argv or ())
-
-
-class Exec(Strict):
-    command: Command
-    overrideEntrypoint: Refused = None
-
-
-class Amounts(Strict):
-    """Of one container."""
-
-    cpus: Positive
-    mem: Positive
-    disk: Amount = 0.0
-    gpus: Refused = None
-
-    @property
-    def resources(self) -> Resources:
-        return _resources(self.cpus, self.mem, self.disk)
-
-
-class OwnAmounts(Strict):
-    """Of the pod itself, beside its containers'."""
-
-    cpus: Amount = 0.0
-    mem: Amount = 0.0
-    disk: Amount = 0.0
-
-    @property
-    def resources(self) -> Resources:
-        return _resources(self.cpus, self.mem, self.disk)
-
-
-class Endpoint(Strict):
-    name: PortName
-    containerPort: Annotated[int, Field(ge=1, le=65535)]
-    protocol: Annotated[list[Literal["tcp", "udp"]], Field(min_length=1, max_length=2)] = ["tcp"]
-    labels: PortLabels = {}
-    hostPort: Refused = None
-    networkNames: Refused = None
-
-    @property
-    def port(self) -> Port:
-        labels = tuple(sorted(self.labels.items()))
-        return Port(self.containerPort, self.name, PROTOCOLS[",".join(dict.fromkeys(self.protocol))], labels)
-
-
-class Sharing(Strict):
-    """`SHARE_PARENT`: with the other containers of the pod that have it too."""
-
-    mode: Literal["PRIVATE", "SHARE_PARENT"]
-
-    @property
-    def shared(self) -> bool:
-        return self.mode == "SHARE_PARENT"
-
-
-class IpcInfo(Sharing):
-    """The first container that shares /dev/shm says how large it is, in MiB."""
-
-    shmSize: Annotated[int, Field(ge=1, le=1 << 20)] | None = None
-
-
-class LinuxInfo(Strict):
-    seccomp: Seccomp | None = None
-    ipcInfo: IpcInfo | None = None
-    pidInfo: Sharing | None = None
-
-
-class Lifecycle(Strict):
-    killGracePeriodSeconds: Seconds = 3.0
-
-
-class Container(Strict):
-    name: PortName
-    exec: Exec
-    resources: Amounts
-    endpoints: list[Endpoint] = []
-    environment: dict[EnvName, Text] = {}
-    user: User | None = None
-    healthCheck: HealthCheck | None = None
-    labels: Labels = {}
-    lifecycle: Lifecycle = Lifecycle()
-    linuxInfo: LinuxInfo = LinuxInfo()
-    resourceLimits: ResourceLimits | None = None
-
-    artifacts: Refused = None
-    image: Refused = None
-    tty: Refused = None
-    volumeMounts: Refused = None
-
-    @property
-    def ports(self) -> tuple[Port, ...]:
-        return tuple(endpoint.port for endpoint in self.endpoints)
 
 
 class Scaling(Strict):
@@ -206,11 +92,11 @@ class PodDefinition(Strict):
     scaling: Scaling = Scaling()
     scheduling: Scheduling = Scheduling()
     executorResources: OwnAmounts = OwnAmounts()
+    volumes: Volumes = []
+    secrets: Secrets = {}
     version: Ignored = Field(None, exclude=True)
 
     role: Refused = None
-    secrets: Refused = None
-    volumes: Refused = None
 
     @model_validator(mode="before")
     @classmethod
@@ -245,6 +131,17 @@ class PodDefinition(Strict):
             raise invalid_at(problems)
         return self
 
+    @model_validator(mode="after")
+    def _volumes_and_images_can_be_had(self) -> PodDefinition:
+        problems = dict(volumes.problems(self.volumes, [container.volumeMounts for container in self.containers]))
+        for index, container in enumerate(self.containers):
+            if container.image is not None:
+                place: Location = ("containers", index, "image")
+                problems |= dict(pull_problems(place, container.image.pullConfig, self.secrets, self.id))
+        if problems:
+            raise invalid_at(problems)
+        return self
+
     def scaled(self, instances: int) -> PodDefinition:
         return self.model_copy(update={"scaling": self.scaling.model_copy(update={"instances": instances})})
 
@@ -255,6 +152,10 @@ class PodDefinition(Strict):
     @property
     def network(self) -> str:
         return self.networks[0].network
+
+    @property
+    def volumes_by_name(self) -> dict[str, Volume]:
+        return {volume.name: volume for volume in self.volumes}
 
     @property
     def resources(self) -> Resources:
@@ -285,8 +186,3 @@ class PodDefinition(Strict):
 
 def _repeated(values: Iterable[Any]) -> list[str]:
     return [value for value, count in Counter(values).items() if count > 1]
-
-
-def _resources(cpus: float, mem: float, disk: float) -> Resources:
-    """As `Definition.resources` rounds."""
-    return Resources(ceil(round(cpus * 1000, 6)), ceil(mem), ceil(disk))

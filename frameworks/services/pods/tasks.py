@@ -6,8 +6,11 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import replace
 
+from frameworks.services.artifacts import fetches
 from frameworks.services.confinement import bounded
-from frameworks.services.pods.definition import Container, PodDefinition
+from frameworks.services.pods.container import Container
+from frameworks.services.pods.definition import PodDefinition
+from frameworks.services.pods.volumes import mounts_of
 from model.pod import Pod
 from model.task import TaskSpec
 
@@ -27,7 +30,7 @@ def new_instance(
                 id=member,
                 framework=framework,
                 owner=definition.id,
-                argv=container.exec.command.words,
+                argv=container.words,
                 resources=container.resources.resources,
                 network=definition.network,
                 env=tuple(sorted((told | {"MESOS_TASK_ID": member} | container.environment).items())),
@@ -41,15 +44,20 @@ def new_instance(
 
 def _task(definition: PodDefinition, container: Container, plain: TaskSpec) -> TaskSpec:
     linux, check = container.linuxInfo, container.healthCheck
+    image, fetch = container.image_of_task(definition.secrets), fetches(container.artifacts, ())
     task = replace(
         plain,
         ports=container.ports,
-        user=container.user or definition.user or plain.user,
+        user=container.user or definition.user or ("" if image else plain.user),
+        image=image,
+        fetch=fetch,
+        volumes=mounts_of(container.volumeMounts, definition.volumes_by_name),
         kill_grace_s=container.lifecycle.killGracePeriodSeconds,
         health_checks=(check.of_task(container.ports),) if check is not None else (),
         seccomp="unconfined" if linux.seccomp is not None and linux.seccomp.unconfined else plain.seccomp,
         shm=(linux.ipcInfo and linux.ipcInfo.shmSize) or plain.shm,
     )
+    task = replace(task, cwd="") if task.needs_provision else task  # the workspace, or what the image says
     return bounded(task, container.resourceLimits)
 
 
