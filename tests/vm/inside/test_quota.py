@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,11 @@ from isolators.persistent import PersistentVolumes
 from model.resources import Resources
 from model.task import Usage
 from model.volume import VolumeKind, VolumeMount
+from tests.kernel.agent import agent
 from tests.kernel.namespaces import run
-from tests.kernel.sandbox import Sandbox, exit_of, output, sandbox, task, until
+from tests.kernel.sandbox import Sandbox, alive, exit_of, output, sandbox, task, until
+from tests.kernel.test_pods import FOREVER, pod, said
+from tests.kernel.test_pods import run as run_pod
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("host_mounts")]
 
@@ -50,7 +54,11 @@ def asking(mib: int) -> Resources:
 
 
 async def test_a_write_beyond_the_limit_fails_and_the_task_goes_on(node: Sandbox) -> None:
-    script = "head -c 8000000 /dev/zero > /var/tmp/x; stat -c %s /var/tmp/x; echo still here"
+    # Its output, and how it ended, are beside its layer here, and must have room before anything is said.
+    script = (
+        "said=$(head -c 8000000 /dev/zero 2>&1 > /var/tmp/x); size=$(stat -c %s /var/tmp/x);"
+        " rm /var/tmp/x; sync; echo $size $said; echo still here"
+    )
     ended, text = await node.run(task("web.1", "sh", "-c", script, resources=asking(4)))
     assert ended.code == 0
     assert "still here" in text
@@ -85,6 +93,17 @@ async def test_the_limit_is_changed_in_place(node: Sandbox) -> None:
     container, _ = await node.start(task("web.1", "sh", "-c", script, resources=asking(1)))
     await disk(node).update(container, asking(16))
     assert (await exit_of(container)).code == 0
+
+
+async def test_volumes_of_a_pod_have_what_it_asks_for_beside_its_tasks(xfs: Path) -> None:
+    shared = VolumeMount("/shared", VolumeKind.POD, "shared")
+    fill = "head -c 8000000 /dev/zero > /shared/x; stat -c %s /shared/x; exec sleep infinity"
+    first, second = pod(FOREVER, ("sh", "-c", fill), resources=Resources(disk=4))
+    async with agent(xfs / "agent") as made:
+        specs = [replace(spec, volumes=(shared,)) for spec in (first, second)]
+        statuses = await run_pod(made, specs)
+        assert 3 * MIB < int(await said(made, specs[1], "\n")) <= 4 * MIB
+        assert all(alive(status.pid or 0) for status in statuses)
 
 
 async def test_a_persistent_volume_has_its_size_and_keeps_it(node: Sandbox) -> None:
