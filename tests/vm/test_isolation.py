@@ -1,7 +1,8 @@
 """The isolation of `tests/kernel`, once more where cgroups are of version 2 alone, systemd owns the top of their tree,
 and the kernel is Debian's. It is one run of pytest in the machine; its summary names the tests that fail.
 
-Not among them: tests of the network, which is the same there, and what is decided before the kernel hears of it.
+Not among them: tests of the network, which is the same there, of images, commands and pods, which are made of what is
+tested here, and what is decided before the kernel hears of it.
 """
 
 from __future__ import annotations
@@ -22,7 +23,10 @@ TESTS = (
     "tests/kernel/test_privileges.py",
     "tests/kernel/test_seccomp.py",
     "tests/kernel/test_oci_runtime.py",
-    "tests/kernel/attacks",
+    "tests/kernel/attacks/test_kernel.py",
+    "tests/kernel/attacks/test_mounts.py",
+    "tests/kernel/attacks/test_runtime.py",
+    "tests/kernel/attacks/test_sweep.py",
 )
 # Words in the names of tests.
 NOT_THERE = (
