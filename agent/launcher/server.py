@@ -41,6 +41,7 @@ class Spare:
 def serve(agent: socket.socket) -> None:
     """Until the agent's end of the socket closes."""
     sc.prctl(sc.PR_SET_NAME, TITLE)
+    _ignore_nothing()
     woken = _wake_on_child()
     record.boot_id()  # read once, for all keepers
     gc.disable()
@@ -125,6 +126,14 @@ def _guard(request: Message, answer: socket.socket) -> None:
         return
     if pid == 0:
         guard.run(request, answer)
+
+
+def _ignore_nothing() -> None:
+    """Who has started the agent in the background of a shell has it ignore SIGQUIT, and so would every container. What
+    Python itself ignores is given back later (`init.py`)."""
+    for number in signal.valid_signals() - {signal.SIGPIPE, signal.SIGXFSZ}:
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _wake_on_child() -> socket.socket:

@@ -532,5 +532,18 @@ async def test_a_keeper_that_is_killed_before_it_has_anything_to_keep_is_replace
     await until(lambda: len(waiting()) == 1 and keeper not in waiting(), "another one waits")
 
 
+async def test_no_signal_that_the_agent_ignores_is_ignored_in_a_container(tmp_path: Path) -> None:
+    before = {
+        number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGQUIT, signal.SIGHUP, signal.SIGTTOU)
+    }
+    try:
+        async with sandbox(tmp_path) as made:
+            ended, said = await made.run(task("web.1", "grep", "SigIgn", "/proc/self/status"))
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert ended.code == 0 and said.split() == ["SigIgn:", "0000000000000000"]
+
+
 def children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
