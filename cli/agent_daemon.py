@@ -185,15 +185,17 @@ async def _tell_when_reconciled(ready: asyncio.Event, reconciler: Reconciler) ->
 
 
 async def _joined(state: Path) -> str:
-    """The node's name, once it has one. Waits, and says why, for as long as there are no credentials."""
-    said = ""
+    """The node's name, once it has one. Waits, and says why, for as long as there are no credentials. What changes from
+    one look to the next is somebody who is just writing them."""
+    said = seen = ""
     while True:
         try:
             return load_credentials(pki_directory(state)).identity.name
         except CredentialError as error:
-            if str(error) != said:
+            if str(error) != said and (not said or str(error) == seen):
                 said = str(error)
                 log.error("waiting for credentials", reason=said)
+            seen = str(error)
         await asyncio.sleep(POLL_S)
 
 
