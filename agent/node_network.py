@@ -8,44 +8,65 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
+from ipaddress import ip_address, ip_network
 
-from model.network import Block, Network, Subnet, Vtep
+from model.network import Address, Block, Share, Subnet, Vtep
+from model.policy import Members, Policy
 from model.vip import Vip
 from netns.driver import Driver, NetworkError, NetworkSpec
+from netns.firewall.table import Firewall, Zone
+from netns.link import vxlan_name
 from netns.vip.backend import Backend, Table
 
-VIPS = "vips"
+VIPS, FIREWALL = "vips", "firewall"
 
 
 class NodeNetwork:
     def __init__(
-        self, driver: Driver, vips: Backend, pools: tuple[Subnet, ...], vacate: Callable[[str], Awaitable[None]]
+        self,
+        driver: Driver,
+        vips: Backend,
+        firewall: Firewall,
+        pools: tuple[Subnet, ...],
+        vacate: Callable[[str], Awaitable[None]],
     ) -> None:
         """`vacate` is awaited before a network goes, or this node's blocks of it change."""
         self._driver = driver
         self._vacate = vacate
         self._blocks: dict[str, tuple[Block, ...]] = {}  # as configured
         self._backend = vips
+        self._firewall = firewall
         self._pools = pools
-        self._networks: dict[str, tuple[Network, tuple[Block, ...]]] = {}
+        self._networks: dict[str, Share] = {}
         self._peers: dict[str, dict[str, Vtep]] = {}  # network -> node -> its end
         self._vips: dict[str, Vip] = {}
+        self._policies: dict[str, Policy] = {}
+        self._members: dict[str, frozenset[Address]] = {}
         self._touched: set[str] = set()
         self._stale: set[str] = set()
-        self._tables: set[str] = set()  # VIPS, when the table is to be applied
+        self._tables: set[str] = set()  # VIPS and FIREWALL, when they are to be applied
 
-    def put_network(self, network: Network, blocks: tuple[Block, ...]) -> None:
-        self._networks[network.name] = network, blocks
-        self._touched.add(network.name)
-        self._tables.add(VIPS)  # the table knows which subnets are the cluster's
+    def put_network(self, share: Share) -> None:
+        self._networks[share.network.name] = share
+        self._touched.add(share.network.name)
+        self._tables |= {VIPS, FIREWALL}  # both know which subnets are the cluster's
 
     def put_peer(self, peer: Vtep) -> None:
-        self._peers.setdefault(peer.block.network, {})[peer.block.node] = peer
-        self._touched.add(peer.block.network)
+        self._peers.setdefault(peer.network, {})[peer.node] = peer
+        self._touched.add(peer.network)
+        self._tables.add(FIREWALL)
 
     def put_vip(self, vip: Vip) -> None:
         self._vips[vip.key] = vip
         self._tables.add(VIPS)
+
+    def put_policy(self, policy: Policy) -> None:
+        self._policies[policy.name] = policy
+        self._tables.add(FIREWALL)
+
+    def put_members(self, members: Members) -> None:
+        self._members[members.app] = frozenset(map(ip_address, members.addresses))
+        self._tables.add(FIREWALL)
 
     def remove(self, key: str) -> None:
         """By the item's key. One that is not here is no error."""
@@ -54,11 +75,18 @@ class NodeNetwork:
             case "network":
                 if self._networks.pop(rest, None) is not None:
                     self._stale.add(rest)
-                    self._tables.add(VIPS)
+                    self._tables |= {VIPS, FIREWALL}
             case "peer":
                 network, _, node = rest.partition("/")
                 if self._peers.get(network, {}).pop(node, None) is not None:
                     self._touched.add(network)
+                    self._tables.add(FIREWALL)
+            case "policy":
+                if self._policies.pop(rest, None) is not None:
+                    self._tables.add(FIREWALL)
+            case "members":
+                if self._members.pop(rest, None) is not None:
+                    self._tables.add(FIREWALL)
             case "vip":
                 if self._vips.pop(rest, None) is not None:
                     self._tables.add(VIPS)
@@ -66,12 +94,13 @@ class NodeNetwork:
     def keep_only(self, keys: set[str]) -> None:
         """Remove every item whose key is not among `keys`."""
         held = {f"network/{name}" for name in self._networks} | {f"vip/{key}" for key in self._vips}
+        held |= {f"policy/{name}" for name in self._policies} | {f"members/{app}" for app in self._members}
         held |= {f"peer/{network}/{node}" for network, peers in self._peers.items() for node in peers}
         for key in held - keys:
             self.remove(key)
         # Also those that only an earlier agent has heard of, which were removed while none was here.
         self._stale |= {name for name in self._driver.known() if f"network/{name}" not in keys}
-        self._tables.add(VIPS)
+        self._tables |= {VIPS, FIREWALL}
 
     async def apply(self) -> list[str]:
         """Everything that was put or removed since the last time. Returns what could not be done, in words; that, and
@@ -113,20 +142,38 @@ class NodeNetwork:
             self._blocks[name] = spec.blocks
             await self._driver.configure(spec)
 
-    async def _translate(self, _: str) -> None:
-        await self._backend.apply(self._table())
+    async def _translate(self, table: str) -> None:
+        if table == VIPS:
+            await self._backend.apply(self._table())
+        else:
+            await self._guard()
 
     def _spec(self, name: str) -> NetworkSpec:
-        network, blocks = self._networks[name]
-        return NetworkSpec(network, blocks, tuple(self._peers.get(name, {}).values()))
+        share = self._networks[name]
+        peers = tuple(self._peers.get(name, {}).values())
+        return NetworkSpec(share.network, share.blocks, peers, share.retiring, share.singles)
+
+    async def _guard(self) -> None:
+        await self._firewall.configure(
+            tuple(_zone(share) for _, share in sorted(self._networks.items())),
+            tuple(policy for _, policy in sorted(self._policies.items())),
+            dict(self._members),
+            frozenset(peer.underlay for peers in self._peers.values() for peer in peers.values()),
+        )
 
     def _table(self) -> Table:
         return Table(
             vips=dict(self._vips),
             pools=self._pools,
-            local=_sorted(block.subnet for _, blocks in self._networks.values() for block in blocks),
-            cluster=_sorted(subnet for network, _ in self._networks.values() for subnet in network.subnets),
+            local=_sorted(block.subnet for share in self._networks.values() for block in share.blocks),
+            cluster=_sorted(subnet for share in self._networks.values() for subnet in share.network.subnets),
         )
+
+
+def _zone(share: Share) -> Zone:
+    network = share.network
+    local = (*(block.subnet for block in (*share.blocks, *share.retiring)), *map(ip_network, share.singles))
+    return Zone(network, local, vxlan_name(network.vni) if network.vni is not None else "")
 
 
 def _sorted(subnets: Iterable[Subnet]) -> tuple[Subnet, ...]:

@@ -24,7 +24,7 @@ from model.node import Node
 from model.task import TaskStatus, Usage
 from pki.credentials import CredentialError
 from wire import control_pb2 as pb
-from wire import control_pb2_grpc, convert
+from wire import control_pb2_grpc, convert, networks
 
 log = structlog.get_logger()
 
@@ -174,11 +174,15 @@ class _Conversation:
             case "task":
                 self._reconciler.assign(*convert.assignment_from_wire(item.task))
             case "network":
-                self._network.put_network(*convert.network_from_wire(self._session._node.id, item.network))
+                self._network.put_network(networks.network_from_wire(self._session._node.id, item.network))
             case "peer":
-                self._network.put_peer(convert.peer_from_wire(item.peer))
+                self._network.put_peer(networks.peer_from_wire(item.peer))
             case "vip":
-                self._network.put_vip(convert.vip_from_wire(item.vip))
+                self._network.put_vip(networks.vip_from_wire(item.vip))
+            case "policy":
+                self._network.put_policy(networks.policy_from_wire(item.policy))
+            case "members":
+                self._network.put_members(networks.members_from_wire(item.members))
             case "volume_removal":
                 self._removals.put(convert.volume_id_from_wire(item.volume_removal.id))
             case other:

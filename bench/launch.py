@@ -41,6 +41,7 @@ from model.network import Block, Network, NetworkKind, Vtep, vtep_mac
 from model.resources import Resources
 from model.task import TaskSpec, TaskState, TaskStatus
 from netns.driver import NetworkSpec
+from netns.firewall.nftables import NftFirewall
 from netns.networks import Networks
 
 RUNS = 50
@@ -100,7 +101,9 @@ class Ours:
         await self._launcher.start()
         state, local = self._directories.state, (self._directories.state.parent,)
         cgroup = f"tepui-bench-{os.getpid()}"
-        isolators = standard_isolators(state, self._networks, PersistentVolumes(state), cgroup, NO_RIGHTS)
+        isolators = standard_isolators(
+            state, self._networks, NftFirewall(), PersistentVolumes(state), cgroup, NO_RIGHTS
+        )
         self._images = Images(Places(state / "images", self._directories.bundles, state, local))
         await self._images.open()
         provision = Provision(self._images, Fetcher(state / "fetch", local), PullSecrets({}))
@@ -174,7 +177,8 @@ async def underlay() -> None:
 
 def _overlay(node: str) -> NetworkSpec:
     network = Network("overlay", NetworkKind.OVERLAY, (ip_network("100.64.0.0/11"),), 24, vni=1024)
-    peer = Vtep(Block("overlay", "n2", ip_network("100.64.1.0/24")), ip_address("10.77.0.12"), vtep_mac("n2", 1024))
+    block = Block("overlay", "n2", ip_network("100.64.1.0/24"))
+    peer = Vtep("overlay", "n2", ip_address("10.77.0.12"), vtep_mac("n2", 1024), (block,))
     return NetworkSpec(network, (Block("overlay", node, ip_network("100.64.0.0/24")),), (peer,))
 
 

@@ -48,6 +48,7 @@ from isolators.rights import Rights
 from isolators.standard import standard_isolators
 from model.node import Node
 from model.resources import Resources
+from netns.firewall.nftables import NftFirewall
 from netns.networks import Networks
 from netns.vip.iptables import IptablesVips
 from pki.credentials import CredentialError, load_credentials
@@ -119,7 +120,7 @@ async def _run(state: Path) -> None:
     directories.make()
     async with AsyncExitStack() as stack:
         networks = await stack.enter_async_context(Networks(state, name, node.boot_id, node.address))
-        vips = IptablesVips()
+        vips, firewall = IptablesVips(), NftFirewall()
         stack.push_async_callback(vips.close)
         launcher = Launcher(settings.runtime)
         await launcher.start()
@@ -127,7 +128,7 @@ async def _run(state: Path) -> None:
         ready = asyncio.Event()
         await networks.configure_vip_route(settings.vip_pools)
         volumes = PersistentVolumes(state)
-        isolators = standard_isolators(state, networks, volumes, settings.cgroup, rights)
+        isolators = standard_isolators(state, networks, firewall, volumes, settings.cgroup, rights)
         local = tuple(settings.local_sources)
         images = Images(Places(state / "images", directories.bundles, state / "registries", local))
         await images.open()
@@ -137,7 +138,7 @@ async def _run(state: Path) -> None:
         provision = Provision(images, fetcher, PullSecrets(settings.pull_secrets))
         containers = Containers(directories, isolators, launcher, _log_policy(settings), provision)
         sandboxes = Sandboxes(containers, ready)
-        network = NodeNetwork(networks, vips, tuple(settings.vip_pools), sandboxes.drop)
+        network = NodeNetwork(networks, vips, firewall, tuple(settings.vip_pools), sandboxes.drop)
         dial = partial(_dial, state, settings.master)
         session = Session(node, dial, network, ready)
         removals = VolumeRemovals(volumes, session.wake)

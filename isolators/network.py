@@ -15,6 +15,7 @@ from isolators.namespaces import hostname
 from model.network import Address
 from model.task import Usage
 from netns.driver import Attachment, Driver, NetworkError
+from netns.firewall.table import Firewall
 from netns.link import VETH_PREFIX, veth_name
 from netns.traffic import Traffic, read_traffic
 
@@ -30,8 +31,9 @@ LOOPBACK = "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n"
 class NetworkIsolator(Isolator):
     name = "network"
 
-    def __init__(self, driver: Driver) -> None:
+    def __init__(self, driver: Driver, firewall: Firewall) -> None:
         self._driver = driver
+        self._firewall = firewall
         self._traffic: dict[str, Traffic] = {}  # by link, of the last look
         self._looked_at = -FRESH_S
 

@@ -25,10 +25,16 @@ from isolators.sysctls import SysctlsIsolator
 from isolators.volumes import VolumesIsolator
 from isolators.workspace import WorkspaceIsolator
 from netns.driver import Driver
+from netns.firewall.table import Firewall
 
 
 def standard_isolators(
-    state_directory: Path, networks: Driver, volumes: PersistentVolumes, cgroup: str, rights: Rights
+    state_directory: Path,
+    networks: Driver,
+    firewall: Firewall,
+    volumes: PersistentVolumes,
+    cgroup: str,
+    rights: Rights,
 ) -> tuple[Isolator, ...]:
     """`cgroup` is the subtree, relative to each hierarchy's root, in which containers get theirs; `rights` is what
     tasks may ask for beyond the defaults."""
@@ -46,5 +52,5 @@ def standard_isolators(
         VolumesIsolator(state_directory, volumes, rights),
         ProcessIsolator(),
         SecretsIsolator(state_directory),
-        NetworkIsolator(networks),
+        NetworkIsolator(networks, firewall),
     )

@@ -24,7 +24,7 @@ from model.node import NodeState
 from model.task import Protocol, TaskState
 from model.vip import Backend, Vip, is_vip_label, parse_label
 from wire import control_pb2 as pb
-from wire.convert import vip_to_wire
+from wire.networks import vip_to_wire
 
 log = structlog.get_logger()
 

@@ -30,7 +30,7 @@ from model.node import Node, NodeState
 from model.task import TaskState, TaskStatus
 from model.volume import persistent
 from wire import control_pb2 as pb
-from wire import control_pb2_grpc, convert
+from wire import control_pb2_grpc, convert, networks
 from wire.tls import agent_name
 
 log = structlog.get_logger()
@@ -128,11 +128,11 @@ class Dispatcher(control_pb2_grpc.ControlServicer):
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error) or "no Hello")
 
     async def _admit(self, node: Node) -> None:
-        for network, blocks in await self._networks.admit(node):
-            item = pb.Item(key=f"network/{network.name}", network=convert.network_to_wire(network, blocks))
+        for share in await self._networks.admit(node):
+            item = pb.Item(key=f"network/{share.network.name}", network=networks.network_to_wire(share))
             self._desired.put(node.id, item)
         for vtep in self._networks.vteps(node):
-            item = pb.Item(key=f"peer/{vtep.block.network}/{node.id}", peer=convert.peer_to_wire(vtep))
+            item = pb.Item(key=f"peer/{vtep.network}/{node.id}", peer=networks.peer_to_wire(vtep))
             self._desired.share(item, skip=node.id)
 
     async def _reconcile(self, node: Node, statuses: list[TaskStatus]) -> None:

@@ -11,7 +11,7 @@ from ipaddress import ip_network
 from master.store.base import Conflict, Put, Store, StoreError
 from master.store.damaged import readable
 from model.codec import Codec
-from model.network import Block, Network, NetworkKind, Vtep, free_subnet, vtep_mac
+from model.network import Block, Network, NetworkKind, Share, Vtep, free_subnet, vtep_mac
 from model.node import Node
 
 NETWORKS = "networks/"
@@ -54,18 +54,18 @@ class Networks:
     def block(self, network: str, node: str) -> Block | None:
         return self._blocks.get(network, {}).get(node)
 
-    async def admit(self, node: Node) -> list[tuple[Network, tuple[Block, ...]]]:
+    async def admit(self, node: Node) -> list[Share]:
         """Every network with the node's blocks of it, cut now if it has none. Raises NetworkFull."""
-        admitted: list[tuple[Network, tuple[Block, ...]]] = []
+        admitted: list[Share] = []
         for network in self._networks.values():
             blocks = (await self._block(network, node.id),) if network.subnets else ()
-            admitted.append((network, blocks))
+            admitted.append(Share(network, blocks))
         return admitted
 
     def vteps(self, node: Node) -> list[Vtep]:
         """The node's ends of all overlays, for its peers."""
         return [
-            Vtep(block, node.address, vtep_mac(node.id, network.vni))
+            Vtep(network.name, node.id, node.address, vtep_mac(node.id, network.vni), (block,))
             for network in self._networks.values()
             if network.vni is not None and (block := self.block(network.name, node.id)) is not None
         ]

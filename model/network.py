@@ -17,6 +17,8 @@ Subnet = IPv4Network | IPv6Network
 
 # A network's name is part of no link name (15 bytes): links are named after the VNI or a hash.
 NETWORK_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+MOST_ADDRESSES = 1 << 16  # that are leased of one block, as large as IPv6 may make it
+LONGEST_BLOCK = {4: 30, 6: 96}  # prefix; a /30 leaves one address for a container, a /96 has room for any IPv4 address
 VXLAN_PORT = 4789  # RFC 7348 section 5
 VXLAN_OVERHEAD = {4: 50, 6: 70}  # outer Ethernet, IP, UDP and VXLAN headers, by the version of the underlay
 
@@ -31,13 +33,23 @@ class NetworkKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """A named address space. `subnets` is cut into blocks of `block_prefix` bits, one or more a node."""
+    """A named address space. `subnets`, of IPv4, IPv6 or both, are cut into blocks of `block_prefix` bits
+    (`block_prefix6` for IPv6), one or more a node. `mtu` of None: what the underlay carries. From an `internal` network
+    nothing leads out of the cluster. `cni` is the configuration list (JSON) of a network of that kind."""
 
     name: str
     kind: NetworkKind
     subnets: tuple[Subnet, ...] = ()
     block_prefix: int = 24
     vni: int | None = None
+    block_prefix6: int = 80
+    mtu: int | None = None
+    internal: bool = False
+    cni: str = ""
+
+    def prefix_of(self, subnet: Subnet) -> int:
+        """How long the prefix of a block of `subnet` is."""
+        return self.block_prefix if subnet.version == 4 else self.block_prefix6
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,21 +72,37 @@ class Block:
 
     def leasable(self) -> range:
         """Host numbers within the block that containers can get: not the VTEP, the gateway or the broadcast address."""
-        return range(2, self.subnet.num_addresses - 1)
+        return range(2, min(self.subnet.num_addresses - 1, MOST_ADDRESSES))
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What one node has of a network: `blocks`, those of them that are `retiring` (nothing is leased from them any more,
+    but what was is still in use), and `singles`, addresses outside of any block that its tasks have."""
+
+    network: Network
+    blocks: tuple[Block, ...] = ()
+    retiring: tuple[Block, ...] = ()
+    singles: tuple[Address, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Vtep:
-    """How to reach `block` on another node: through the VTEP with this MAC address, at this underlay address."""
+    """How to reach the `blocks` that `node` has of `network`, and `singles`, addresses outside of any block that
+    containers there have: through the VTEP with this MAC address, at this underlay address."""
 
-    block: Block
+    network: str
+    node: str
     underlay: Address
     mac: str
+    blocks: tuple[Block, ...]
+    singles: tuple[Address, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """An address in use. The owner is a container of one boot of one node: after a reboot no lease is valid."""
+    """An address in use. The owner is a container of one boot of one node: after a reboot no lease is valid. In a
+    network of both versions it is the IPv4 address that is leased; `paired` has the other."""
 
     address: Address
     network: str
@@ -87,6 +115,12 @@ def vtep_mac(node: str, vni: int) -> str:
     octets = bytearray(hashlib.sha256(f"{node}/{vni}".encode()).digest()[:6])
     octets[0] = octets[0] & 0xFE | 0x02
     return octets.hex(":")
+
+
+def paired(block: Block, address: Address) -> Address:
+    """The IPv6 address of `block` that whoever has the IPv4 `address` has: the IPv4 address in its last 32 bits, so
+    that one lease is enough for both. A block of IPv6 is at most a /96."""
+    return block.subnet.network_address + int(address)
 
 
 def free_subnet(subnet: Subnet, prefix: int, taken: set[Subnet]) -> Subnet | None:

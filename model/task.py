@@ -68,12 +68,14 @@ class Protocol(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Port:
-    """A port the task listens on at its own address. Labels may ask for VIPs (`model.vip.parse_label`)."""
+    """A port the task listens on at its own address. Labels may ask for VIPs (`model.vip.parse_label`). What comes to
+    port `host` of the node, if there is one, is led to it."""
 
     number: int
     name: str = ""
     protocols: tuple[Protocol, ...] = (Protocol.TCP,)
     labels: tuple[tuple[str, str], ...] = ()
+    host: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +96,22 @@ class Secret:
 
 
 @dataclass(frozen=True, slots=True)
+class Interface:
+    """One more network that a task is on, beside `TaskSpec.network`: its link is eth1, eth2 and so on, in order."""
+
+    network: str
+    address: str = ""  # the one it is to have
+
+
+@dataclass(frozen=True, slots=True)
+class Bandwidth:
+    """Bits a second that go to and from a container by all its links; None: as much as there is."""
+
+    ingress: int | None = None
+    egress: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class TaskSpec:
     """Everything an agent needs to run a task. Never changes after the task was accepted, but for what a
     `model.adjustment.Adjustment` names.
@@ -104,7 +122,7 @@ class TaskSpec:
     `CAP_NET_RAW`; those dropped may be `ALL`. With `read_only` nothing can be written but what is mounted: `tmpfs`,
     `volumes`, and the temporary directories that every container has. `shm` is the size of /dev/shm in MiB. With an
     `image`, which excludes `rootfs`, empty `argv`, `user` and `cwd` mean the image's. What is to `fetch` is in the
-    workspace before the task starts.
+    workspace before the task starts. `address` is the one that the task is to have on its `network`; empty: any.
     """
 
     id: str
@@ -138,6 +156,9 @@ class TaskSpec:
     fetch: tuple[Fetch, ...] = ()
     volumes: tuple[VolumeMount, ...] = ()
     pod: Pod | None = None
+    address: str = ""
+    interfaces: tuple[Interface, ...] = ()
+    bandwidth: Bandwidth | None = None
 
     @property
     def needs_provision(self) -> bool:

@@ -18,21 +18,27 @@ class NetworkError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class NetworkSpec:
-    """A network as one node sees it: its own blocks and, for an overlay, the other nodes' ends."""
+    """A network as one node sees it: its own blocks and, for an overlay, the other nodes' ends. Nothing is leased any
+    more from those blocks that are `retiring`. `singles` are addresses outside of any block that containers here have:
+    they are leased only to who asks for one."""
 
     network: Network
     blocks: tuple[Block, ...]
     peers: tuple[Vtep, ...] = ()
+    retiring: tuple[Block, ...] = ()
+    singles: tuple[Address, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Attachment:
-    """One container on one network. `netns_pid` is a process in the container's network namespace."""
+    """One container on one network. `netns_pid` is a process in the container's network namespace. By `eth0` it reaches
+    everything, by any other interface its own network only. `address` is the one it is to have; None: any."""
 
     container: str
     network: str
     netns_pid: int
     interface: str = "eth0"
+    address: Address | None = None
 
 
 class Driver(Protocol):
@@ -53,10 +59,13 @@ class Driver(Protocol):
         """Connect the container and return its addresses; the lease is on disk before the kernel knows it."""
 
     def addresses(self, container: str) -> tuple[Address, ...]:
-        """What `attach` gave the container, also after a restart; empty when it is not attached."""
+        """What `attach` gave the container on all its networks, also after a restart; empty when it is not attached."""
 
     async def detach(self, container: str) -> None:
-        """Undo `attach`, in part or whole. Accepts a container that was never attached."""
+        """Undo every `attach` of it, in part or whole. Accepts a container that was never attached."""
 
     async def gc(self, valid: frozenset[str]) -> None:
         """Release what belongs to containers that are not in `valid`."""
+
+    def released(self) -> tuple[Block, ...]:
+        """Retiring blocks of which nothing is leased any more."""

@@ -151,6 +151,11 @@ class Networks:
         """What the container has leased: known after a restart too."""
         return tuple(lease.address for lease in self._leases.of(container))
 
+    def released(self) -> tuple[Block, ...]:
+        leased = [lease.address for lease in self._leases.all()]
+        retiring = [block for spec in self._specs.values() for block in spec.retiring]
+        return tuple(block for block in retiring if not any(address in block.subnet for address in leased))
+
     async def _remove_strays(self, valid: frozenset[str]) -> None:
         ours = {name for name in read_names(VETH_PREFIX) if CONTAINER_VETH.fullmatch(name)}
         strays = ours - {veth_name(container) for container in valid}

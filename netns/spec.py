@@ -53,13 +53,14 @@ def _overlay_problems(spec: NetworkSpec, node: str, underlay: Address) -> Iterat
     if spec.network.vni is None or not 1 <= spec.network.vni <= MAX_VNI:
         yield "vni", f"{spec.network.vni} is not from 1 to {MAX_VNI}"
     for peer in spec.peers:
-        if peer.block.node == node or peer.underlay == underlay:
-            yield "peers", f"{peer.block.subnet} at {peer.underlay} is this node's own"
+        if peer.node == node or peer.underlay == underlay:
+            yield "peers", f"{peer.node} at {peer.underlay} is this node itself"
         if peer.underlay.version != underlay.version:
             yield "peers", f"{peer.underlay} can not be reached from {underlay}"
-        if peer.block.subnet.version != 4:
-            yield "peers", f"{peer.block.subnet}: only IPv4 blocks can be programmed"
-    yield from _overlaps("peers", (*spec.blocks, *(peer.block for peer in spec.peers)))
+        for block in peer.blocks:
+            if block.subnet.version != 4:
+                yield "peers", f"{block.subnet}: only IPv4 blocks can be programmed"
+    yield from _overlaps("peers", (*spec.blocks, *(block for peer in spec.peers for block in peer.blocks)))
 
 
 def _overlaps(field: str, blocks: Iterable[Block]) -> Iterator[tuple[str, str]]:

@@ -67,6 +67,7 @@ class AgentMessage(_message.Message):
     STATUS_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
     VOLUME_REMOVED_FIELD_NUMBER: _builtins.int
+    BLOCK_RELEASED_FIELD_NUMBER: _builtins.int
     volume_removed: _builtins.str
     """The volume of this id is gone; told until the item is removed."""
     @_builtins.property
@@ -77,6 +78,10 @@ class AgentMessage(_message.Message):
     def status(self) -> Global___Status: ...
     @_builtins.property
     def usage(self) -> Global___UsageReport: ...
+    @_builtins.property
+    def block_released(self) -> Global___BlockReleased:
+        """Nothing of this retiring block is in use on the node any more; told until it is no longer among the node's blocks."""
+
     def __init__(
         self,
         *,
@@ -85,12 +90,13 @@ class AgentMessage(_message.Message):
         status: Global___Status | None = ...,
         usage: Global___UsageReport | None = ...,
         volume_removed: _builtins.str = ...,
+        block_released: Global___BlockReleased | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "body", b"body", "hello", b"hello", "status", b"status", "usage", b"usage", "volume_removed", b"volume_removed"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "block_released", b"block_released", "body", b"body", "hello", b"hello", "status", b"status", "usage", b"usage", "volume_removed", b"volume_removed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "body", b"body", "hello", b"hello", "status", b"status", "usage", b"usage", "volume_removed", b"volume_removed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "block_released", b"block_released", "body", b"body", "hello", b"hello", "status", b"status", "usage", b"usage", "volume_removed", b"volume_removed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["hello", "applied", "status", "usage", "volume_removed"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["hello", "applied", "status", "usage", "volume_removed", "block_released"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -236,7 +242,9 @@ Global___Change: _TypeAlias = Change  # noqa: Y015
 
 @_typing.final
 class Item(_message.Message):
-    """The key is "task/ID", "network/NAME", "peer/NETWORK/NODE", "vip/ADDRESS:PORT/PROTOCOL" or "volume/ID"."""
+    """The key is "task/ID", "network/NAME", "peer/NETWORK/NODE", "vip/ADDRESS:PORT/PROTOCOL", "volume/ID", "policy/NAME"
+    or "members/APP".
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -246,6 +254,8 @@ class Item(_message.Message):
     PEER_FIELD_NUMBER: _builtins.int
     VIP_FIELD_NUMBER: _builtins.int
     VOLUME_REMOVAL_FIELD_NUMBER: _builtins.int
+    POLICY_FIELD_NUMBER: _builtins.int
+    MEMBERS_FIELD_NUMBER: _builtins.int
     key: _builtins.str
     @_builtins.property
     def task(self) -> Global___Assignment: ...
@@ -257,6 +267,10 @@ class Item(_message.Message):
     def vip(self) -> Global___Vip: ...
     @_builtins.property
     def volume_removal(self) -> Global___VolumeRemoval: ...
+    @_builtins.property
+    def policy(self) -> Global___Policy: ...
+    @_builtins.property
+    def members(self) -> Global___Members: ...
     def __init__(
         self,
         *,
@@ -266,12 +280,14 @@ class Item(_message.Message):
         peer: Global___Peer | None = ...,
         vip: Global___Vip | None = ...,
         volume_removal: Global___VolumeRemoval | None = ...,
+        policy: Global___Policy | None = ...,
+        members: Global___Members | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "network", b"network", "peer", b"peer", "task", b"task", "vip", b"vip", "volume_removal", b"volume_removal"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "members", b"members", "network", b"network", "peer", b"peer", "policy", b"policy", "task", b"task", "vip", b"vip", "volume_removal", b"volume_removal"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "key", b"key", "network", b"network", "peer", b"peer", "task", b"task", "vip", b"vip", "volume_removal", b"volume_removal"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "key", b"key", "members", b"members", "network", b"network", "peer", b"peer", "policy", b"policy", "task", b"task", "vip", b"vip", "volume_removal", b"volume_removal"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["task", "network", "peer", "vip", "volume_removal"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["task", "network", "peer", "vip", "volume_removal", "policy", "members"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -372,6 +388,9 @@ class Task(_message.Message):
     KILL_SIGNAL_FIELD_NUMBER: _builtins.int
     VOLUMES_FIELD_NUMBER: _builtins.int
     POD_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    INTERFACES_FIELD_NUMBER: _builtins.int
+    BANDWIDTH_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     framework: _builtins.str
     owner: _builtins.str
@@ -387,6 +406,7 @@ class Task(_message.Message):
     """MiB"""
     kill_signal: _builtins.str
     """empty: SIGTERM"""
+    address: _builtins.str
     @_builtins.property
     def argv(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -425,6 +445,10 @@ class Task(_message.Message):
     def volumes(self) -> _containers.RepeatedCompositeFieldContainer[Global___VolumeMount]: ...
     @_builtins.property
     def pod(self) -> Global___Pod: ...
+    @_builtins.property
+    def interfaces(self) -> _containers.RepeatedCompositeFieldContainer[Global___Interface]: ...
+    @_builtins.property
+    def bandwidth(self) -> Global___Bandwidth: ...
     def __init__(
         self,
         *,
@@ -459,14 +483,70 @@ class Task(_message.Message):
         kill_signal: _builtins.str = ...,
         volumes: _abc.Iterable[Global___VolumeMount] | None = ...,
         pod: Global___Pod | None = ...,
+        address: _builtins.str = ...,
+        interfaces: _abc.Iterable[Global___Interface] | None = ...,
+        bandwidth: Global___Bandwidth | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "limits", b"limits", "pod", b"pod", "resources", b"resources"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["bandwidth", b"bandwidth", "image", b"image", "limits", b"limits", "pod", b"pod", "resources", b"resources"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["argv", b"argv", "capabilities_add", b"capabilities_add", "capabilities_drop", b"capabilities_drop", "cwd", b"cwd", "env", b"env", "fetch", b"fetch", "framework", b"framework", "health_checks", b"health_checks", "id", b"id", "image", b"image", "kill_grace_s", b"kill_grace_s", "kill_signal", b"kill_signal", "labels", b"labels", "limits", b"limits", "network", b"network", "owner", b"owner", "pids", b"pids", "pod", b"pod", "ports", b"ports", "read_only", b"read_only", "readiness_checks", b"readiness_checks", "resources", b"resources", "rlimits", b"rlimits", "rootfs", b"rootfs", "seccomp", b"seccomp", "secrets", b"secrets", "shm", b"shm", "sysctls", b"sysctls", "tmpfs", b"tmpfs", "user", b"user", "volumes", b"volumes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "argv", b"argv", "bandwidth", b"bandwidth", "capabilities_add", b"capabilities_add", "capabilities_drop", b"capabilities_drop", "cwd", b"cwd", "env", b"env", "fetch", b"fetch", "framework", b"framework", "health_checks", b"health_checks", "id", b"id", "image", b"image", "interfaces", b"interfaces", "kill_grace_s", b"kill_grace_s", "kill_signal", b"kill_signal", "labels", b"labels", "limits", b"limits", "network", b"network", "owner", b"owner", "pids", b"pids", "pod", b"pod", "ports", b"ports", "read_only", b"read_only", "readiness_checks", b"readiness_checks", "resources", b"resources", "rlimits", b"rlimits", "rootfs", b"rootfs", "seccomp", b"seccomp", "secrets", b"secrets", "shm", b"shm", "sysctls", b"sysctls", "tmpfs", b"tmpfs", "user", b"user", "volumes", b"volumes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Task: _TypeAlias = Task  # noqa: Y015
+
+@_typing.final
+class Interface(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NETWORK_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    network: _builtins.str
+    address: _builtins.str
+    def __init__(
+        self,
+        *,
+        network: _builtins.str = ...,
+        address: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "network", b"network"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Interface: _TypeAlias = Interface  # noqa: Y015
+
+@_typing.final
+class Bandwidth(_message.Message):
+    """Bits a second."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INGRESS_FIELD_NUMBER: _builtins.int
+    EGRESS_FIELD_NUMBER: _builtins.int
+    ingress: _builtins.int
+    egress: _builtins.int
+    def __init__(
+        self,
+        *,
+        ingress: _builtins.int | None = ...,
+        egress: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_egress", b"_egress", "_ingress", b"_ingress", "egress", b"egress", "ingress", b"ingress"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_egress", b"_egress", "_ingress", b"_ingress", "egress", b"egress", "ingress", b"ingress"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__egress: _TypeAlias = _typing.Literal["egress"]  # noqa: Y015
+    _WhichOneofArgType__egress: _TypeAlias = _typing.Literal["_egress", b"_egress"]  # noqa: Y015
+    _WhichOneofReturnType__ingress: _TypeAlias = _typing.Literal["ingress"]  # noqa: Y015
+    _WhichOneofArgType__ingress: _TypeAlias = _typing.Literal["_ingress", b"_ingress"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__egress) -> _WhichOneofReturnType__egress | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__ingress) -> _WhichOneofReturnType__ingress | None: ...
+
+Global___Bandwidth: _TypeAlias = Bandwidth  # noqa: Y015
 
 @_typing.final
 class VolumeMount(_message.Message):
@@ -918,8 +998,10 @@ class Port(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     PROTOCOLS_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
+    HOST_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     name: _builtins.str
+    host: _builtins.int
     @_builtins.property
     def protocols(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -931,12 +1013,15 @@ class Port(_message.Message):
         name: _builtins.str = ...,
         protocols: _abc.Iterable[_builtins.str] | None = ...,
         labels: _abc.Iterable[Global___Pair] | None = ...,
+        host: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_host", b"_host", "host", b"host"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["labels", b"labels", "name", b"name", "number", b"number", "protocols", b"protocols"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_host", b"_host", "host", b"host", "labels", b"labels", "name", b"name", "number", b"number", "protocols", b"protocols"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__host: _TypeAlias = _typing.Literal["host"]  # noqa: Y015
+    _WhichOneofArgType__host: _TypeAlias = _typing.Literal["_host", b"_host"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__host) -> _WhichOneofReturnType__host | None: ...
 
 Global___Port: _TypeAlias = Port  # noqa: Y015
 
@@ -1318,15 +1403,35 @@ class NetworkBlock(_message.Message):
     BLOCK_PREFIX_FIELD_NUMBER: _builtins.int
     VNI_FIELD_NUMBER: _builtins.int
     BLOCKS_FIELD_NUMBER: _builtins.int
+    BLOCK_PREFIX6_FIELD_NUMBER: _builtins.int
+    MTU_FIELD_NUMBER: _builtins.int
+    INTERNAL_FIELD_NUMBER: _builtins.int
+    CNI_FIELD_NUMBER: _builtins.int
+    RETIRING_FIELD_NUMBER: _builtins.int
+    SINGLES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     kind: _builtins.str
     block_prefix: _builtins.int
     vni: _builtins.int
+    block_prefix6: _builtins.int
+    mtu: _builtins.int
+    internal: _builtins.bool
+    cni: _builtins.str
     @_builtins.property
     def subnets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
     def blocks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """this node's"""
+
+    @_builtins.property
+    def retiring(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Of `blocks`, those from which nothing may be leased any more: each is told as `block_released` when nothing of it is
+        in use.
+        """
+
+    @_builtins.property
+    def singles(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Addresses outside of any block that tasks of this node have."""
 
     def __init__(
         self,
@@ -1337,13 +1442,24 @@ class NetworkBlock(_message.Message):
         block_prefix: _builtins.int = ...,
         vni: _builtins.int | None = ...,
         blocks: _abc.Iterable[_builtins.str] | None = ...,
+        block_prefix6: _builtins.int = ...,
+        mtu: _builtins.int | None = ...,
+        internal: _builtins.bool = ...,
+        cni: _builtins.str = ...,
+        retiring: _abc.Iterable[_builtins.str] | None = ...,
+        singles: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_vni", b"_vni", "vni", b"vni"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_mtu", b"_mtu", "_vni", b"_vni", "mtu", b"mtu", "vni", b"vni"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_vni", b"_vni", "block_prefix", b"block_prefix", "blocks", b"blocks", "kind", b"kind", "name", b"name", "subnets", b"subnets", "vni", b"vni"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_mtu", b"_mtu", "_vni", b"_vni", "block_prefix", b"block_prefix", "block_prefix6", b"block_prefix6", "blocks", b"blocks", "cni", b"cni", "internal", b"internal", "kind", b"kind", "mtu", b"mtu", "name", b"name", "retiring", b"retiring", "singles", b"singles", "subnets", b"subnets", "vni", b"vni"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__mtu: _TypeAlias = _typing.Literal["mtu"]  # noqa: Y015
+    _WhichOneofArgType__mtu: _TypeAlias = _typing.Literal["_mtu", b"_mtu"]  # noqa: Y015
     _WhichOneofReturnType__vni: _TypeAlias = _typing.Literal["vni"]  # noqa: Y015
     _WhichOneofArgType__vni: _TypeAlias = _typing.Literal["_vni", b"_vni"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__mtu) -> _WhichOneofReturnType__mtu | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__vni) -> _WhichOneofReturnType__vni | None: ...
 
 Global___NetworkBlock: _TypeAlias = NetworkBlock  # noqa: Y015
@@ -1354,30 +1470,165 @@ class Peer(_message.Message):
 
     NETWORK_FIELD_NUMBER: _builtins.int
     NODE_FIELD_NUMBER: _builtins.int
-    BLOCK_FIELD_NUMBER: _builtins.int
     UNDERLAY_FIELD_NUMBER: _builtins.int
     MAC_FIELD_NUMBER: _builtins.int
+    BLOCKS_FIELD_NUMBER: _builtins.int
+    SINGLES_FIELD_NUMBER: _builtins.int
     network: _builtins.str
     node: _builtins.str
-    block: _builtins.str
     underlay: _builtins.str
     mac: _builtins.str
+    @_builtins.property
+    def blocks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def singles(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
         self,
         *,
         network: _builtins.str = ...,
         node: _builtins.str = ...,
-        block: _builtins.str = ...,
         underlay: _builtins.str = ...,
         mac: _builtins.str = ...,
+        blocks: _abc.Iterable[_builtins.str] | None = ...,
+        singles: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block", b"block", "mac", b"mac", "network", b"network", "node", b"node", "underlay", b"underlay"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks", "mac", b"mac", "network", b"network", "node", b"node", "singles", b"singles", "underlay", b"underlay"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Peer: _TypeAlias = Peer  # noqa: Y015
+
+@_typing.final
+class Policy(_message.Message):
+    """As in model/policy.py."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    NETWORK_FIELD_NUMBER: _builtins.int
+    APP_FIELD_NUMBER: _builtins.int
+    SOURCES_FIELD_NUMBER: _builtins.int
+    PORTS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    network: _builtins.str
+    app: _builtins.str
+    @_builtins.property
+    def sources(self) -> _containers.RepeatedCompositeFieldContainer[Global___PolicySource]: ...
+    @_builtins.property
+    def ports(self) -> _containers.RepeatedCompositeFieldContainer[Global___PortRange]: ...
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        network: _builtins.str = ...,
+        app: _builtins.str = ...,
+        sources: _abc.Iterable[Global___PolicySource] | None = ...,
+        ports: _abc.Iterable[Global___PortRange] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app", b"app", "name", b"name", "network", b"network", "ports", b"ports", "sources", b"sources"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Policy: _TypeAlias = Policy  # noqa: Y015
+
+@_typing.final
+class PolicySource(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NETWORK_FIELD_NUMBER: _builtins.int
+    APP_FIELD_NUMBER: _builtins.int
+    SUBNET_FIELD_NUMBER: _builtins.int
+    network: _builtins.str
+    app: _builtins.str
+    subnet: _builtins.str
+    def __init__(
+        self,
+        *,
+        network: _builtins.str = ...,
+        app: _builtins.str = ...,
+        subnet: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app", b"app", "network", b"network", "subnet", b"subnet"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PolicySource: _TypeAlias = PolicySource  # noqa: Y015
+
+@_typing.final
+class PortRange(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROTOCOL_FIELD_NUMBER: _builtins.int
+    FIRST_FIELD_NUMBER: _builtins.int
+    LAST_FIELD_NUMBER: _builtins.int
+    protocol: _builtins.str
+    first: _builtins.int
+    last: _builtins.int
+    def __init__(
+        self,
+        *,
+        protocol: _builtins.str = ...,
+        first: _builtins.int = ...,
+        last: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["first", b"first", "last", b"last", "protocol", b"protocol"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PortRange: _TypeAlias = PortRange  # noqa: Y015
+
+@_typing.final
+class Members(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    APP_FIELD_NUMBER: _builtins.int
+    ADDRESSES_FIELD_NUMBER: _builtins.int
+    app: _builtins.str
+    @_builtins.property
+    def addresses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        app: _builtins.str = ...,
+        addresses: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "app", b"app"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Members: _TypeAlias = Members  # noqa: Y015
+
+@_typing.final
+class BlockReleased(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NETWORK_FIELD_NUMBER: _builtins.int
+    BLOCK_FIELD_NUMBER: _builtins.int
+    network: _builtins.str
+    block: _builtins.str
+    def __init__(
+        self,
+        *,
+        network: _builtins.str = ...,
+        block: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block", b"block", "network", b"network"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BlockReleased: _TypeAlias = BlockReleased  # noqa: Y015
 
 @_typing.final
 class Vip(_message.Message):

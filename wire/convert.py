@@ -1,4 +1,5 @@
-"""Protocol messages to model and back, all of it (health in `wire/health.py`), so that no other file knows both.
+"""Protocol messages to model and back, all of it (health in `wire/health.py`, networks in
+`wire/networks.py`), so that no other file knows both.
 
 Reading trusts nothing: a message of another version or of a broken peer raises ValueError, which ends the session.
 """
@@ -7,18 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
-from ipaddress import ip_address, ip_network
+from ipaddress import ip_address
 
 from model.adjustment import Adjustment, adjustment_of
 from model.fetch import Fetch
 from model.image import ImageSpec, NodeImage, PullProgress, Rules
 from model.limits import Device, HugePages, IoLimit, TaskLimits, Tmpfs
-from model.network import Block, Network, NetworkKind, Vtep
 from model.node import Node
 from model.pod import Pod
 from model.resources import Resources
-from model.task import Port, Protocol, Rlimit, Secret, TaskSpec, TaskState, TaskStatus, Usage
-from model.vip import Backend, Vip
+from model.task import Bandwidth, Interface, Port, Protocol, Rlimit, Secret, TaskSpec, TaskState, TaskStatus, Usage
 from model.volume import VOLUME_ID, Propagation, VolumeKind, VolumeMount
 from wire import control_pb2 as pb
 from wire import health
@@ -46,7 +45,13 @@ def task_to_wire(task: TaskSpec) -> pb.Task:
         network=task.network,
         env=_pairs_to_wire(task.env),
         ports=[
-            pb.Port(number=port.number, name=port.name, protocols=port.protocols, labels=_pairs_to_wire(port.labels))
+            pb.Port(
+                number=port.number,
+                name=port.name,
+                protocols=port.protocols,
+                labels=_pairs_to_wire(port.labels),
+                host=port.host,
+            )
             for port in task.ports
         ],
         user=task.user,
@@ -72,6 +77,9 @@ def task_to_wire(task: TaskSpec) -> pb.Task:
         fetch=[pb.Fetch(**asdict(fetch)) for fetch in task.fetch],
         volumes=[pb.VolumeMount(**asdict(mount)) for mount in task.volumes],
         pod=pod_to_wire(task.pod) if task.pod else None,
+        address=task.address,
+        interfaces=[pb.Interface(**asdict(interface)) for interface in task.interfaces],
+        bandwidth=pb.Bandwidth(**asdict(task.bandwidth)) if task.bandwidth else None,
     )
 
 
@@ -85,7 +93,13 @@ def task_from_wire(message: pb.Task) -> TaskSpec:
         network=message.network,
         env=_pairs_from_wire(message.env),
         ports=tuple(
-            Port(port.number, port.name, tuple(map(Protocol, port.protocols)), _pairs_from_wire(port.labels))
+            Port(
+                port.number,
+                port.name,
+                tuple(map(Protocol, port.protocols)),
+                _pairs_from_wire(port.labels),
+                port.host if port.HasField("host") else None,
+            )
             for port in message.ports
         ),
         user=message.user,
@@ -111,6 +125,16 @@ def task_from_wire(message: pb.Task) -> TaskSpec:
         fetch=tuple(fetch_from_wire(fetch) for fetch in message.fetch),
         volumes=tuple(map(_volume_from_wire, message.volumes)),
         pod=pod_from_wire(message.id, message.pod) if message.HasField("pod") else None,
+        address=message.address,
+        interfaces=tuple(Interface(each.network, each.address) for each in message.interfaces),
+        bandwidth=_bandwidth_from_wire(message.bandwidth) if message.HasField("bandwidth") else None,
+    )
+
+
+def _bandwidth_from_wire(message: pb.Bandwidth) -> Bandwidth:
+    return Bandwidth(
+        message.ingress if message.HasField("ingress") else None,
+        message.egress if message.HasField("egress") else None,
     )
 
 
@@ -338,72 +362,6 @@ def hello_from_wire(node_id: str, message: pb.Hello) -> tuple[Node, list[TaskSta
         rights=frozenset(message.rights),
     )
     return node, [status_from_wire(status) for status in message.tasks]
-
-
-def network_to_wire(network: Network, blocks: tuple[Block, ...]) -> pb.NetworkBlock:
-    return pb.NetworkBlock(
-        name=network.name,
-        kind=network.kind,
-        subnets=map(str, network.subnets),
-        block_prefix=network.block_prefix,
-        vni=network.vni,
-        blocks=[str(block.subnet) for block in blocks],
-    )
-
-
-def network_from_wire(node: str, message: pb.NetworkBlock) -> tuple[Network, tuple[Block, ...]]:
-    network = Network(
-        name=message.name,
-        kind=NetworkKind(message.kind),
-        subnets=tuple(map(ip_network, message.subnets)),
-        block_prefix=message.block_prefix,
-        vni=message.vni if message.HasField("vni") else None,
-    )
-    return network, tuple(Block(message.name, node, ip_network(subnet)) for subnet in message.blocks)
-
-
-def peer_to_wire(peer: Vtep) -> pb.Peer:
-    block = peer.block
-    return pb.Peer(
-        network=block.network, node=block.node, block=str(block.subnet), underlay=str(peer.underlay), mac=peer.mac
-    )
-
-
-def peer_from_wire(message: pb.Peer) -> Vtep:
-    block = Block(message.network, message.node, ip_network(message.block))
-    return Vtep(block, ip_address(message.underlay), message.mac)
-
-
-def vip_to_wire(vip: Vip) -> pb.Vip:
-    return pb.Vip(
-        address=str(vip.address),
-        port=vip.port,
-        protocol=vip.protocol,
-        name=vip.name,
-        backends=[
-            pb.Backend(
-                task_id=backend.task_id,
-                node=backend.node,
-                address=str(backend.address),
-                port=backend.port,
-                weight=backend.weight,
-            )
-            for backend in vip.backends
-        ],
-    )
-
-
-def vip_from_wire(message: pb.Vip) -> Vip:
-    return Vip(
-        address=ip_address(message.address),
-        port=message.port,
-        protocol=Protocol(message.protocol),
-        name=message.name,
-        backends=tuple(
-            Backend(backend.task_id, backend.node, ip_address(backend.address), backend.port, backend.weight)
-            for backend in message.backends
-        ),
-    )
 
 
 def volume_id_from_wire(text: str) -> str:

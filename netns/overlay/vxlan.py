@@ -42,7 +42,9 @@ def overlay_state(spec: NetworkSpec, node: str, underlay: Address, underlay_mtu:
 def peers_state(dev: str, peers: Sequence[Vtep], source: Address) -> State:
     """The way to the containers of other nodes' blocks. The node itself takes its gateway's address for it."""
     return State(
-        neighbours=frozenset(Neighbour(dev, peer.block.vtep_address, peer.mac) for peer in peers),
+        neighbours=frozenset(Neighbour(dev, block.vtep_address, peer.mac) for peer in peers for block in peer.blocks),
         fdb=frozenset(FdbEntry(dev, peer.mac, peer.underlay) for peer in peers),
-        routes=frozenset(Route(dev, peer.block.subnet, peer.block.vtep_address, source) for peer in peers),
+        routes=frozenset(
+            Route(dev, block.subnet, block.vtep_address, source) for peer in peers for block in peer.blocks
+        ),
     )

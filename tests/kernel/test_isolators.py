@@ -27,6 +27,7 @@ from model.network import Address
 from model.resources import Resources
 from model.task import Rlimit, TaskSpec, Usage
 from netns.driver import Attachment, NetworkError, NetworkSpec
+from netns.firewall.nftables import NftFirewall
 from tests.kernel.cgroup_files import directories, files, remove_prefix
 from tests.kernel.sandbox import (
     ID_BASE,
@@ -278,7 +279,7 @@ class Network:
 
 async def test_network_is_attached_and_hosts_tells(tmp_path: Path) -> None:
     driver = Network()
-    isolator = NetworkIsolator(driver)
+    isolator = NetworkIsolator(driver, NftFirewall())
     container = made(task("web.1", "true", network="prod"), tmp_path, "c1")
     assert await isolator.open(container.sandbox) == {}
     assert await isolator.isolate(container.sandbox, 42) == (IPv4Address("192.0.2.7"),)
@@ -294,7 +295,7 @@ async def test_network_is_attached_and_hosts_tells(tmp_path: Path) -> None:
 @pytest.mark.parametrize("network", ["host", "none"])
 async def test_host_and_none_need_no_driver(network: str, tmp_path: Path) -> None:
     driver = Network()
-    isolator = NetworkIsolator(driver)
+    isolator = NetworkIsolator(driver, NftFirewall())
     container = made(task("web.1", "true", network=network), tmp_path)
     assert await isolator.isolate(container.sandbox, 42) == ()
     await isolator.prepare(container)
@@ -304,7 +305,7 @@ async def test_host_and_none_need_no_driver(network: str, tmp_path: Path) -> Non
 
 
 async def test_network_errors_are_isolator_errors(tmp_path: Path) -> None:
-    isolator = NetworkIsolator(Network(fails=True))
+    isolator = NetworkIsolator(Network(fails=True), NftFirewall())
     container = made(task("web.1", "true", network="prod"), tmp_path, "c1")
     with pytest.raises(IsolatorError, match=r"attach c1: no"):
         await isolator.isolate(container.sandbox, 42)

@@ -27,7 +27,8 @@ pytestmark = pytest.mark.anyio
 
 UNDERLAY = ip_address("192.0.2.1")
 NETWORK = Network("prod", NetworkKind.OVERLAY, (ip_network("100.64.0.0/11"),), vni=1024)
-PEER = Vtep(Block("prod", "n2", ip_network("100.64.2.0/24")), ip_address("192.0.2.2"), vtep_mac("n2", 1024))
+PEER_BLOCK = Block("prod", "n2", ip_network("100.64.2.0/24"))
+PEER = Vtep("prod", "n2", ip_address("192.0.2.2"), vtep_mac("n2", 1024), (PEER_BLOCK,))
 SPEC = NetworkSpec(NETWORK, (Block("prod", "n1", ip_network("100.64.1.0/24")),), (PEER,))
 MOST_STEPS = 100
 

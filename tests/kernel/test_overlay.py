@@ -40,7 +40,7 @@ class Host:
 
     @property
     def vtep(self) -> Vtep:
-        return Vtep(self.block, self.underlay, vtep_mac(self.name, VNI))
+        return Vtep("prod", self.name, self.underlay, vtep_mac(self.name, VNI), (self.block,))
 
     def spec(self, *peers: Host) -> NetworkSpec:
         return NetworkSpec(NETWORK, (self.block,), tuple(peer.vtep for peer in peers))

@@ -22,6 +22,7 @@ from model.network import Block, Network, NetworkKind
 from model.pod import Pod
 from model.task import TaskSpec, TaskState, TaskStatus
 from netns.driver import NetworkSpec
+from netns.firewall.nftables import NftFirewall
 from netns.networks import Networks
 from tests.kernel import remains
 from tests.kernel.agent import Agent, agent, recovered
@@ -397,7 +398,7 @@ async def test_a_pod_has_one_address_and_gives_it_back(tmp_path: Path) -> None:
         agent(tmp_path / "agent") as made,
     ):
         await networks.configure(NETWORK)
-        made.node.isolators.append(NetworkIsolator(networks))
+        made.node.isolators.append(NetworkIsolator(networks, NftFirewall()))
         before = {link["ifname"] for link in ip("link")}
         await made.with_spares("prod")
         specs = pod(FOREVER, ("sh", "-c", "cat /etc/hosts; echo done; exec sleep infinity"), network="prod")

@@ -20,9 +20,10 @@ from agent.launcher import record
 from agent.node_network import NodeNetwork
 from agent.sandboxes import QUIET_S, SPARES
 from isolators.network import NetworkIsolator
-from model.network import Block, Network, NetworkKind
+from model.network import Block, Network, NetworkKind, Share
 from model.task import Rlimit, TaskSpec, TaskState
 from netns.driver import NetworkSpec
+from netns.firewall.nftables import NftFirewall
 from netns.link import VETH_PREFIX, veth_name
 from netns.networks import Networks
 from tests.kernel import remains
@@ -65,7 +66,7 @@ class Node:
         """A new one, that knows nothing but what is on disk and in the kernel."""
         self.sandbox.isolators = [
             *isolators_of(self.directories.bundles, self.sandbox.prefix),
-            NetworkIsolator(self.networks),
+            NetworkIsolator(self.networks, NftFirewall()),
         ]
         return Agent(self.sandbox, self.directories)
 
@@ -271,14 +272,14 @@ async def test_a_task_whose_sandbox_was_claimed_and_not_started_begins_again_in_
 
 async def test_spares_are_in_the_blocks_that_the_node_has_now(node: Node) -> None:
     async with recovered(node.agent()) as agent:
-        network = NodeNetwork(node.networks, Vips(Driver()), (), agent.sandboxes.drop)
+        network = NodeNetwork(node.networks, Vips(Driver()), NftFirewall(), (), agent.sandboxes.drop)
         for subnet in ("100.64.1.0/24", "100.64.2.0/24"):
-            network.put_network(NETWORK, (block(subnet),))
+            network.put_network(Share(NETWORK, (block(subnet),)))
             assert await network.apply() == []
             assert agent.spares("prod") == [] and node.leased() == set()
             addresses = [address for made in await agent.with_spares("prod") for address in made.addresses]
             assert len(addresses) == SPARES and all(address in ip_network(subnet) for address in addresses)
-            network.put_network(NETWORK, (block(subnet),))
+            network.put_network(Share(NETWORK, (block(subnet),)))
             assert await network.apply() == [] and len(agent.spares("prod")) == SPARES
 
 

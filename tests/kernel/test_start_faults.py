@@ -30,6 +30,7 @@ from model.network import Block, Network, NetworkKind
 from model.resources import Resources
 from model.task import Rlimit, TaskSpec, TaskState, TaskStatus
 from netns.driver import NetworkSpec
+from netns.firewall.nftables import NftFirewall
 from netns.netlink import Netlink
 from netns.networks import Networks
 from tests.kernel import remains
@@ -101,7 +102,7 @@ async def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
         agent(tmp_path / "agent") as made,
     ):
         await networks.configure(SPEC)
-        made.node.isolators.append(NetworkIsolator(networks))
+        made.node.isolators.append(NetworkIsolator(networks, NftFirewall()))
         found = Node(made, mark, itertools.count())
         assert (await found.ends(found.spec())).state is TaskState.FINISHED  # what is made once, is made by now
         yield found

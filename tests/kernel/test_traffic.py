@@ -14,6 +14,7 @@ from isolators.base import Container, Sandbox
 from isolators.network import NetworkIsolator
 from model.resources import Resources
 from model.task import TaskSpec, Usage
+from netns.firewall.nftables import NftFirewall
 from netns.link import veth_name
 from netns.traffic import read_traffic
 from tests.kernel.namespaces import NetnsProcess, ip, run
@@ -70,7 +71,7 @@ def sandbox(id: str) -> Sandbox:
 async def test_a_container_received_what_its_node_sent(spawn: Callable[..., NetnsProcess]) -> None:
     task = TaskSpec("web.1", "services", "/web", ("true",), Resources(), "overlay")
     container = Container(task, sandbox("web.1"))
-    isolator = NetworkIsolator(driver=None)  # type: ignore[arg-type]
+    isolator = NetworkIsolator(driver=None, firewall=NftFirewall())  # type: ignore[arg-type]
     process = spawn()
     pair(process, veth_name("web.1"))
     send(veth_name("web.1"), "192.0.2.2", size=1000)

@@ -10,7 +10,7 @@ import asyncio
 import json
 import signal
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from ipaddress import ip_address
@@ -25,10 +25,12 @@ from agent.launcher.record import CREATED, CREATING, STARTING, Exit, Identity, K
 from agent.reconciler import Reconciler
 from agent.sandboxes import Sandboxes
 from isolators.base import Container, IsolatorError, Sandbox, Unsupported
-from model.network import Address
+from model.network import Address, Block
+from model.policy import Policy
 from model.resources import Resources
 from model.task import TaskSpec, TaskStatus, Usage, newer
 from netns.driver import Attachment, NetworkError, NetworkSpec
+from netns.firewall.table import Guest, Zone
 from netns.vip.backend import Table
 
 CAPACITY = Resources(4000, 4096, 10_000)
@@ -394,12 +396,51 @@ class Driver:
 
     async def gc(self, valid: frozenset[str]) -> None: ...
 
+    def released(self) -> tuple[Block, ...]:
+        return ()
+
     async def work(self, name: str) -> None:
         self.log.append(name)
         if self.held in ("", name):
             await self.gate.wait()
         if name in self.failing:
             raise NetworkError(f"{name}: not possible")
+
+
+class Firewall:
+    """`netns.firewall.table.Firewall`, in the order of the driver's operations."""
+
+    def __init__(self, driver: Driver) -> None:
+        self.driver = driver
+        self.zones: tuple[Zone, ...] = ()
+        self.policies: tuple[Policy, ...] = ()
+        self.members: Mapping[str, frozenset[Address]] = {}
+        self.peers: frozenset[Address] = frozenset()
+        self.guests: dict[str, Guest] = {}
+
+    async def configure(
+        self,
+        zones: tuple[Zone, ...],
+        policies: tuple[Policy, ...],
+        members: Mapping[str, frozenset[Address]],
+        peers: frozenset[Address],
+    ) -> None:
+        await self.driver.work("configure firewall")
+        self.zones, self.policies, self.members, self.peers = zones, policies, members, peers
+
+    async def admit(self, guest: Guest) -> None:
+        self.guests[guest.container] = guest
+
+    async def dismiss(self, container: str) -> None:
+        self.guests.pop(container, None)
+
+    async def recover(self, guests: tuple[Guest, ...]) -> None:
+        self.guests = {guest.container: guest for guest in guests}
+
+    async def mend(self) -> list[str]:
+        return []
+
+    async def remove(self) -> None: ...
 
 
 class Vips:

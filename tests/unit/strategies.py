@@ -189,9 +189,15 @@ networks = st.builds(
     subnets=st.lists(subnets, max_size=2).map(tuple),
     block_prefix=st.integers(0, 128),
     vni=st.none() | st.integers(0, 2**24 - 1),
+    block_prefix6=st.integers(0, 128),
+    mtu=st.none() | st.integers(68, 65535),
+    internal=st.booleans(),
+    cni=texts,
 )
 blocks = st.builds(Block, network=names, node=names, subnet=subnets)
-peers = st.builds(Vtep, blocks, addresses, names)
+peers = st.tuples(names, names, addresses, names, st.lists(subnets, max_size=2), st.lists(addresses, max_size=2)).map(
+    lambda t: Vtep(t[0], t[1], t[2], t[3], tuple(Block(t[0], t[1], s) for s in t[4]), tuple(t[5]))
+)
 vips = st.builds(
     Vip,
     address=addresses,

@@ -12,14 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.adjustment import adjustment_of
-from model.network import Block, Network, Subnet, Vtep
+from model.network import Block, Network, Share, Subnet, Vtep
 from model.node import Node
 from model.resources import Resources
 from model.task import TaskSpec, TaskStatus
 from model.vip import Vip
 from tests.unit import strategies
 from wire import control_pb2 as pb
-from wire import convert
+from wire import convert, networks
 
 M = TypeVar("M", bound=Message)
 
@@ -57,17 +57,18 @@ def test_hello(node: Node, tasks: list[TaskStatus]) -> None:
 @given(strategies.networks, st.lists(strategies.subnets, max_size=2), strategies.names)
 def test_networks(network: Network, subnets: list[Subnet], node: str) -> None:
     blocks = tuple(Block(network.name, node, subnet) for subnet in subnets)
-    assert convert.network_from_wire(node, carried(convert.network_to_wire(network, blocks))) == (network, blocks)
+    share = Share(network, blocks, blocks[1:], tuple(block.gateway for block in blocks))
+    assert networks.network_from_wire(node, carried(networks.network_to_wire(share))) == share
 
 
 @given(strategies.peers)
 def test_peers(peer: Vtep) -> None:
-    assert convert.peer_from_wire(carried(convert.peer_to_wire(peer))) == peer
+    assert networks.peer_from_wire(carried(networks.peer_to_wire(peer))) == peer
 
 
 @given(strategies.vips)
 def test_vips(vip: Vip) -> None:
-    assert convert.vip_from_wire(carried(convert.vip_to_wire(vip))) == vip
+    assert networks.vip_from_wire(carried(networks.vip_to_wire(vip))) == vip
 
 
 def read_hello(message: pb.Hello) -> object:
@@ -75,7 +76,7 @@ def read_hello(message: pb.Hello) -> object:
 
 
 def read_network(message: pb.NetworkBlock) -> object:
-    return convert.network_from_wire("n1", message)
+    return networks.network_from_wire("n1", message)
 
 
 LIES: list[tuple[Callable[..., object], Message]] = [
@@ -93,8 +94,8 @@ LIES: list[tuple[Callable[..., object], Message]] = [
     (convert.task_from_wire, pb.Task(ports=[pb.Port(number=80, protocols=["sctp"])])),
     (read_network, pb.NetworkBlock(kind="moebius")),
     (read_network, pb.NetworkBlock(kind="overlay", subnets=["10.0.0.1/8"])),
-    (convert.peer_from_wire, pb.Peer(block="10.0.0.0/33", underlay="10.0.0.1")),
-    (convert.vip_from_wire, pb.Vip(address="10.0.0.1", protocol="tcp", backends=[pb.Backend(address="x")])),
+    (networks.peer_from_wire, pb.Peer(blocks=["10.0.0.0/33"], underlay="10.0.0.1")),
+    (networks.vip_from_wire, pb.Vip(address="10.0.0.1", protocol="tcp", backends=[pb.Backend(address="x")])),
 ]
 
 

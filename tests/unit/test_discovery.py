@@ -19,7 +19,7 @@ from model.task import Port, Protocol, TaskState
 from model.vip import Backend, Vip
 from tests.unit.cluster import node, until
 from tests.unit.control import POOL, Master, master, task
-from wire.convert import vip_from_wire
+from wire.networks import vip_from_wire
 
 pytestmark = pytest.mark.anyio
 VIPS = ("/web:80", "/db:5432", "9.9.9.9:80")

@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.node_network import NodeNetwork
-from model.network import Block, Network, NetworkKind, Vtep, vtep_mac
+from model.network import Block, Network, NetworkKind, Share, Vtep, vtep_mac
 from model.task import Protocol
 from model.vip import Vip
 from tests.unit.cluster import until
 from tests.unit.control import POOL
-from tests.unit.node import Driver, Vips
+from tests.unit.node import Driver, Firewall, Vips
 
 pytestmark = pytest.mark.anyio
 OVERLAY = ip_network("100.64.0.0/11")
@@ -25,7 +25,8 @@ class Node:
     def __init__(self) -> None:
         self.driver = Driver()
         self.vips = Vips(self.driver)
-        self.network = NodeNetwork(self.driver, self.vips, (POOL,), self.vacate)
+        self.firewall = Firewall(self.driver)
+        self.network = NodeNetwork(self.driver, self.vips, self.firewall, (POOL,), self.vacate)
 
     async def vacate(self, network: str) -> None:
         await self.driver.work(f"vacate {network}")
@@ -39,11 +40,12 @@ class Node:
 
 def put_network(network: NodeNetwork, name: str, *subnets: str) -> None:
     blocks = tuple(Block(name, "n1", ip_network(subnet)) for subnet in subnets or ("100.64.0.0/24",))
-    network.put_network(Network(name, NetworkKind.OVERLAY, (OVERLAY,), vni=1024), blocks)
+    network.put_network(Share(Network(name, NetworkKind.OVERLAY, (OVERLAY,), vni=1024), blocks))
 
 
 def peer(network: str, node: str) -> Vtep:
-    return Vtep(Block(network, node, ip_network("100.64.1.0/24")), ip_address("10.0.0.2"), vtep_mac(node, 1024))
+    block = Block(network, node, ip_network("100.64.1.0/24"))
+    return Vtep(network, node, ip_address("10.0.0.2"), vtep_mac(node, 1024), (block,))
 
 
 def vip(number: int) -> Vip:
@@ -58,7 +60,7 @@ async def test_a_change_is_applied_in_one_go() -> None:
     for number in (80, 81):
         node.network.put_vip(vip(number))
     assert await node.apply() == ["configure a", "vips"]
-    assert {p.block.node for p in node.driver.configured["a"].peers} == {"n2", "n3"}
+    assert {p.node for p in node.driver.configured["a"].peers} == {"n2", "n3"}
     assert node.vips.table is not None and len(node.vips.table.vips) == 2
     assert (node.vips.table.cluster, node.vips.table.pools) == ((OVERLAY,), (POOL,))
     assert await node.apply() == []
@@ -249,7 +251,7 @@ async def check(history: list[tuple[str, object]]) -> None:
     assert await node.network.apply() == []
     assert {f"network/{name}" for name in node.driver.configured} == {key for key in wanted if "network/" in key}
     for name, spec in node.driver.configured.items():
-        assert {f"peer/{name}/{p.block.node}" for p in spec.peers} == {key for key in wanted if f"peer/{name}/" in key}
+        assert {f"peer/{name}/{p.node}" for p in spec.peers} == {key for key in wanted if f"peer/{name}/" in key}
     assert node.vips.table is not None
     assert {f"vip/{key}" for key in node.vips.table.vips} == {key for key in wanted if "vip/" in key}
 

@@ -20,7 +20,8 @@ OWN = Block("prod", "n1", ip_network("100.64.1.0/24"))
 
 def peer(number: int, underlay: int | None = None) -> Vtep:
     block = Block("prod", f"n{number}", ip_network(f"100.64.{number}.0/24"))
-    return Vtep(block, ip_address(f"192.0.2.{underlay or number}"), f"02:00:00:00:00:{number:02x}")
+    mac = f"02:00:00:00:00:{number:02x}"
+    return Vtep(block.network, block.node, ip_address(f"192.0.2.{underlay or number}"), mac, (block,))
 
 
 def state(*peers: Vtep, mtu: int = 1500) -> State:

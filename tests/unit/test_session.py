@@ -22,7 +22,7 @@ from pki.credentials import CredentialError, Credentials
 from pki.identity import Role
 from tests.unit.cluster import node, until
 from tests.unit.control import POOL, Certificates, Master, certificates, master, serving, task
-from tests.unit.node import Driver, Life, Vips, World
+from tests.unit.node import Driver, Firewall, Life, Vips, World
 from wire import control_pb2 as pb
 from wire import control_pb2_grpc, convert
 from wire.control_pb2_grpc import add_ControlServicer_to_server
@@ -45,6 +45,7 @@ class Agent:
         self.world = World(directory)
         self.driver = Driver()
         self.vips = Vips(self.driver)
+        self.firewall = Firewall(self.driver)
         self.target = target
         self.refusing = ""
         self.credentials = credentials
@@ -60,7 +61,7 @@ class Agent:
     async def running(self) -> AsyncIterator[Life]:
         life = Life(self.world)
         life.ready.clear()
-        network = NodeNetwork(self.driver, self.vips, (POOL,), life.sandboxes.drop)
+        network = NodeNetwork(self.driver, self.vips, self.firewall, (POOL,), life.sandboxes.drop)
         session = Session(node(self.credentials.identity.name), self.dial, network, life.ready)
         life.reconciler.books.report = session.report
         await life.reconciler.recover()
