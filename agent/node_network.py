@@ -104,15 +104,19 @@ class NodeNetwork:
 
     async def apply(self) -> list[str]:
         """Everything that was put or removed since the last time. Returns what could not be done, in words; that, and
-        what a cancelled call had begun, is tried again the next time. Items may be put meanwhile."""
+        what a cancelled call had begun, is tried again the next time. Items may be put meanwhile. The firewall comes
+        before what it guards: while it can not be as it should, no network comes up or changes."""
         errors = []
         for name in sorted(self._stale):
             errors += await self._attempt(self._stale, name, self._remove_network)
-        for name in sorted(self._touched):
+        unguarded = []
+        for name in sorted(self._tables & {FIREWALL}):
+            unguarded += await self._attempt(self._tables, name, self._guard)
+        for name in sorted(self._touched) if not unguarded else ():
             errors += await self._attempt(self._touched, name, self._configure)
-        for name in sorted(self._tables):
+        for name in sorted(self._tables & {VIPS}):
             errors += await self._attempt(self._tables, name, self._translate)
-        return errors
+        return unguarded + errors
 
     async def _attempt(self, due: set[str], name: str, work: Callable[[str], Awaitable[None]]) -> list[str]:
         """`name` is no longer due, unless it failed or was put again during the work."""
@@ -142,24 +146,21 @@ class NodeNetwork:
             self._blocks[name] = spec.blocks
             await self._driver.configure(spec)
 
-    async def _translate(self, table: str) -> None:
-        if table == VIPS:
-            await self._backend.apply(self._table())
-        else:
-            await self._guard()
-
     def _spec(self, name: str) -> NetworkSpec:
         share = self._networks[name]
         peers = tuple(self._peers.get(name, {}).values())
         return NetworkSpec(share.network, share.blocks, peers, share.retiring, share.singles)
 
-    async def _guard(self) -> None:
+    async def _guard(self, _: str) -> None:
         await self._firewall.configure(
             tuple(_zone(share) for _, share in sorted(self._networks.items())),
             tuple(policy for _, policy in sorted(self._policies.items())),
             dict(self._members),
             frozenset(peer.underlay for peers in self._peers.values() for peer in peers.values()),
         )
+
+    async def _translate(self, _: str) -> None:
+        await self._backend.apply(self._table())
 
     def _table(self) -> Table:
         return Table(
@@ -172,7 +173,7 @@ class NodeNetwork:
 
 def _zone(share: Share) -> Zone:
     network = share.network
-    local = (*(block.subnet for block in (*share.blocks, *share.retiring)), *map(ip_network, share.singles))
+    local = (*(block.subnet for block in share.blocks), *map(ip_network, share.singles))
     return Zone(network, local, vxlan_name(network.vni) if network.vni is not None else "")
 
 

@@ -59,13 +59,13 @@ async def test_a_change_is_applied_in_one_go() -> None:
         node.network.put_peer(peer("a", name))
     for number in (80, 81):
         node.network.put_vip(vip(number))
-    assert await node.apply() == ["configure a", "vips"]
+    assert await node.apply() == ["configure firewall", "configure a", "vips"]
     assert {p.node for p in node.driver.configured["a"].peers} == {"n2", "n3"}
     assert node.vips.table is not None and len(node.vips.table.vips) == 2
     assert (node.vips.table.cluster, node.vips.table.pools) == ((OVERLAY,), (POOL,))
     assert await node.apply() == []
     node.network.remove("peer/a/n2")
-    assert await node.apply() == ["configure a"]
+    assert await node.apply() == ["configure firewall", "configure a"]
     node.network.remove(f"vip/{vip(80).key}")
     assert await node.apply() == ["vips"]
 
@@ -80,7 +80,7 @@ async def test_what_is_not_here_can_be_removed() -> None:
 async def test_a_peer_may_come_before_its_network() -> None:
     node = Node()
     node.network.put_peer(peer("a", "n2"))
-    assert await node.apply() == []
+    assert await node.apply() == ["configure firewall"]
     put_network(node.network, "a")
     await node.apply()
     assert len(node.driver.configured["a"].peers) == 1
@@ -138,7 +138,7 @@ async def test_a_network_that_was_removed_while_no_agent_was_here_is_removed_at_
     node.driver.earlier = frozenset({"a", "old"})
     node.network.keep_only({"network/a"})
     put_network(node.network, "a")
-    assert await node.apply() == ["vacate old", "remove old", "configure a", "vips"]
+    assert await node.apply() == ["vacate old", "remove old", "configure firewall", "configure a", "vips"]
     assert node.driver.known() == {"a"}
 
 
@@ -146,14 +146,14 @@ async def test_spares_are_dropped_before_the_blocks_that_they_are_in_change() ->
     node = Node()
     put_network(node.network, "a")
     put_network(node.network, "b")
-    assert await node.apply() == ["configure a", "configure b", "vips"]
+    assert await node.apply() == ["configure firewall", "configure a", "configure b", "vips"]
     put_network(node.network, "a")
     node.network.put_peer(peer("b", "n2"))
-    assert await node.apply() == ["configure a", "configure b", "vips"]
+    assert await node.apply() == ["configure firewall", "configure a", "configure b", "vips"]
     put_network(node.network, "a", "100.64.0.0/24", "100.64.1.0/24")
-    assert await node.apply() == ["vacate a", "configure a", "vips"]
+    assert await node.apply() == ["configure firewall", "vacate a", "configure a", "vips"]
     put_network(node.network, "a", "100.64.1.0/24")
-    assert await node.apply() == ["vacate a", "configure a", "vips"]
+    assert await node.apply() == ["configure firewall", "vacate a", "configure a", "vips"]
 
 
 async def test_spares_are_dropped_before_their_network_goes() -> None:
@@ -161,9 +161,9 @@ async def test_spares_are_dropped_before_their_network_goes() -> None:
     put_network(node.network, "a")
     await node.apply()
     node.network.remove("network/a")
-    assert await node.apply() == ["vacate a", "remove a", "vips"]
+    assert await node.apply() == ["vacate a", "remove a", "configure firewall", "vips"]
     put_network(node.network, "a", "100.64.1.0/24")
-    assert await node.apply() == ["configure a", "vips"]
+    assert await node.apply() == ["configure firewall", "configure a", "vips"]
 
 
 async def test_blocks_that_could_not_be_configured_are_vacated_all_the_same() -> None:
@@ -174,10 +174,10 @@ async def test_blocks_that_could_not_be_configured_are_vacated_all_the_same() ->
     put_network(node.network, "a", "100.64.1.0/24")
     node.driver.failing = {"configure a"}
     await node.apply()
-    assert node.driver.log == ["vacate a", "configure a", "vips"]
+    assert node.driver.log == ["configure firewall", "vacate a", "configure a", "vips"]
     node.driver.failing = set()
     put_network(node.network, "a")
-    assert await node.apply() == ["vacate a", "configure a", "vips"]
+    assert await node.apply() == ["configure firewall", "vacate a", "configure a", "vips"]
 
 
 async def test_spares_that_can_not_be_dropped_hold_up_their_network() -> None:
@@ -192,12 +192,21 @@ async def test_spares_that_can_not_be_dropped_hold_up_their_network() -> None:
     assert await node.apply() == ["vacate a", "configure a"]
 
 
+async def test_no_network_comes_up_that_the_firewall_does_not_guard() -> None:
+    node = Node()
+    put_network(node.network, "a")
+    node.driver.failing = {"configure firewall"}
+    assert await node.apply() == ["configure firewall", "vips"]
+    node.driver.failing = set()
+    assert await node.apply() == ["configure firewall", "configure a"]
+
+
 async def test_what_is_put_during_apply_is_for_the_next_time() -> None:
     node = Node()
     put_network(node.network, "a")
     node.driver.gate.clear()
     applying = asyncio.create_task(node.network.apply())
-    await until(lambda: node.driver.log == ["configure a"])
+    await until(lambda: node.driver.log == ["configure firewall"])
     node.network.put_peer(peer("a", "n2"))
     node.driver.gate.set()
     await applying
