@@ -77,8 +77,8 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """What one node has of a network: `blocks`, those of them that are `retiring` (nothing is leased from them any more,
-    but what was is still in use), and `singles`, addresses outside of any block that its tasks have."""
+    """What one node has of a network: `blocks`, those of them that are `retiring` (nothing is leased from them any
+    more, but what was is still in use), and `singles`, addresses outside of any block that its tasks have."""
 
     network: Network
     blocks: tuple[Block, ...] = ()

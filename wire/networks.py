@@ -1,4 +1,4 @@
-"""Networks, peers, VIPs and policies: protocol messages to model and back. Reading trusts nothing, as in `convert.py`."""
+"""Networks, peers, VIPs and policies: protocol messages to model and back. Reading trusts nothing (`convert.py`)."""
 
 from __future__ import annotations
 
