@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import ctypes
 import json
+import re
 from functools import cache
 from typing import Any
 
 from netns.driver import NetworkError
 
 LIBRARY, PACKAGE = "libnftables.so.1", "nftables"
+SHOWN = 200  # characters of a command that failed
 # nftables/libnftables.h
 NFT_CTX_DEFAULT = 0
 NFT_CTX_OUTPUT_HANDLE, NFT_CTX_OUTPUT_JSON, NFT_CTX_OUTPUT_NUMERIC_ALL = 1 << 3, 1 << 4, 0x780
@@ -54,14 +56,17 @@ class Nftables:
         output: bytes = self._library.nft_ctx_get_output_buffer(self._context)
         said: bytes = self._library.nft_ctx_get_error_buffer(self._context)
         if failed:
-            raise NetworkError(f"nftables: {_first_line(said)}")
+            raise NetworkError(f"nftables: {_complaint(said.decode(errors='replace'), commands)}")
         return output
 
 
-def _first_line(said: bytes) -> str:
-    """Of what may be thousands: the library repeats each command that it complains of."""
-    first, _, rest = said.decode(errors="replace").strip().partition("\n")
-    return f"{first.rpartition('Error: ')[2]}: {rest.partition(chr(10))[0].strip()[:200]}" if rest else first
+def _complaint(said: str, commands: str) -> str:
+    """The first thing that nft says, and of which command, where it has thousands."""
+    first = said.strip().partition("\n")[0]
+    found = re.fullmatch(r".*?:(\d+):[\d-]+: Error: (.*)", first)
+    if found is None:
+        return first
+    return f"{commands.splitlines()[int(found[1]) - 1][:SHOWN]}: {found[2]}"
 
 
 @cache

@@ -185,8 +185,11 @@ class NftFirewall:
             return
         try:
             self._run(commands)
-        except NetworkError:
-            self._load(ruleset, elements())
+        except NetworkError as error:
+            try:
+                self._load(ruleset, elements())
+            except NetworkError:
+                raise error from None  # it says what the change was
 
     def _load(self, ruleset: Ruleset, elements: Iterable[GuestElement]) -> None:
         """Whatever anybody did before is over with it."""
