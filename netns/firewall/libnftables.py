@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import ctypes
 import json
-import re
 from functools import cache
 from typing import Any
 
 from netns.driver import NetworkError
 
 LIBRARY, PACKAGE = "libnftables.so.1", "nftables"
-SHOWN = 200  # characters of a command that failed
+SEPARATOR = "; "
+SHOWN = 100  # characters of a command that failed
 # nftables/libnftables.h
 NFT_CTX_DEFAULT = 0
 NFT_CTX_OUTPUT_HANDLE, NFT_CTX_OUTPUT_JSON, NFT_CTX_OUTPUT_NUMERIC_ALL = 1 << 3, 1 << 4, 0x780
@@ -35,8 +35,9 @@ class Nftables:
         self._library.nft_ctx_buffer_error(self._context)
 
     def run(self, commands: str) -> None:
-        """In nft's own language. Raises NetworkError with the first thing that nft says."""
-        self._run(commands, NFT_CTX_DEFAULT)
+        """In nft's own language, one a line. Raises NetworkError with the first thing that nft says."""
+        # In one line, because of more the library always repeats the first when it complains.
+        self._run(commands.replace("\n", SEPARATOR), NFT_CTX_DEFAULT)
 
     def read(self, command: str, terse: bool = False) -> list[dict[str, Any]]:
         """What a `list` command says (libnftables-json(5)), with handles and with numbers for names; `terse` leaves the
@@ -56,17 +57,20 @@ class Nftables:
         output: bytes = self._library.nft_ctx_get_output_buffer(self._context)
         said: bytes = self._library.nft_ctx_get_error_buffer(self._context)
         if failed:
-            raise NetworkError(f"nftables: {_complaint(said.decode(errors='replace'), commands)}")
+            raise NetworkError(f"nftables: {_complaint(said.decode(errors='replace'))}")
         return output
 
 
-def _complaint(said: str, commands: str) -> str:
-    """The first thing that nft says, and of which command, where it has thousands."""
-    first = said.strip().partition("\n")[0]
-    found = re.fullmatch(r".*?:(\d+):[\d-]+: Error: (.*)", first)
-    if found is None:
-        return first
-    return f"{commands.splitlines()[int(found[1]) - 1][:SHOWN]}: {found[2]}"
+def _complaint(said: str) -> str:
+    """The first thing that nft says, and of which command, where it has thousands: it repeats them, and marks the place
+    in the line below."""
+    problem, *place = said.strip().split("\n")[:3]
+    if len(place) < 2 or "^" not in place[1]:
+        return problem
+    at = place[1].index("^")
+    command = place[0][place[0].rfind(SEPARATOR, 0, at) + 1 :].partition(SEPARATOR)[0]
+    word = place[0][at:].partition(SEPARATOR)[0]
+    return f"{problem.removeprefix('Error: ')}: {word[:SHOWN]} in {command[:SHOWN].strip()}"
 
 
 @cache
