@@ -15,7 +15,7 @@ from isolators.mount import parse_mountinfo
 FILESYSTEMS = ("overlay", "tmpfs", "proc", "sysfs", "mqueue", "devpts")
 NAMESPACES = ("mnt", "pid", "net", "ipc", "uts", "user", "cgroup")
 PROGRAMS = {"iptables": "iptables"}  # program -> Debian package
-LIBRARIES = {"libseccomp.so.2": "libseccomp2"}
+LIBRARIES = {"libseccomp.so.2": "libseccomp2", "libnftables.so.1": "nftables"}
 
 
 class NotFit(Exception):

@@ -52,6 +52,12 @@ def test_everything_that_lacks_is_told_at_once(proc: Path, monkeypatch: pytest.M
     assert "\n" not in str(caught.value) and "tmpfs" not in str(caught.value)
 
 
+def test_libraries_that_lack_are_told_with_their_packages(proc: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preflight, "LIBRARIES", {"libnftables.so.1000": preflight.LIBRARIES["libnftables.so.1"]})
+    with pytest.raises(NotFit, match=r"it lacks libnftables.so.1000 \(apt-get install nftables\)"):
+        preflight.check(proc)
+
+
 def test_only_root(proc: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     with pytest.raises(NotFit, match="needs root: run it with sudo"):

@@ -1,0 +1,244 @@
+"""The rows about networks, tried from a container that has NET_RAW, and by a neighbour on the wire."""
+
+from __future__ import annotations
+
+import socket
+import struct
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from ipaddress import ip_address
+from pathlib import Path
+
+import pytest
+
+from model.network import VXLAN_PORT, Address, vtep_mac
+from model.task import Port, Protocol
+from netns.gateway import GATEWAY_MAC
+from tests.kernel.namespaces import NetnsProcess, network_of
+from tests.kernel.site import ANSWER_S, OPEN, PATIENCE_S, REFUSED, SILENT, Site, ask_tcp, site, tcp, udp
+
+pytestmark = pytest.mark.anyio
+
+ETH_P_IP, ETH_P_IPV6 = 0x0800, 0x86DD
+PAYLOAD = b"forged"
+UDP_PORT = 9000
+
+
+@pytest.fixture
+async def lan(spawn: Callable[[], NetnsProcess], tmp_path: Path) -> AsyncIterator[Site]:
+    async with site(spawn, tmp_path) as made:
+        yield made
+
+
+def checksum(data: bytes) -> int:
+    """RFC 1071."""
+    data += bytes(len(data) % 2)
+    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return ~total & 0xFFFF
+
+
+def datagram(source: Address, destination: Address, port: int, payload: bytes = PAYLOAD) -> bytes:
+    """An IP packet with a UDP datagram in it."""
+    length = 8 + len(payload)
+    ends = source.packed + destination.packed
+    head = struct.pack("!HHHH", UDP_PORT, port, length, 0)
+    total = checksum(ends + struct.pack("!II", length, socket.IPPROTO_UDP) + head + payload) or 0xFFFF
+    body = head[:6] + struct.pack("!H", total) + payload
+    if source.version == 6:
+        return struct.pack("!IHBB", 6 << 28, length, socket.IPPROTO_UDP, 64) + ends + body
+    fixed = struct.pack("!BBHHHBB", 0x45, 0, 20 + length, 1, 0, 64, socket.IPPROTO_UDP)
+    return fixed + struct.pack("!H", checksum(fixed + bytes(2) + ends)) + ends + body
+
+
+def send_frame(pid: int, link: str, to_mac: str, packet: bytes, from_mac: str = "02:00:00:00:00:99") -> None:
+    kind = ETH_P_IP if packet[0] >> 4 == 4 else ETH_P_IPV6
+    macs = bytes.fromhex((to_mac + from_mac).replace(":", ""))
+    with network_of(pid), socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as wire:
+        wire.bind((link, 0))
+        wire.send(macs + struct.pack("!H", kind) + packet)
+
+
+def mac(process: NetnsProcess, link: str) -> str:
+    [found] = process.ip("link", "show", link)
+    return str(found["address"])
+
+
+@contextmanager
+def receiver(pid: int, family: int = socket.AF_INET) -> Iterator[socket.socket]:
+    with network_of(pid):
+        sock = socket.socket(family, socket.SOCK_DGRAM)
+    with sock:
+        sock.bind(("", UDP_PORT))
+        yield sock
+
+
+def arrives(sock: socket.socket, patience_s: float = PATIENCE_S) -> bool:
+    sock.settimeout(patience_s)
+    try:
+        return sock.recv(2048) == PAYLOAD
+    except TimeoutError:
+        return False
+
+
+async def test_cve_2020_8558_a_neighbour_does_not_reach_loopback(lan: Site) -> None:
+    """Also where somebody else has set route_localnet, which we never do."""
+    web = await lan.container(lan.one, "web.1", "prod", Port(80, host=8080))
+    one, outside = lan.one.host, lan.outside
+    for link in ("card", web.link, "all"):
+        assert one.run("cat", f"/proc/sys/net/ipv4/conf/{link}/route_localnet") == "0\n"
+    one.run("sh", "-c", "echo 1 > /proc/sys/net/ipv4/conf/all/route_localnet")
+    forged = datagram(outside.address, ip_address("127.0.0.1"), UDP_PORT)
+    inside = datagram(web.address, ip_address("127.0.0.1"), UDP_PORT)
+    with receiver(lan.one.pid) as loopback:
+        send_frame(outside.process.pid, "card", mac(one.process, "card"), forged)
+        send_frame(web.pid, "eth0", GATEWAY_MAC, inside)
+        assert not arrives(loopback)
+        one.run("nft", "flush", "chain", "inet", "tepui", "forged")
+        send_frame(outside.process.pid, "card", mac(one.process, "card"), forged)
+        assert arrives(loopback, ANSWER_S)  # the packet is good: it was our rule that dropped it
+
+
+async def test_cve_2025_67499_cve_2019_9946_transit_traffic_is_not_caught(lan: Site) -> None:
+    """The node routes for others, and what passes it to a port that is published here goes on to where it was going."""
+    await lan.container(lan.one, "web.1", "prod", Port(81, host=80, protocols=(Protocol.TCP, Protocol.UDP)))
+    behind = lan.spawn()
+    lan.one.host.run("ip", "link", "add", "lan", "type", "veth", "peer", "name", "lan", "netns", str(behind.pid))
+    lan.one.host.run("ip", "addr", "add", "198.51.100.1/24", "dev", "lan")
+    lan.one.host.run("ip", "link", "set", "lan", "up")
+    lan.one.host.run("sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward")
+    behind.run("ip", "addr", "add", "198.51.100.2/24", "dev", "lan")
+    behind.run("ip", "link", "set", "lan", "up")
+    behind.run("ip", "route", "add", "default", "via", "198.51.100.1")
+    lan.outside.run("ip", "route", "add", "198.51.100.0/24", "via", str(lan.one.host.address))
+    lan.serve(behind.pid, 80)
+    assert ask_tcp(lan.outside.process.pid, "198.51.100.2", 80) == "192.0.2.9 80"
+    assert ask_tcp(lan.outside.process.pid, lan.one.host.address, 80) == "192.0.2.9 81"
+
+
+async def test_cve_2019_9946_a_vip_comes_before_a_published_port(lan: Site) -> None:
+    """A VIP at the node's own address and a port that a container publishes."""
+    await lan.container(lan.one, "web.1", "prod", Port(81, host=8080))
+    backend = await lan.container(lan.one, "vip.1", "prod")
+    client = await lan.container(lan.one, "client.1", "prod")
+    for chain in ("PREROUTING", "OUTPUT"):
+        rule = f"{chain} -d {lan.one.host.address} -p tcp --dport 8080 -j DNAT --to-destination {backend.address}:80"
+        lan.one.host.run("iptables-legacy", "-t", "nat", "-A", *rule.split())
+    for pid in (client.pid, lan.one.pid):
+        assert ask_tcp(pid, lan.one.host.address, 8080).endswith(" 80")
+
+
+async def test_cve_2025_54388_flushed_rules_of_others_isolate_as_before(lan: Site) -> None:
+    """What a reload of a firewall does; and what reloads everything is mended (test_firewall.py)."""
+    web = await lan.container(lan.one, "web.1", "prod", Port(80, host=8080))
+    stranger = await lan.container(lan.one, "x.1", "dev")
+    for family in ("iptables-legacy", "ip6tables-legacy", "iptables-nft"):
+        for table in ("filter", "nat", "mangle", "raw"):
+            lan.one.host.run(family, "-t", table, "-F")
+            lan.one.host.run(family, "-t", table, "-X")
+        assert tcp(stranger.pid, web.address, 80) == REFUSED
+        assert tcp(lan.outside.process.pid, lan.one.host.address, 8080) == OPEN
+    assert await lan.one.mend() == []
+
+
+async def test_moby_41872_45610_a_neighbour_does_not_route_to_containers(lan: Site) -> None:
+    web = await lan.container(lan.one, "web.1", "prod", Port(80, host=8080))
+    lan.one.host.run("sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward")
+    lan.outside.run("ip", "route", "add", "100.64.0.0/16", "via", str(lan.one.host.address))
+    lan.outside.run("ip", "route", "add", "fd01:b::/32", "via", str(lan.one.host.address6))
+    for address in (web.address, web.address6, lan.one.block("prod").gateway):
+        assert tcp(lan.outside.process.pid, address, 80) == SILENT
+        assert udp(lan.outside.process.pid, address, 80) == SILENT
+    assert tcp(lan.outside.process.pid, "127.0.0.1", 8080) == REFUSED
+    assert tcp(lan.outside.process.pid, lan.one.host.address, 8080) == OPEN
+
+
+def encapsulated(lan: Site, vni: int, inner: bytes, source: Address) -> bytes:
+    """RFC 7348 section 5."""
+    macs = bytes.fromhex((vtep_mac("n1", vni) + vtep_mac("n2", vni)).replace(":", ""))
+    frame = macs + struct.pack("!H", ETH_P_IP) + inner
+    return datagram(source, lan.one.host.address, VXLAN_PORT, struct.pack("!II", 8 << 24, vni << 8) + frame)
+
+
+async def test_cve_2023_28840_overlay_packets_from_who_is_no_peer_are_dropped(lan: Site) -> None:
+    web = await lan.container(lan.one, "web.1", "prod", serves=False)
+    inner = datagram(ip_address("100.64.2.9"), web.address, UDP_PORT)
+    forged = encapsulated(lan, 1024, inner, lan.outside.address)
+    genuine = encapsulated(lan, 1024, inner, lan.two.host.address)
+    card = mac(lan.one.host.process, "card")
+    with receiver(web.pid) as inside:
+        send_frame(lan.outside.process.pid, "card", card, forged)
+        assert not arrives(inside)
+        send_frame(lan.two.pid, "card", card, genuine)
+        assert arrives(inside, ANSWER_S)
+
+
+async def test_cve_2023_28840_overlays_of_others_are_left_alone(lan: Site) -> None:
+    forged = encapsulated(lan, 77, datagram(lan.outside.address, lan.one.host.address, 1), lan.outside.address)
+    with lan.one.host.inside():
+        theirs = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_UDP)
+    with theirs:
+        theirs.settimeout(ANSWER_S)
+        send_frame(lan.outside.process.pid, "card", mac(lan.one.host.process, "card"), forged)
+        assert theirs.recv(2048)[20:] == forged[20:]  # it got past our rules
+
+
+async def test_cve_2023_28840_inner_packets_are_of_the_cluster_and_not_from_here(lan: Site) -> None:
+    """A peer whose packets are right outside and forged inside."""
+    web = await lan.container(lan.one, "web.1", "prod", serves=False)
+    near = await lan.container(lan.one, "web.2", "prod", serves=False)
+    card = mac(lan.one.host.process, "card")
+    with receiver(web.pid) as inside:
+        for source in (lan.outside.address, near.address, ip_address("127.0.0.1")):
+            inner = datagram(source, web.address, UDP_PORT)
+            send_frame(lan.two.pid, "card", card, encapsulated(lan, 1024, inner, lan.two.host.address))
+        assert not arrives(inside)
+
+
+def icmpv6(source: Address, destination: Address, kind: int, body: bytes) -> bytes:
+    """RFC 4861: with the hop limit of 255 that everything of neighbour discovery has."""
+    ends = source.packed + destination.packed
+    message = struct.pack("!BBH", kind, 0, 0) + body
+    total = checksum(ends + struct.pack("!II", len(message), socket.IPPROTO_ICMPV6) + message)
+    message = message[:2] + struct.pack("!H", total) + message[4:]
+    return struct.pack("!IHBB", 6 << 28, len(message), socket.IPPROTO_ICMPV6, 255) + ends + message
+
+
+async def test_cve_2020_10749_router_advertisements_from_a_container_are_dropped(lan: Site) -> None:
+    """Even by a node that listens to them on that link: it gets neither a route nor a neighbour."""
+    web = await lan.container(lan.one, "web.1", "prod", serves=False)
+    for setting, value in (("accept_ra", "2"), ("accept_ra_defrtr", "1"), ("accept_redirects", "1")):
+        lan.one.host.run("sh", "-c", f"echo {value} > /proc/sys/net/ipv6/conf/{web.link}/{setting}")
+    lan.one.host.run("ip", "addr", "add", "fe80::1/64", "dev", web.link, "nodad")
+    router, everybody = ip_address("fe80::bad"), ip_address("ff02::1")
+    advertisement = icmpv6(router, everybody, 134, struct.pack("!BBHII", 64, 0, 1800, 0, 0))
+    neighbour = icmpv6(router, everybody, 136, struct.pack("!I", 0x20000000) + web.address6.packed)
+    for packet in (neighbour, advertisement):
+        send_frame(web.pid, "eth0", "33:33:00:00:00:01", packet)
+    send_frame(web.pid, "eth0", GATEWAY_MAC, datagram(web.address6, ip_address("fe80::1"), 1))  # after them in line
+    assert "fe80::bad" not in lan.one.host.run("ip", "-6", "route")
+    lan.one.host.run("nft", "flush chain inet tepui spoofed; flush chain inet tepui input")
+    send_frame(web.pid, "eth0", "33:33:00:00:00:01", advertisement)
+    deadline = time.monotonic() + ANSWER_S
+    while "fe80::bad" not in lan.one.host.run("ip", "-6", "route"):  # the packet is good
+        assert time.monotonic() < deadline, "the node does not listen to router advertisements"
+
+
+async def test_cve_2021_32575_a_container_has_no_address_but_its_own(lan: Site) -> None:
+    thief = await lan.container(lan.one, "thief.1", "prod", serves=False)
+    victim = await lan.container(lan.one, "victim.1", "prod", serves=False)
+    target = await lan.container(lan.one, "web.1", "prod", serves=False)
+    for family, own, forged, to in (
+        (socket.AF_INET, thief.address, victim.address, target.address),
+        (socket.AF_INET, thief.address, lan.one.block("prod").gateway, target.address),
+        (socket.AF_INET, thief.address, lan.outside.address, target.address),
+        (socket.AF_INET6, thief.address6, victim.address6, target.address6),
+        (socket.AF_INET6, thief.address6, lan.outside.address6, target.address6),
+    ):
+        with receiver(target.pid, family) as inside:
+            send_frame(thief.pid, "eth0", GATEWAY_MAC, datagram(forged, to, UDP_PORT))
+            assert not arrives(inside), forged
+            send_frame(thief.pid, "eth0", GATEWAY_MAC, datagram(own, to, UDP_PORT))
+            assert arrives(inside, ANSWER_S), own
