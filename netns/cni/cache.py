@@ -16,11 +16,11 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 
@@ -32,6 +32,8 @@ from netns.durable import sync_directory, write_durably
 RECORD, NAMESPACE = "record", "netns"
 UNFINISHED = ".new-"
 POLL_S = 0.05
+
+T = TypeVar("T")
 
 log = structlog.get_logger()
 
@@ -69,14 +71,12 @@ class Cache:
         self.settings: dict[str, Setting] = {}
         self.records: dict[tuple[str, str], Record] = {}
         for path in _entries(self._networks):
-            with _read(path) as content:
-                self.settings[path.name] = Setting(**content)
+            if (setting := _read(path, _setting)) is not None:
+                self.settings[setting.network] = setting
         for path in _entries(self._attachments):
             if not (path / RECORD).exists():  # the crash was before the first plug-in, or after the last
                 self._clear(path)
-                continue
-            with _read(path / RECORD) as content:
-                record = Record(**{**content, "setting": Setting(**content["setting"])})
+            elif (record := _read(path / RECORD, _record)) is not None:
                 self.records[record.container, record.interface] = record
         self._inherited = set(self.records)  # of an earlier agent
 
@@ -151,13 +151,21 @@ def _entries(directory: Path) -> list[Path]:
     return [path for path in paths if not path.name.startswith(UNFINISHED)]
 
 
-@contextmanager
-def _read(path: Path) -> Iterator[dict[str, Any]]:
+def _setting(content: dict[str, Any]) -> Setting:
+    return Setting(**content)
+
+
+def _record(content: dict[str, Any]) -> Record:
+    return Record(**{**content, "setting": Setting(**content["setting"])})
+
+
+def _read(path: Path, parse: Callable[[dict[str, Any]], T]) -> T | None:
     """Files are made whole: one that can not be read is of a disk that failed. It stays, for a person to look at."""
     try:
-        yield json.loads(path.read_bytes())
+        return parse(json.loads(path.read_bytes()))
     except (ValueError, TypeError, KeyError) as error:
-        log.error("a file can not be read: what the plug-ins made is not undone", file=str(path), reason=str(error))
+        log.error("a file can not be read: what plug-ins made is not undone", file=str(path), reason=str(error))
+        return None
 
 
 def _locked(fd: int) -> bool:

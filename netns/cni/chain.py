@@ -59,6 +59,12 @@ class Chain:
                     raise PluginError(f"speaks {words} and not {' or '.join(reversed(self.conflist.versions))}")
         return common[0]
 
+    def refuse_unsafe(self) -> None:
+        """Raises for a plug-in that can not be executed: before the first one is."""
+        for plugin in self.conflist.plugins:
+            with _naming(plugin, "ADD"), opened(plugin.type, self.directories):
+                self._refuse_unsafe_delegates(plugin)
+
     async def status(self) -> None:
         for plugin in self.conflist.plugins:
             await self._succeed(plugin, "STATUS", request(self.conflist, plugin, self.version))

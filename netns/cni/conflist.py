@@ -172,7 +172,7 @@ def _types(where: str, value: Any) -> Iterator[tuple[str, Any]]:
     """Whatever is called `type`, at any depth: plug-ins execute other plug-ins by such names."""
     if isinstance(value, dict):
         for key, child in value.items():
-            if key.casefold() == "type" and not isinstance(child, dict | list):
+            if key.casefold() == "type":
                 yield f"{where}.{key}", child
             yield from _types(f"{where}.{key}", child)
     elif isinstance(value, list):

@@ -145,6 +145,7 @@ class CniDriver:
 
     async def _add(self, record: Record, attachment: Attachment, namespace: int, held: int) -> tuple[Address, ...]:
         chain = self._chain_of(record)
+        chain.refuse_unsafe()
         if chain.version >= WITH_STATUS_AND_GC:
             with _explaining("is not ready"):
                 await chain.status()

@@ -132,6 +132,8 @@ def _say(transport: asyncio.SubprocessTransport, request: bytes) -> None:
 
 
 def _open(name: str, directories: Sequence[Path]) -> int:
+    if "/" in name:
+        raise NetworkError("is not the plain name of a file")
     for directory in directories:
         try:
             parent = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -55,10 +55,10 @@ if command == "VERSION":
 def done(**changes):
     result = {{
         "cniVersion": request["cniVersion"],
-        "interfaces": [{{"name": "eth0", "sandbox": os.environ["CNI_NETNS"]}}],
+        "interfaces": [{{"name": "eth0", "sandbox": os.environ.get("CNI_NETNS", "")}}],
         "ips": [{{"address": "10.88.0.9/24", "interface": 0}}],
     }}
-    print(json.dumps(request.get("prevResult") or result | changes if not changes else result | changes))
+    print(json.dumps((request.get("prevResult") or result) | changes))
     sys.exit()
 def fail(code, msg, details=""):
     print(json.dumps({{"cniVersion": request["cniVersion"], "code": code, "msg": msg, "details": details}}))
