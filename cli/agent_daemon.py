@@ -119,7 +119,8 @@ async def _run(state: Path) -> None:
     directories.mount_run()
     directories.make()
     async with AsyncExitStack() as stack:
-        networks = await stack.enter_async_context(Networks(state, name, node.boot_id, node.address))
+        driver = Networks(state, name, node.boot_id, node.address, settings.cni_path)
+        networks = await stack.enter_async_context(driver)
         vips, firewall = IptablesVips(), NftFirewall()
         stack.push_async_callback(vips.close)
         launcher = Launcher(settings.runtime)

@@ -68,6 +68,7 @@ class AgentSettings(_Settings):
     (`agent/log_limits.py`), which may be up to `log_stream_mib` in all; and when the task has ended, for
     `log_keep_h` hours, or until the logs of ended tasks take more than `log_keep_mib`.
 
+    `cni_path` are the directories in which CNI plug-ins are looked for, each root's alone.
     `metrics_port` is on loopback (`agent/metrics.py`). `local_sources` are directories of the node from which tasks may
     have images (`oci:`, `docker-archive:`) and files (`file:`). `pull_secrets` are the files with credentials for
     registries that stand for what definitions name."""
@@ -95,6 +96,7 @@ class AgentSettings(_Settings):
     log_stream_mib: int = Field(256, ge=1)
     log_keep_h: float = Field(24.0, ge=0)
     log_keep_mib: int = Field(1024, ge=0)
+    cni_path: list[Path] = [Path("/opt/cni/bin"), Path("/usr/lib/cni")]
     metrics_port: int = Field(9464, ge=1, le=65535)
 
 

@@ -23,6 +23,7 @@ import structlog
 
 from model.network import NETWORK_NAME, Address, Block, NetworkKind, Subnet
 from netns.address import link_with
+from netns.cni.driver import CniDriver
 from netns.container import Endpoint, connect, loopback_only, vanish
 from netns.driver import Attachment, NetworkError, NetworkSpec
 from netns.durable import write_durably
@@ -56,7 +57,10 @@ class Networks:
     """Implements `netns.driver.Driver` for the node whose namespace the event loop's thread is in. `underlay` is this
     node's address among nodes. Use as an asynchronous context manager: it keeps a netlink socket."""
 
-    def __init__(self, state_dir: Path, node: str, boot_id: str, underlay: Address) -> None:
+    def __init__(
+        self, state_dir: Path, node: str, boot_id: str, underlay: Address, cni_path: Sequence[Path] = ()
+    ) -> None:
+        self._cni = CniDriver(state_dir / "cni", cni_path)
         self._records = state_dir / "networks"
         self._node = node
         self._underlay = underlay
@@ -77,9 +81,13 @@ class Networks:
         self._host.close()
 
     def validate(self, spec: NetworkSpec) -> None:
+        if spec.network.kind is NetworkKind.CNI:
+            return self._cni.validate(spec)
         refuse_bad(spec, self._node, self._underlay, self._specs.values())
 
     async def configure(self, spec: NetworkSpec) -> None:
+        if spec.network.kind is NetworkKind.CNI:
+            return await self._cni.configure(spec)
         self.validate(spec)
         name = spec.network.name
         async with self._configuring:
@@ -94,9 +102,10 @@ class Networks:
             recorded = {path.name for path in self._records.iterdir() if NETWORK_NAME.fullmatch(path.name)}
         except FileNotFoundError:
             recorded = set()
-        return frozenset(recorded | self._specs.keys())
+        return frozenset(recorded | self._specs.keys()) | self._cni.known()
 
     async def remove(self, network: str) -> None:
+        await self._cni.remove(network)
         async with self._configuring:
             with _while(f'remove network "{network}"'):
                 self._specs.pop(network, None)
@@ -115,6 +124,8 @@ class Networks:
                 await self._reconcile_vip_routes()
 
     async def attach(self, attachment: Attachment) -> tuple[Address, ...]:
+        if attachment.network in self._cni.known():
+            return await self._cni.attach(attachment)
         spec = self._specs.get(attachment.network)
         kind = spec.network.kind if spec else "network"
         with _while(f'attach {attachment.container} to {kind} "{attachment.network}"'):
@@ -129,6 +140,12 @@ class Networks:
                 return await self._attach(spec, attachment, namespace)
 
     async def detach(self, container: str) -> None:
+        try:
+            await self._cni.detach(container)
+        finally:
+            await self._detach(container)
+
+    async def _detach(self, container: str) -> None:
         with _while(f"detach {container}"):
             await vanish(self._host, container)
             if self._leases.of(container):
@@ -137,6 +154,10 @@ class Networks:
     async def gc(self, valid: frozenset[str]) -> None:
         owners = {lease.container for lease in self._leases.all()}
         errors: list[NetworkError] = []
+        try:
+            await self._cni.gc(valid)
+        except NetworkError as error:
+            errors.append(error)
         for container in sorted(owners - valid):
             log.info("releasing addresses of a container that is gone", container=container)
             try:
@@ -149,7 +170,7 @@ class Networks:
 
     def addresses(self, container: str) -> tuple[Address, ...]:
         """What the container has leased: known after a restart too."""
-        return tuple(lease.address for lease in self._leases.of(container))
+        return (*(lease.address for lease in self._leases.of(container)), *self._cni.addresses(container))
 
     def released(self) -> tuple[Block, ...]:
         leased = [lease.address for lease in self._leases.all()]

@@ -27,8 +27,6 @@ def refuse_bad(spec: NetworkSpec, node: str, underlay: Address, others: Iterable
 def _problems(spec: NetworkSpec, node: str, underlay: Address) -> Iterator[tuple[str, str]]:
     if not NETWORK_NAME.fullmatch(spec.network.name):
         yield "name", "lower-case letters, digits and hyphens, at most 63"
-    if spec.network.kind is NetworkKind.CNI:
-        yield "kind", "cni is not one of this driver's"
     if spec.network.kind not in NATIVE:
         yield from _block_problems(spec, node)
         yield from _overlay_problems(spec, node, underlay) if spec.network.kind is NetworkKind.OVERLAY else ()

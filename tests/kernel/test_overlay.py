@@ -295,7 +295,7 @@ async def test_bad_specifications_are_refused_by_field(hosts: tuple[Host, Host])
     for field, spec in {
         "vni": replace(good, network=replace(NETWORK, vni=None)),
         "name": replace(good, network=replace(NETWORK, name="../x")),
-        "kind": replace(good, network=replace(NETWORK, kind=NetworkKind.CNI)),
+        "cni: is missing": replace(good, network=replace(NETWORK, kind=NetworkKind.CNI)),
         "blocks: this node has none": replace(good, blocks=()),
         "blocks: 100.64.1.0/24 is of": replace(good, blocks=(foreign,)),
         "blocks: 100.64.1.0/31 is too small": replace(good, blocks=(small,)),
