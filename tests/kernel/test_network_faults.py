@@ -106,11 +106,11 @@ async def after_crash_at_each_step(
                 await before(driver)
         steps.left = allowed
         crashed = False
-        async with opened(state) as driver:
-            try:
+        try:
+            async with opened(state) as driver:
                 await action(driver)
-            except Crash:
-                crashed = True
+        except Crash:
+            crashed = True
         steps.left = MOST_STEPS
         async with opened(state) as driver:
             await then(driver)

@@ -25,7 +25,7 @@ def peer(number: int, underlay: int | None = None) -> Vtep:
 
 
 def state(*peers: Vtep, mtu: int = 1500) -> State:
-    return overlay_state(NetworkSpec(NETWORK, (OWN,), peers), "n1", UNDERLAY, mtu)
+    return overlay_state(NetworkSpec(NETWORK, (OWN,), peers), "n1", UNDERLAY, overlay_mtu(mtu, UNDERLAY))
 
 
 def test_equal_is_nothing() -> None:
@@ -61,7 +61,7 @@ def test_mtu_is_changed_in_place() -> None:
 
 
 def test_device_of_another_underlay_is_made_anew_with_all_its_entries() -> None:
-    moved = overlay_state(NetworkSpec(NETWORK, (OWN,), (peer(2),)), "n1", ip_address("192.0.2.7"), 1500)
+    moved = overlay_state(NetworkSpec(NETWORK, (OWN,), (peer(2),)), "n1", ip_address("192.0.2.7"), 1450)
     anew = [word for word in diff(moved, State()).describe() if "tx1024" in word]
     assert diff(moved, state(peer(2))).describe() == ["remove link tx1024", *anew]
 
