@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
 
-from model.network import Address
+from model.network import Address, Subnet
 from netns.netlink import NLM_F_CREATE, NLM_F_REPLACE, IndexOf, Message, Netlink, Operation, dump, request
 
 # linux/rtnetlink.h
@@ -51,6 +51,15 @@ async def link_with(netlink: Netlink, address: Address) -> int | None:
         if wanted in (message.get_attr("IFA_LOCAL"), message.get_attr("IFA_ADDRESS")):
             return int(message["index"])
     return None
+
+
+async def addresses_within(netlink: Netlink, subnet: Subnet) -> tuple[Address, ...]:
+    """Of any link of this namespace, in order, those that are in `subnet`."""
+    question = ifaddrmsg()
+    question["family"] = family(subnet.network_address)
+    answer = await netlink.read(dump(question, RTM_GETADDR), "addresses")
+    found = {ip_address(message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")) for message in answer}
+    return tuple(sorted((address for address in found if address in subnet), key=int))
 
 
 @dataclass(frozen=True, slots=True)

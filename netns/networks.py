@@ -28,6 +28,7 @@ from netns.ipam.leases import Leases
 from netns.link import VXLAN_PREFIX, RemoveLink, gateway_name, vxlan_name
 from netns.namespace import namespace_of
 from netns.netlink import Netlink, link_exists
+from netns.overlay.offload import reconcile_offload
 from netns.overlay.vxlan import overlay_mtu, overlay_state, peers_state
 from netns.reconcile import State, diff, perform, reconcile
 from netns.spec import NATIVE, first_block, mtu_of, refuse_bad
@@ -52,10 +53,13 @@ class Networks:
     """Implements `netns.driver.Driver` for the node whose namespace the event loop's thread is in. `underlay` is this
     node's address among nodes. Use as an asynchronous context manager: it keeps a netlink socket."""
 
-    def __init__(self, state_dir: Path, node: str, boot_id: str, underlay: Address) -> None:
+    def __init__(
+        self, state_dir: Path, node: str, boot_id: str, underlay: Address, *, checksum_offload: bool = True
+    ) -> None:
         self._records = state_dir / "networks"
         self._node = node
         self._underlay = underlay
+        self._checksum_offload = checksum_offload
         self._host = Netlink()
         self._endpoints = Endpoints(self._host, Leases(state_dir / "leases", boot_id))
         self._specs: dict[str, NetworkSpec] = {}
@@ -196,7 +200,8 @@ class Networks:
         await self._record(spec.network.name, {link.name for link in desired.links if link.kind == "vxlan"})
         done = await reconcile(self._host, desired)
         self._mtus[spec.network.name] = min(link.mtu for link in desired.links)
-        if spec.network.kind is NetworkKind.OVERLAY:
+        if spec.network.vni is not None:
+            done += reconcile_offload(vxlan_name(spec.network.vni), self._checksum_offload)
             self._applied[spec.network.name] = Applied(spec, underlay)
         return done
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
+import fcntl
 import socket
+import struct
 from collections.abc import Callable
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
@@ -13,6 +16,7 @@ import pytest
 from model.network import VXLAN_OVERHEAD, Address, Vtep, paired, vtep_mac
 from netns.driver import Attachment, NetworkError
 from netns.link import gateway_name
+from netns.networks import Networks
 from tests.kernel.namespaces import Echo, NetnsProcess, echo, network_of
 from tests.kernel.nodes import VERSIONS, VNI, Host, block_subnet, joined, network
 
@@ -261,3 +265,43 @@ async def test_bad_blocks_and_singles_are_refused_by_name(hosts: Hosts) -> None:
         async with one.driver() as driver:
             with pytest.raises(NetworkError, match=problem):
                 await driver.configure(spec)
+
+
+async def test_checksums_are_not_left_to_the_card_where_it_gets_them_wrong(
+    hosts: Hosts, spawn: Spawn, echo_server: Callable[[int], Echo]
+) -> None:
+    one, two = hosts
+    server, client = spawn(), spawn()
+    addresses = await two.attach("server", server, two.spec(one))
+    for wanted in (True, False, True, False):
+        with one.inside():
+            async with Networks(one.state, "n1", "boot-1", one.underlay, checksum_offload=wanted) as driver:
+                await driver.configure(one.spec(two))
+                assert computed_by_the_card() is wanted
+                set_checksum_offload(not wanted)
+                state = "on" if wanted else "off"
+                assert await driver.mend("prod") == [f"switch {state} checksum offload of {DEV}"]
+                assert computed_by_the_card() is wanted
+                own = await driver.attach(Attachment("client", "prod", client.pid))
+    port = echo_server(server.pid).port
+    for mine, address in zip(own, addresses, strict=True):
+        assert echo(client.pid, address, port, size=500_000) == str(mine)
+
+
+def computed_by_the_card() -> bool:
+    """As the kernel has it in the list of the device's features (linux/ethtool.h: ETHTOOL_GFEATURES), of which
+    NETIF_F_HW_CSUM (linux/netdev_features.h) is the fourth bit."""
+    answer = ioctl_ethtool(struct.pack("=II", 0x3A, 2) + bytes(2 * 16))
+    (active,) = struct.unpack_from("=I", answer, 8 + 8)
+    return bool(active & 1 << 3)
+
+
+def set_checksum_offload(wanted: bool) -> None:
+    ioctl_ethtool(struct.pack("=IIIIII", 0x3B, 2, 1 << 3, wanted << 3, 0, 0))
+
+
+def ioctl_ethtool(command: bytes) -> bytes:
+    buffer = ctypes.create_string_buffer(command, len(command))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+        fcntl.ioctl(asking, 0x8946, struct.pack("16sP16x", DEV.encode(), ctypes.addressof(buffer)))
+    return buffer.raw
