@@ -110,11 +110,14 @@ class Netlink:
             if answer.error and answer.error not in operation.tolerates:
                 raise NetworkError(f"{operation.describe()}: {os.strerror(answer.error)}")
 
-    async def read(self, message: Message, what: str) -> list[Message]:
-        """The answer to one question, complete. A link that does not exist has an empty answer."""
+    async def read(
+        self, message: Message, what: str, wanted: Callable[[bytes], bool] = lambda part: True
+    ) -> list[Message]:
+        """The answer to one question: all of its messages that are `wanted`. A link that does not exist has an empty
+        answer."""
         [answer] = self._exchange(self._socket, [message], f"read {what}")
         if answer.error in (0, errno.ENODEV, errno.ENOENT):
-            return [_decoded(type(message), part) for part in answer.parts]
+            return [_decoded(type(message), part) for part in answer.parts if wanted(part)]
         raise NetworkError(f"read {what}: {os.strerror(answer.error)}")
 
     async def _exchange_aside(self, messages: Sequence[Message], what: str) -> list[Answer]:

@@ -31,7 +31,8 @@ from netns.netlink import Netlink, link_exists
 from netns.overlay.offload import reconcile_offload
 from netns.overlay.vxlan import overlay_mtu, overlay_state, peers_state
 from netns.reconcile import State, diff, perform, reconcile
-from netns.spec import NATIVE, first_block, mtu_of, refuse_bad
+from netns.route import read_foreign_routes
+from netns.spec import NATIVE, first_block, mtu_of, refuse_bad, refuse_routes
 from netns.sysctl import Sysctl, ipv6_router
 from netns.underlay import Underlay, read_underlay
 from netns.vip_route import reconcile_vip_routes
@@ -196,6 +197,8 @@ class Networks:
     async def _configure_links(self, spec: NetworkSpec) -> list[str]:
         self._applied.pop(spec.network.name, None)
         underlay = await read_underlay(self._host, self._underlay)
+        if not link_exists(gateway_name(spec.network.name)):
+            refuse_routes(spec, await read_foreign_routes(self._host))
         desired = self._desired(spec, underlay)
         await self._record(spec.network.name, {link.name for link in desired.links if link.kind == "vxlan"})
         done = await reconcile(self._host, desired)

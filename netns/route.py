@@ -36,6 +36,8 @@ RT_SCOPE_UNIVERSE, RT_SCOPE_LINK = 0, 253
 RTN_UNICAST = 1
 RTNH_F_ONLINK = 4
 NETWORK_PROTOCOL, VIP_PROTOCOL = 84, 85
+OURS = (NETWORK_PROTOCOL, VIP_PROTOCOL)
+PROTOCOL_AT = 16 + 5  # of a message: after struct nlmsghdr, within struct rtmsg
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +73,18 @@ async def read_routes(netlink: Netlink, dev: str | None, protocol: int) -> froze
     return frozenset(_route(names[oif], message) for message in answer if (oif := message.get_attr("RTA_OIF")) in names)
 
 
+async def read_foreign_routes(netlink: Netlink) -> frozenset[Route]:
+    """The routes of the node that are not ours, but for default routes: what it takes to be reached elsewhere."""
+    question = rtmsg()
+    question["family"] = socket.AF_UNSPEC
+    question["table"] = RT_TABLE_MAIN
+    # Of ours there may be thousands, so they are left out before they are decoded.
+    answer = await netlink.read(dump(question, RTM_GETROUTE), "routes", lambda part: part[PROTOCOL_AT] not in OURS)
+    names = link_names()
+    found = (_route(names[oif], message) for message in answer if (oif := message.get_attr("RTA_OIF")) in names)
+    return frozenset(route for route in found if route.destination.prefixlen and not _of_the_link(route.destination))
+
+
 @dataclass(frozen=True, slots=True)
 class AddRoute(Operation):
     """`replace` when ours to the same destination is there; else somebody's route to it is an error, not a prey."""
@@ -96,6 +110,11 @@ class RemoveRoute(Operation):
 
     def message(self, index_of: IndexOf) -> Message:
         return request(_message(self.route, index_of), RTM_DELROUTE, 0)
+
+
+def _of_the_link(subnet: Subnet) -> bool:
+    """Link-local and multicast: every link may have routes to them."""
+    return subnet.is_link_local or subnet.is_multicast
 
 
 def _message(route: Route, index_of: IndexOf) -> Message:

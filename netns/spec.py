@@ -9,6 +9,7 @@ from itertools import pairwise
 
 from model.network import LONGEST_BLOCK, NETWORK_NAME, Address, Block, NetworkKind, Subnet
 from netns.driver import NetworkError, NetworkSpec
+from netns.route import Route
 
 NATIVE = (NetworkKind.HOST, NetworkKind.NONE)  # need nothing on the node
 MAX_VNI = (1 << 24) - 1  # RFC 7348 section 5
@@ -22,6 +23,14 @@ def refuse_bad(spec: NetworkSpec, node: str, underlay: Address, others: Iterable
     for other in others:
         if other.network.name != spec.network.name:
             _refuse_conflict(spec, other)
+
+
+def refuse_routes(spec: NetworkSpec, routes: Iterable[Route]) -> None:
+    """Raises NetworkError when the node takes some of the network's addresses to be elsewhere."""
+    for route in sorted(routes, key=repr):
+        for subnet in spec.network.subnets:
+            if _inside(route.destination, subnet) or _inside(subnet, route.destination):
+                raise NetworkError(f"subnets: {subnet} overlaps what this node has a route to: {route.describe()}")
 
 
 def mtu_of(spec: NetworkSpec, carried: int) -> int:

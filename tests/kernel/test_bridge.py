@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from ipaddress import IPv4Address, ip_address, ip_network
 from pathlib import Path
 
@@ -370,6 +371,18 @@ async def test_missing_underlay_is_one_clear_error(host_netns: None, tmp_path: P
 async def test_somebody_elses_route_is_refused_not_replaced(underlay: None, tmp_path: Path) -> None:
     run("ip", "route", "add", str(SUBNET), "dev", "card")
     async with networks(tmp_path) as driver:
-        with pytest.raises(NetworkError, match=r"add route 10\.9\.0\.0/24 dev tg\w+: File exists"):
+        taken = r"subnets: 10\.9\.0\.0/16 overlaps what this node has a route to: 10\.9\.0\.0/24 dev card"
+        with pytest.raises(NetworkError, match=taken):
             await driver.configure(SPEC)
-    assert [route["dev"] for route in ip("route", "show", str(SUBNET))] == ["card"]
+        assert [link["ifname"] for link in ip("link")] == ["lo", "wire", "card"]
+        run("ip", "route", "replace", "10.0.0.0/8", "via", "192.0.2.9")
+        run("ip", "route", "del", str(SUBNET))
+        with pytest.raises(NetworkError, match=r"has a route to: 10\.0\.0\.0/8 via 192\.0\.2\.9 dev card"):
+            await driver.configure(SPEC)
+        run("ip", "route", "del", "10.0.0.0/8")
+        run("ip", "route", "add", "default", "via", "192.0.2.9")  # which leads everywhere else
+        await driver.configure(SPEC)
+        run("ip", "route", "add", "10.9.7.0/24", "dev", "card")
+        with pytest.raises(NetworkError, match=r"add route 10\.9\.7\.0/24 dev tg\w+: File exists"):
+            await driver.configure(replace(SPEC, blocks=(Block("local", "n1", ip_network("10.9.7.0/24")),)))
+    assert [route["dev"] for route in ip("route", "show", "10.9.7.0/24")] == ["card"]
