@@ -30,10 +30,10 @@ class NodeNetwork:
         pools: tuple[Subnet, ...],
         vacate: Callable[[str], Awaitable[None]],
     ) -> None:
-        """`vacate` is awaited before a network goes, or this node's blocks of it change."""
+        """`vacate` is awaited before a network goes, or a block that this node has of it, and when one retires."""
         self._driver = driver
         self._vacate = vacate
-        self._blocks: dict[str, tuple[Block, ...]] = {}  # as configured
+        self._blocks: dict[str, frozenset[Block]] = {}  # of which there may be spares
         self._backend = vips
         self._firewall = firewall
         self._pools = pools
@@ -141,10 +141,15 @@ class NodeNetwork:
         if name in self._networks:
             spec = self._spec(name)
             self._driver.validate(spec)
-            if self._blocks.get(name, spec.blocks) != spec.blocks:
+            here, retiring = frozenset(spec.blocks), frozenset(spec.retiring)
+            before = self._blocks.get(name, frozenset())
+            if before - here:
                 await self._vacate(name)
-            self._blocks[name] = spec.blocks
+            self._blocks[name] = before & here | here - retiring
             await self._driver.configure(spec)
+            if before & retiring:  # from now on nothing is leased of them
+                await self._vacate(name)
+            self._blocks[name] = here - retiring
 
     def _spec(self, name: str) -> NetworkSpec:
         share = self._networks[name]

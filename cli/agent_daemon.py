@@ -8,7 +8,6 @@ import time
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from functools import partial
-from ipaddress import ip_address
 from pathlib import Path
 
 import grpc.aio
@@ -39,13 +38,15 @@ from agent.renewal import keep_renewed
 from agent.sandboxes import Sandboxes
 from agent.session import Session
 from agent.streams import Streams
+from agent.underlay import NoUnderlay, underlay_address
 from agent.usage import Sampler
 from agent.volumes import VolumeRemovals
 from cli.problem import Problem
-from cli.settings import AgentSettings, SettingsError, load, machine_resources, source_address
+from cli.settings import AgentSettings, SettingsError, load, machine_resources
 from isolators.persistent import PersistentVolumes
 from isolators.rights import Rights
 from isolators.standard import standard_isolators
+from model.network import Address
 from model.node import Node
 from model.resources import Resources
 from netns.firewall.nftables import NftFirewall
@@ -114,12 +115,20 @@ async def _run(state: Path) -> None:
         frozenset(settings.devices),
         frozenset(settings.host_volumes),
     )
-    node = replace(_node(name, settings, state), rights=rights.names)
+    address = await _address(settings, state)
+    node = replace(_node(name, settings, state, address), rights=rights.names)
     directories = Directories(state)
     directories.mount_run()
     directories.make()
     async with AsyncExitStack() as stack:
-        driver = Networks(state, name, node.boot_id, node.address, settings.cni_path)
+        driver = Networks(
+            state,
+            name,
+            node.boot_id,
+            node.address,
+            cni_path=settings.cni_path,
+            checksum_offload=settings.vxlan_checksum_offload,
+        )
         networks = await stack.enter_async_context(driver)
         vips, firewall = IptablesVips(), NftFirewall()
         stack.push_async_callback(vips.close)
@@ -215,11 +224,14 @@ def _log_policy(settings: AgentSettings) -> LogPolicy:
     return LogPolicy(Limits(MIB * settings.log_file_mib, settings.log_files), MIB * settings.log_stream_mib)
 
 
-def _node(name: str, settings: AgentSettings, state: Path) -> Node:
+async def _address(settings: AgentSettings, state: Path) -> Address:
     try:
-        address = settings.address or ip_address(source_address(settings.master))
-    except OSError as error:
-        raise Problem(f"no route to the master {settings.master}: {error.strerror}: set address = ...") from error
+        return await underlay_address(settings.address, settings.master)
+    except NoUnderlay as error:
+        raise Problem(f"{state / SETTINGS_FILE}: {error}") from error
+
+
+def _node(name: str, settings: AgentSettings, state: Path, address: Address) -> Node:
     cpus, mem, disk = machine_resources(state)
     resources = Resources(settings.cpus or cpus, settings.mem or mem, disk if settings.disk is None else settings.disk)
     boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import os
-import socket
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
@@ -59,7 +58,9 @@ class MasterSettings(_Settings):
 
 class AgentSettings(_Settings):
     """`cpus` (thousandths), `mem` and `disk` (MiB) are what may be handed out; None: what the machine has, less a
-    reserve for itself. `address` is the node's on the underlay; None: the one that leads to the master. `capabilities`,
+    reserve for itself. `address` is the node's on the underlay, or a subnet that it is in (of several links the right
+    one); None: the one that leads to the master. Without `vxlan_checksum_offload` checksums of what overlays carry are
+    not left to the network card, which may get them wrong (`netns/overlay/offload.py`). `capabilities`,
     `unconfined_seccomp`, `host_network`, `devices` and `host_volumes` (each `/srv/data:rw`, or `:ro`, or `:rshared`)
     permit tasks what the defaults do not (`isolators/rights.py`).
     `runtime` makes containers' first processes: our own launcher, or another OCI runtime that is installed here.
@@ -76,7 +77,8 @@ class AgentSettings(_Settings):
     model_config = SettingsConfigDict(env_prefix="TEPUI_AGENT_", extra="forbid")
 
     master: str = ""  # host:port of the control port
-    address: IPv4Address | IPv6Address | None = None
+    address: IPv4Address | IPv6Address | IPv4Network | IPv6Network | None = None
+    vxlan_checksum_offload: bool = True
     cgroup: str = "tepui"
     cpus: int | None = Field(None, gt=0)
     mem: int | None = Field(None, gt=0)
@@ -113,15 +115,6 @@ def load(kind: type[S], file: Path) -> S:
         raise SettingsError(f"{file}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
     except (OSError, ValueError) as error:
         raise SettingsError(f"{file}: {error}") from error
-
-
-def source_address(master: str) -> str:
-    """The address of this node that leads to `master` (host:port). Connecting a datagram socket sends nothing."""
-    host, _, port = master.rpartition(":")
-    family, kind, protocol, _, address = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_DGRAM)[0]
-    with socket.socket(family, kind, protocol) as probe:
-        probe.connect(address)
-        return str(probe.getsockname()[0])
 
 
 def machine_resources(state: Path) -> tuple[int, int, int]:

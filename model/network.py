@@ -102,12 +102,19 @@ class Vtep:
 @dataclass(frozen=True, slots=True)
 class Lease:
     """An address in use. The owner is a container of one boot of one node: after a reboot no lease is valid. In a
-    network of both versions it is the IPv4 address that is leased; `paired` has the other."""
+    network of both versions it is the IPv4 address that is leased; `companion` is the IPv6 address that comes with it
+    (`paired`). `interface` is the container's link that has them."""
 
     address: Address
     network: str
     container: str
     boot_id: str
+    interface: str = "eth0"
+    companion: Address | None = None
+
+    @property
+    def addresses(self) -> tuple[Address, ...]:
+        return (self.address,) if self.companion is None else (self.address, self.companion)
 
 
 def vtep_mac(node: str, vni: int) -> str:

@@ -10,11 +10,13 @@ from typing import ClassVar
 
 from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
 
-from model.network import Address
+from model.network import Address, Subnet
 from netns.netlink import NLM_F_CREATE, NLM_F_REPLACE, IndexOf, Message, Netlink, Operation, dump, request
 
 # linux/rtnetlink.h
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
+# linux/if_addr.h: usable at once, instead of after a second in which nobody said that it has it too (RFC 4862)
+IFA_F_NODAD = 0x02
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +32,14 @@ def family(address: Address) -> int:
 
 
 async def read_addresses(netlink: Netlink, dev: str) -> frozenset[LinkAddress]:
-    """The IPv4 addresses of a link."""
+    """The addresses of a link, but for the one that IPv6 gives to every link."""
     question = ifaddrmsg()
-    question["family"] = socket.AF_INET
+    question["family"] = socket.AF_UNSPEC
     question["index"] = netlink.index_of(dev)
     answer = await netlink.read(dump(question, RTM_GETADDR), f"addresses of {dev}")
-    return frozenset(LinkAddress(dev, ip_address(message.get_attr("IFA_LOCAL"))) for message in answer)
+    # An address of IPv6 has no IFA_LOCAL when it has no peer.
+    found = (ip_address(message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")) for message in answer)
+    return frozenset(LinkAddress(dev, address) for address in found if not address.is_link_local)
 
 
 async def link_with(netlink: Netlink, address: Address) -> int | None:
@@ -47,6 +51,15 @@ async def link_with(netlink: Netlink, address: Address) -> int | None:
         if wanted in (message.get_attr("IFA_LOCAL"), message.get_attr("IFA_ADDRESS")):
             return int(message["index"])
     return None
+
+
+async def addresses_within(netlink: Netlink, subnet: Subnet) -> tuple[Address, ...]:
+    """Of any link of this namespace, in order, those that are in `subnet`."""
+    question = ifaddrmsg()
+    question["family"] = family(subnet.network_address)
+    answer = await netlink.read(dump(question, RTM_GETADDR), "addresses")
+    found = {ip_address(message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")) for message in answer}
+    return tuple(sorted((address for address in found if address in subnet), key=int))
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,5 +90,6 @@ def _message(address: LinkAddress, index_of: IndexOf) -> Message:
     message["family"] = family(address.address)
     message["index"] = index_of(address.dev)
     message["prefixlen"] = address.address.max_prefixlen
+    message["flags"] = IFA_F_NODAD if address.address.version == 6 else 0
     message["attrs"] = [("IFA_LOCAL", str(address.address)), ("IFA_ADDRESS", str(address.address))]
     return message

@@ -19,8 +19,8 @@ class NetworkError(Exception):
 @dataclass(frozen=True, slots=True)
 class NetworkSpec:
     """A network as one node sees it: its own blocks and, for an overlay, the other nodes' ends. Nothing is leased any
-    more from those blocks that are `retiring`. `singles` are addresses outside of any block that containers here have:
-    they are leased only to who asks for one."""
+    more of those blocks that are `retiring`, which are among `blocks`. `singles` are addresses outside of any block
+    that containers here have: they are leased only to who asks for one."""
 
     network: Network
     blocks: tuple[Block, ...]
@@ -32,7 +32,8 @@ class NetworkSpec:
 @dataclass(frozen=True, slots=True)
 class Attachment:
     """One container on one network. `netns_pid` is a process in the container's network namespace. By `eth0` it reaches
-    everything, by any other interface its own network only. `address` is the one it is to have; None: any."""
+    everything, by any other interface (up to `eth7`) its own network only. `address` is the one it is to have; None:
+    any."""
 
     container: str
     network: str
@@ -48,6 +49,10 @@ class Driver(Protocol):
     async def configure(self, spec: NetworkSpec) -> None:
         """Make links, addresses, routes and neighbours of this network what `spec` says."""
 
+    async def mend(self, network: str) -> list[str]:
+        """Compare what the kernel has of this network with what `configure` and `attach` made, and put it right.
+        Returns what was done, in words: nothing, when nobody had changed anything."""
+
     async def remove(self, network: str) -> None:
         """Remove what `configure` made. Accepts a network that was never there."""
 
@@ -62,7 +67,9 @@ class Driver(Protocol):
         """What `attach` gave the container on all its networks, also after a restart; empty when it is not attached."""
 
     async def detach(self, container: str) -> None:
-        """Undo every `attach` of it, in part or whole. Accepts a container that was never attached."""
+        """Undo every `attach` of it, in part or whole. Accepts a container that was never attached. When it returns,
+        nothing gets to the container or away from it, and somebody else may have its addresses; its links follow,
+        which takes the kernel a while."""
 
     async def gc(self, valid: frozenset[str]) -> None:
         """Release what belongs to containers that are not in `valid`."""

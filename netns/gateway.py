@@ -21,7 +21,7 @@ from netns.address import LinkAddress
 from netns.link import Link, gateway_name
 from netns.reconcile import State
 from netns.route import Route
-from netns.sysctl import forwarding, quiet
+from netns.sysctl import forwarding, ipv6, quiet
 
 # The node's end of every veth pair has it, so containers know it from their start. No two of them share a wire.
 GATEWAY_MAC = "02:74:00:00:00:01"
@@ -33,7 +33,11 @@ def gateway_state(network: str, blocks: Sequence[Block], mtu: int) -> State:
     mac = (b"\x02" + hashlib.sha256(network.encode()).digest()[:5]).hex(":")
     return State(
         links=frozenset({Link(dev, "bridge", mac, mtu)}),
-        sysctls=(*quiet(dev), *forwarding(dev)),
+        sysctls=(*quiet(dev), *forwarding(dev), *(ipv6(dev, True) if has_ipv6(blocks) else ())),
         addresses=frozenset(LinkAddress(dev, block.gateway) for block in blocks),
         routes=frozenset(Route(dev, block.subnet, source=block.gateway) for block in blocks),
     )
+
+
+def has_ipv6(blocks: Sequence[Block]) -> bool:
+    return any(block.subnet.version == 6 for block in blocks)

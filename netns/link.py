@@ -19,6 +19,8 @@ from model.network import VXLAN_PORT, Address
 from netns.netlink import NLM_F_CREATE, NLM_F_EXCL, IndexOf, Message, Netlink, Operation, request
 
 VETH_PREFIX, GATEWAY_PREFIX, VXLAN_PREFIX = "tv", "tg", "tx"
+# What a container's links may be called: as many as it can have. Whoever knows the container knows them all.
+INTERFACES = tuple(f"eth{number}" for number in range(8))
 
 # linux/rtnetlink.h, linux/if.h
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
@@ -44,9 +46,15 @@ class Link:
         return (self.kind, self.vni, self.local, self.port)
 
 
-def veth_name(container: str) -> str:
+def veth_name(container: str, interface: str = "eth0") -> str:
     """The node's end of a container's veth pair. 52 bits of the hash, so that two containers never meet in practice."""
-    return VETH_PREFIX + hashlib.sha256(container.encode()).hexdigest()[:13]
+    whose = container if interface == "eth0" else f"{container}\0{interface}"
+    return VETH_PREFIX + hashlib.sha256(whose.encode()).hexdigest()[:13]
+
+
+def veth_names(container: str) -> frozenset[str]:
+    """Of all links that the container may have."""
+    return frozenset(veth_name(container, interface) for interface in INTERFACES)
 
 
 def gateway_name(network: str) -> str:
@@ -158,6 +166,24 @@ class SetUp(Operation):
         message = ifinfmsg()
         message["attrs"] = [("IFLA_IFNAME", self.name), *([("IFLA_IFALIAS", self.alias)] if self.alias else [])]
         message["flags"] = message["change"] = IFF_UP
+        return request(message, RTM_NEWLINK, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class SetDown(Operation):
+    """Takes the link's routes and neighbours with it, and nothing passes it any more. A hundredth of the time that it
+    takes the kernel to remove it."""
+
+    name: str
+    tolerates: ClassVar[frozenset[int]] = frozenset({errno.ENODEV})
+
+    def describe(self) -> str:
+        return f"set {self.name} down"
+
+    def message(self, index_of: IndexOf) -> Message:
+        message = ifinfmsg()
+        message["attrs"] = [("IFLA_IFNAME", self.name)]
+        message["flags"], message["change"] = 0, IFF_UP
         return request(message, RTM_NEWLINK, 0)
 
 

@@ -25,13 +25,17 @@ T = TypeVar("T")
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
+class NoNamespace(NetworkError):
+    """There is no such process, or it has ended."""
+
+
 @contextmanager
 def namespace_of(pid: int) -> Iterator[int]:
     """A descriptor of the network namespace of `pid`: it stays the same one when the pid is used again."""
     try:
         fd = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
-        raise NetworkError(f"network namespace of process {pid}: {error.strerror}") from error
+        raise NoNamespace(f"network namespace of process {pid}: {error.strerror}") from error
     try:
         yield fd
     finally:

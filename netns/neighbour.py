@@ -1,10 +1,11 @@
-"""Neighbours: which MAC address an IP address behind a link has. Ours are permanent, so nothing is ever asked (ARP)
-and no answer of a container is ever believed.
+"""Neighbours: which MAC address an IP address behind a link has. Ours are permanent, so nothing is ever asked (ARP,
+neighbour discovery) and no answer of a container is ever believed.
 """
 
 from __future__ import annotations
 
 import errno
+import socket
 from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import ClassVar
@@ -13,7 +14,7 @@ from pyroute2.netlink.rtnl.ndmsg import ndmsg
 
 from model.network import Address
 from netns.address import family
-from netns.netlink import NLM_F_CREATE, NLM_F_REPLACE, IndexOf, Message, Netlink, Operation, dump, request
+from netns.netlink import NLM_F_CREATE, NLM_F_REPLACE, IndexOf, Message, Netlink, Operation, dump, link_names, request
 
 # linux/rtnetlink.h, linux/neighbour.h
 RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH = 28, 29, 30
@@ -36,16 +37,18 @@ def mac_of(address: Address) -> str:
     return (b"\x02\x74" + address.packed[-4:]).hex(":")
 
 
-async def read_neighbours(netlink: Netlink, dev: str) -> frozenset[Neighbour]:
-    """The permanent IPv4 neighbours behind a link."""
+async def read_neighbours(netlink: Netlink, dev: str | None = None) -> frozenset[Neighbour]:
+    """The permanent neighbours behind a link, or behind any. What the kernel knows by itself (multicast) is not."""
     question = ndmsg()
-    question["family"] = 2
-    question["attrs"] = [("NDA_IFINDEX", netlink.index_of(dev))]
-    answer = await netlink.read(dump(question, RTM_GETNEIGH), f"neighbours of {dev}")
+    question["family"] = socket.AF_UNSPEC
+    if dev is not None:
+        question["attrs"] = [("NDA_IFINDEX", netlink.index_of(dev))]
+    answer = await netlink.read(dump(question, RTM_GETNEIGH), f"neighbours of {dev or 'all links'}")
+    names = link_names()
     return frozenset(
-        Neighbour(dev, ip_address(message.get_attr("NDA_DST")), message.get_attr("NDA_LLADDR"))
+        Neighbour(names[message["ifindex"]], ip_address(message.get_attr("NDA_DST")), message.get_attr("NDA_LLADDR"))
         for message in answer
-        if message["state"] & NUD_PERMANENT
+        if message["state"] & NUD_PERMANENT and message["ifindex"] in names
     )
 
 

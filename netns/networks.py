@@ -3,18 +3,15 @@
 It reads `<state>/leases` and `<state>/networks` and what the kernel has; it writes both, always the disk first when
 something is made and the kernel first when something is removed. So whatever the kernel has of ours has a file or a
 name that says whose it is, and after a crash between any two steps the next `configure`, `attach` or `gc` mends it.
-
-Containers find links by name and leases by container, so `detach` needs nothing that a restart loses.
 """
 
 from __future__ import annotations
 
 import asyncio
 import re
-import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -22,35 +19,36 @@ from typing import Self
 import structlog
 
 from model.network import NETWORK_NAME, Address, Block, NetworkKind, Subnet
-from netns.address import link_with
 from netns.cni.driver import CniDriver
-from netns.container import Endpoint, connect, loopback_only, vanish
+from netns.container import loopback_only
 from netns.driver import Attachment, NetworkError, NetworkSpec
 from netns.durable import write_durably
+from netns.endpoints import Endpoints
 from netns.gateway import gateway_state
 from netns.ipam.leases import Leases
-from netns.link import VETH_PREFIX, VXLAN_PREFIX, RemoveLink, gateway_name, read_link, read_names, veth_name
+from netns.link import VXLAN_PREFIX, RemoveLink, gateway_name, vxlan_name
 from netns.namespace import namespace_of
 from netns.netlink import Netlink, link_exists
-from netns.overlay.vxlan import overlay_state
-from netns.reconcile import State, diff_routes, reconcile
-from netns.route import VIP_PROTOCOL, Route, read_routes
-from netns.spec import NATIVE, refuse_bad
-from netns.sysctl import Sysctl
+from netns.overlay.offload import reconcile_offload
+from netns.overlay.vxlan import overlay_mtu, overlay_state, peers_state
+from netns.reconcile import State, diff, perform, reconcile
+from netns.route import read_foreign_routes
+from netns.spec import NATIVE, first_block, mtu_of, refuse_bad, refuse_routes
+from netns.sysctl import Sysctl, ipv6_router
+from netns.underlay import Underlay, read_underlay
+from netns.vip_route import reconcile_vip_routes
 
 log = structlog.get_logger()
 
-CONTAINER_VETH = re.compile(VETH_PREFIX + "[0-9a-f]{13}")
 RECORDED_LINK = re.compile(VXLAN_PREFIX + "[0-9]{1,8}")
-MAX_MTU = 65535  # of a veth; lo has more
 
 
 @dataclass(frozen=True, slots=True)
-class Underlay:
-    """The link that has the node's address among nodes."""
+class Applied:
+    """What the kernel was last made to have of a network, as far as we know."""
 
-    name: str
-    mtu: int
+    spec: NetworkSpec
+    underlay: Underlay
 
 
 class Networks:
@@ -58,15 +56,24 @@ class Networks:
     node's address among nodes. Use as an asynchronous context manager: it keeps a netlink socket."""
 
     def __init__(
-        self, state_dir: Path, node: str, boot_id: str, underlay: Address, cni_path: Sequence[Path] = ()
+        self,
+        state_dir: Path,
+        node: str,
+        boot_id: str,
+        underlay: Address,
+        *,
+        cni_path: Sequence[Path] = (),
+        checksum_offload: bool = True,
     ) -> None:
         self._cni = CniDriver(state_dir / "cni", cni_path)
         self._records = state_dir / "networks"
         self._node = node
         self._underlay = underlay
-        self._leases = Leases(state_dir / "leases", boot_id)
+        self._checksum_offload = checksum_offload
         self._host = Netlink()
+        self._endpoints = Endpoints(self._host, Leases(state_dir / "leases", boot_id))
         self._specs: dict[str, NetworkSpec] = {}
+        self._applied: dict[str, Applied] = {}
         self._mtus: dict[str, int] = {}
         self._vip_pools: tuple[Subnet, ...] = ()
         self._configuring = asyncio.Lock()
@@ -78,7 +85,10 @@ class Networks:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._host.close()
+        try:
+            await self._endpoints.settle()
+        finally:
+            self._host.close()
 
     def validate(self, spec: NetworkSpec) -> None:
         if spec.network.kind is NetworkKind.CNI:
@@ -92,10 +102,24 @@ class Networks:
         name = spec.network.name
         async with self._configuring:
             with _while(f'configure {spec.network.kind} "{name}"'):
-                if spec.network.kind not in NATIVE:
-                    await self._configure_links(spec)
+                done = await self._configure_peers(spec)
+                if done is None:
+                    done = await self._configure_links(spec) if spec.network.kind not in NATIVE else []
+                    self._specs[name] = spec
+                    done += await self._reconcile_vip_routes()
                 self._specs[name] = spec
-                await self._reconcile_vip_routes()
+        if done:
+            log.info("network configured", network=name, operations=len(done))
+
+    async def mend(self, network: str) -> list[str]:
+        async with self._configuring:
+            spec = self._specs.get(network)
+            if spec is None or spec.network.kind in NATIVE:
+                return []
+            with _while(f'mend {spec.network.kind} "{network}"'):
+                done = await self._configure_links(spec)
+                done += await self._endpoints.mend(spec, self._mtus[network])
+                return done + await self._reconcile_vip_routes()
 
     def known(self) -> frozenset[str]:
         try:
@@ -109,15 +133,14 @@ class Networks:
         async with self._configuring:
             with _while(f'remove network "{network}"'):
                 self._specs.pop(network, None)
+                self._applied.pop(network, None)
                 links = [gateway_name(network), *self._recorded(network)]
                 await self._host.apply([RemoveLink(name) for name in links if link_exists(name)])
                 (self._records / network).unlink(missing_ok=True)
                 await self._reconcile_vip_routes()
 
     async def configure_vip_route(self, pools: Sequence[Subnet]) -> None:
-        """Give the node itself a way to virtual addresses in `pools`, so that its own connections get as far as the
-        translation. What is not translated ends at the gateway's link. The route follows the networks as they come and
-        go; the node talks to VIPs with the gateway's address of its first overlay."""
+        """Give the node itself a way to virtual addresses in `pools`. It follows the networks as they come and go."""
         async with self._configuring:
             with _while("configure routes to virtual addresses"):
                 self._vip_pools = tuple(pools)
@@ -137,7 +160,7 @@ class Networks:
                 if spec.network.kind is NetworkKind.NONE:
                     await loopback_only(namespace)
                     return ()
-                return await self._attach(spec, attachment, namespace)
+                return await self._endpoints.attach(spec, self._mtus[attachment.network], attachment, namespace)
 
     async def detach(self, container: str) -> None:
         try:
@@ -147,103 +170,81 @@ class Networks:
 
     async def _detach(self, container: str) -> None:
         with _while(f"detach {container}"):
-            await vanish(self._host, container)
-            if self._leases.of(container):
-                await asyncio.to_thread(self._leases.release, container)
+            await self._endpoints.detach(container)
 
     async def gc(self, valid: frozenset[str]) -> None:
-        owners = {lease.container for lease in self._leases.all()}
         errors: list[NetworkError] = []
         try:
             await self._cni.gc(valid)
         except NetworkError as error:
             errors.append(error)
-        for container in sorted(owners - valid):
+        for container in sorted(self._endpoints.owners() - valid):
             log.info("releasing addresses of a container that is gone", container=container)
             try:
                 await self.detach(container)
             except NetworkError as error:  # what the others have is given back all the same
                 errors.append(error)
-        await self._remove_strays(valid)
+        with _while("remove links of containers that are gone"):
+            await self._endpoints.remove_strays(valid)
         if errors:
             raise NetworkError("; ".join(map(str, errors))) from ExceptionGroup("gc", errors)
 
     def addresses(self, container: str) -> tuple[Address, ...]:
-        """What the container has leased: known after a restart too."""
-        return (*(lease.address for lease in self._leases.of(container)), *self._cni.addresses(container))
+        return (*self._endpoints.addresses(container), *self._cni.addresses(container))
 
     def released(self) -> tuple[Block, ...]:
-        leased = [lease.address for lease in self._leases.all()]
-        retiring = [block for spec in self._specs.values() for block in spec.retiring]
-        return tuple(block for block in retiring if not any(address in block.subnet for address in leased))
+        return self._endpoints.unused(block for spec in self._specs.values() for block in spec.retiring)
 
-    async def _remove_strays(self, valid: frozenset[str]) -> None:
-        ours = {name for name in read_names(VETH_PREFIX) if CONTAINER_VETH.fullmatch(name)}
-        strays = ours - {veth_name(container) for container in valid}
-        with _while("remove links of containers that are gone"):
-            await self._host.apply([RemoveLink(name) for name in sorted(strays)])
+    async def _configure_peers(self, spec: NetworkSpec) -> list[str] | None:
+        """When nothing but peers of an overlay has changed since the last time, change them and nothing else: there may
+        be a thousand. None: it is not so, or the kernel does not have any more what it had."""
+        before = self._applied.pop(spec.network.name, None)
+        if before is None or replace(before.spec, peers=spec.peers, singles=spec.singles) != spec:
+            return None
+        if await read_underlay(self._host, self._underlay) != before.underlay:
+            return None
+        assert spec.network.vni is not None
+        old, new = ({peer.node: peer for peer in peers} for peers in (before.spec.peers, spec.peers))
+        gone, came = (
+            peers_state(
+                vxlan_name(spec.network.vni),
+                [peer for node, peer in ours.items() if others.get(node) != peer],
+                spec.blocks,
+            )
+            for ours, others in ((old, new), (new, old))
+        )
+        try:
+            done = await perform(self._host, diff(came, gone))
+        except NetworkError:
+            return None
+        self._applied[spec.network.name] = Applied(spec, before.underlay)
+        return done
 
-    async def _configure_links(self, spec: NetworkSpec) -> None:
-        underlay = await self._read_underlay()
+    async def _configure_links(self, spec: NetworkSpec) -> list[str]:
+        self._applied.pop(spec.network.name, None)
+        underlay = await read_underlay(self._host, self._underlay)
+        if not link_exists(gateway_name(spec.network.name)):
+            refuse_routes(spec, await read_foreign_routes(self._host))
         desired = self._desired(spec, underlay)
         await self._record(spec.network.name, {link.name for link in desired.links if link.kind == "vxlan"})
         done = await reconcile(self._host, desired)
         self._mtus[spec.network.name] = min(link.mtu for link in desired.links)
-        if done:
-            log.info("network configured", network=spec.network.name, operations=len(done))
+        if spec.network.vni is not None:
+            done += reconcile_offload(vxlan_name(spec.network.vni), self._checksum_offload)
+            self._applied[spec.network.name] = Applied(spec, underlay)
+        return done
 
     def _desired(self, spec: NetworkSpec, underlay: Underlay) -> State:
         # What comes back from outside, to addresses that were masqueraded, comes in through the underlay.
-        way_back = State(sysctls=(Sysctl(f"ipv4/conf/{underlay.name}/forwarding", "1"),))
+        router = ipv6_router() if first_block(spec.blocks, 6) is not None else ()
+        way_back = State(sysctls=(Sysctl(f"ipv4/conf/{underlay.name}/forwarding", "1"), *router))
         if spec.network.kind is NetworkKind.OVERLAY:
-            return way_back | overlay_state(spec, self._node, self._underlay, underlay.mtu)
-        return way_back | gateway_state(spec.network.name, spec.blocks, underlay.mtu)
+            mtu = mtu_of(spec, overlay_mtu(underlay.mtu, self._underlay))
+            return way_back | overlay_state(spec, self._node, self._underlay, mtu)
+        return way_back | gateway_state(spec.network.name, spec.blocks, mtu_of(spec, underlay.mtu))
 
-    async def _read_underlay(self) -> Underlay:
-        index = await link_with(self._host, self._underlay)
-        if index is None:
-            raise NetworkError(f"no link of this node has the underlay address {self._underlay}")
-        link = await read_link(self._host, socket.if_indextoname(index))
-        if link is None:
-            raise NetworkError(f"the link with the underlay address {self._underlay} is gone")
-        return Underlay(link.name, min(link.mtu, MAX_MTU))
-
-    async def _reconcile_vip_routes(self) -> None:
-        home = self._vip_home()
-        # A destination has one route: the home gets it when nobody else has it any more.
-        for spec in sorted(self._specs.values(), key=lambda spec: spec is home):
-            dev = gateway_name(spec.network.name)
-            if link_exists(dev):
-                pools = self._vip_pools if spec is home else ()
-                desired = {Route(dev, pool, source=spec.blocks[0].gateway, protocol=VIP_PROTOCOL) for pool in pools}
-                withdrawn, added = diff_routes(frozenset(desired), await read_routes(self._host, dev, VIP_PROTOCOL))
-                await self._host.apply([*withdrawn, *added])
-
-    def _vip_home(self) -> NetworkSpec | None:
-        """The network over which the node reaches VIPs: an overlay, since backends may be on other nodes."""
-        candidates = [spec for spec in self._specs.values() if spec.network.kind not in NATIVE]
-        order = sorted(candidates, key=lambda spec: (spec.network.kind is not NetworkKind.OVERLAY, spec.network.name))
-        return order[0] if order else None
-
-    async def _attach(self, spec: NetworkSpec, attachment: Attachment, namespace: int) -> tuple[Address, ...]:
-        for lease in self._leases.of(attachment.container):
-            if lease.network != spec.network.name:
-                raise NetworkError(f'is attached to "{lease.network}"')
-        lease = await asyncio.to_thread(self._leases.acquire, attachment.container, spec.network.name, spec.blocks)
-        block = next((block for block in spec.blocks if lease.address in block.subnet), None)
-        if block is None:
-            raise NetworkError(f"its address {lease.address} is in no block that this node has now")
-        await connect(self._host, namespace, self._endpoint(attachment, lease.address, block))
-        return (lease.address,)
-
-    def _endpoint(self, attachment: Attachment, address: Address, block: Block) -> Endpoint:
-        return Endpoint(
-            attachment.container,
-            attachment.interface,
-            address,
-            block.gateway,
-            self._mtus[block.network],
-        )
+    async def _reconcile_vip_routes(self) -> list[str]:
+        return await reconcile_vip_routes(self._host, tuple(self._specs.values()), self._vip_pools)
 
     async def _record(self, network: str, links: set[str]) -> None:
         """Remember the links of a network whose names do not follow from its own, and remove those it had before."""

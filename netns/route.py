@@ -7,6 +7,7 @@ one. Routes to virtual addresses bear another (85), because they have another ow
 from __future__ import annotations
 
 import errno
+import socket
 from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
 from typing import ClassVar
@@ -15,7 +16,18 @@ from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
 from model.network import Address, Subnet
 from netns.address import family
-from netns.netlink import NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, IndexOf, Message, Netlink, Operation, dump, request
+from netns.netlink import (
+    NLM_F_CREATE,
+    NLM_F_EXCL,
+    NLM_F_REPLACE,
+    IndexOf,
+    Message,
+    Netlink,
+    Operation,
+    dump,
+    link_names,
+    request,
+)
 
 # linux/rtnetlink.h; RTPROT_ numbers above RTPROT_STATIC are not interpreted by the kernel
 RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
@@ -24,6 +36,8 @@ RT_SCOPE_UNIVERSE, RT_SCOPE_LINK = 0, 253
 RTN_UNICAST = 1
 RTNH_F_ONLINK = 4
 NETWORK_PROTOCOL, VIP_PROTOCOL = 84, 85
+OURS = (NETWORK_PROTOCOL, VIP_PROTOCOL)
+PROTOCOL_AT = 16 + 5  # of a message: after struct nlmsghdr, within struct rtmsg
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,24 +50,39 @@ class Route:
     via: Address | None = None
     source: Address | None = None
     protocol: int = NETWORK_PROTOCOL
+    table: int = RT_TABLE_MAIN
 
     @property
     def key(self) -> object:
-        return (self.dev, self.destination)
+        return (self.dev, self.destination, self.table)
 
     def describe(self) -> str:
         return f"{self.destination} {f'via {self.via} ' if self.via else ''}dev {self.dev}"
 
 
-async def read_routes(netlink: Netlink, dev: str, protocol: int) -> frozenset[Route]:
-    """The IPv4 routes through `dev` that bear `protocol`."""
+async def read_routes(netlink: Netlink, dev: str | None, protocol: int) -> frozenset[Route]:
+    """The routes through `dev`, or through any link, that bear `protocol`."""
     question = rtmsg()
-    question["family"] = 2
+    question["family"] = socket.AF_UNSPEC
     question["table"] = RT_TABLE_MAIN
     question["proto"] = protocol
-    question["attrs"] = [("RTA_OIF", netlink.index_of(dev))]
-    answer = await netlink.read(dump(question, RTM_GETROUTE), f"routes of {dev}")
-    return frozenset(_route(dev, message) for message in answer)
+    if dev is not None:
+        question["attrs"] = [("RTA_OIF", netlink.index_of(dev))]
+    answer = await netlink.read(dump(question, RTM_GETROUTE), f"routes of {dev or 'all links'}")
+    names = link_names()
+    return frozenset(_route(names[oif], message) for message in answer if (oif := message.get_attr("RTA_OIF")) in names)
+
+
+async def read_foreign_routes(netlink: Netlink) -> frozenset[Route]:
+    """The routes of the node that are not ours, but for default routes: what it takes to be reached elsewhere."""
+    question = rtmsg()
+    question["family"] = socket.AF_UNSPEC
+    question["table"] = RT_TABLE_MAIN
+    # Of ours there may be thousands, so they are left out before they are decoded.
+    answer = await netlink.read(dump(question, RTM_GETROUTE), "routes", lambda part: part[PROTOCOL_AT] not in OURS)
+    names = link_names()
+    found = (_route(names[oif], message) for message in answer if (oif := message.get_attr("RTA_OIF")) in names)
+    return frozenset(route for route in found if route.destination.prefixlen and not _of_the_link(route.destination))
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,14 +112,20 @@ class RemoveRoute(Operation):
         return request(_message(self.route, index_of), RTM_DELROUTE, 0)
 
 
+def _of_the_link(subnet: Subnet) -> bool:
+    """Link-local and multicast: every link may have routes to them."""
+    return subnet.is_link_local or subnet.is_multicast
+
+
 def _message(route: Route, index_of: IndexOf) -> Message:
     message = rtmsg()
     message["family"] = family(route.destination.network_address)
     message["dst_len"] = route.destination.prefixlen
-    message["table"] = RT_TABLE_MAIN
+    message["table"] = route.table
     message["proto"] = route.protocol
     message["type"] = RTN_UNICAST
-    message["scope"] = RT_SCOPE_UNIVERSE if route.via else RT_SCOPE_LINK
+    universe = route.via or route.destination.version == 6  # IPv6 knows no other
+    message["scope"] = RT_SCOPE_UNIVERSE if universe else RT_SCOPE_LINK
     message["flags"] = RTNH_F_ONLINK if route.via else 0
     attributes: list[tuple[str, object]] = [("RTA_OIF", index_of(route.dev))]
     if route.destination.prefixlen:
@@ -104,7 +139,7 @@ def _message(route: Route, index_of: IndexOf) -> Message:
 
 
 def _route(dev: str, message: Message) -> Route:
-    destination = message.get_attr("RTA_DST") or "0.0.0.0"
+    destination = message.get_attr("RTA_DST") or ("0.0.0.0" if message["family"] == socket.AF_INET else "::")
     via, source = message.get_attr("RTA_GATEWAY"), message.get_attr("RTA_PREFSRC")
     return Route(
         dev,

@@ -7,12 +7,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
 
-from model.network import NETWORK_NAME, Address, Block, NetworkKind, Subnet
+from model.network import LONGEST_BLOCK, NETWORK_NAME, Address, Block, NetworkKind, Subnet
 from netns.driver import NetworkError, NetworkSpec
+from netns.route import Route
 
 NATIVE = (NetworkKind.HOST, NetworkKind.NONE)  # need nothing on the node
 MAX_VNI = (1 << 24) - 1  # RFC 7348 section 5
-LONGEST_PREFIX = 30  # leaves one address for a container, beside the VTEP, the gateway and the broadcast address
+LEAST_MTU = {4: 68, 6: 1280}  # RFC 791 and RFC 8200 section 5
 
 
 def refuse_bad(spec: NetworkSpec, node: str, underlay: Address, others: Iterable[NetworkSpec]) -> None:
@@ -24,11 +25,41 @@ def refuse_bad(spec: NetworkSpec, node: str, underlay: Address, others: Iterable
             _refuse_conflict(spec, other)
 
 
+def refuse_routes(spec: NetworkSpec, routes: Iterable[Route]) -> None:
+    """Raises NetworkError when the node takes some of the network's addresses to be elsewhere."""
+    for route in sorted(routes, key=repr):
+        for subnet in spec.network.subnets:
+            if _inside(route.destination, subnet) or _inside(subnet, route.destination):
+                raise NetworkError(f"subnets: {subnet} overlaps what this node has a route to: {route.describe()}")
+
+
+def mtu_of(spec: NetworkSpec, carried: int) -> int:
+    """The MTU of the network's links where `carried` is the most that gets through. Raises NetworkError."""
+    wanted = spec.network.mtu
+    if wanted is not None and wanted > carried:
+        raise NetworkError(f"mtu: {wanted} is more than the {carried} that the underlay carries")
+    if (wanted or carried) < (least := _least_mtu(spec)):
+        raise NetworkError(f"mtu: the underlay carries {carried}, and its subnets need {least}")
+    return wanted or carried
+
+
+def usable(spec: NetworkSpec, version: int) -> tuple[Block, ...]:
+    """The blocks of one version of IP that addresses may still be leased of."""
+    return tuple(block for block in spec.blocks if block.subnet.version == version and block not in spec.retiring)
+
+
+def first_block(blocks: Iterable[Block], version: int) -> Block | None:
+    return next((block for block in blocks if block.subnet.version == version), None)
+
+
 def _problems(spec: NetworkSpec, node: str, underlay: Address) -> Iterator[tuple[str, str]]:
     if not NETWORK_NAME.fullmatch(spec.network.name):
         yield "name", "lower-case letters, digits and hyphens, at most 63"
     if spec.network.kind not in NATIVE:
         yield from _block_problems(spec, node)
+        yield from _single_problems(spec)
+        if spec.network.mtu is not None and spec.network.mtu < _least_mtu(spec):
+            yield "mtu", f"{spec.network.mtu} is less than the {_least_mtu(spec)} that its subnets need"
         yield from _overlay_problems(spec, node, underlay) if spec.network.kind is NetworkKind.OVERLAY else ()
 
 
@@ -38,13 +69,24 @@ def _block_problems(spec: NetworkSpec, node: str) -> Iterator[tuple[str, str]]:
     for block in spec.blocks:
         if (block.network, block.node) != (spec.network.name, node):
             yield "blocks", f'{block.subnet} is of network "{block.network}" and node {block.node}'
-        if block.subnet.version != 4:
-            yield "blocks", f"{block.subnet}: only IPv4 blocks can be programmed"
-        elif block.subnet.prefixlen > LONGEST_PREFIX:
-            yield "blocks", f"{block.subnet} is too small: /{LONGEST_PREFIX} or larger"
+        if block.subnet.prefixlen > (longest := LONGEST_BLOCK[block.subnet.version]):
+            yield "blocks", f"{block.subnet} is too small: /{longest} or larger"
         if not any(_inside(block.subnet, subnet) for subnet in spec.network.subnets):
             yield "blocks", f"{block.subnet} is not part of {', '.join(map(str, spec.network.subnets))}"
+    for block in spec.retiring:
+        if block not in spec.blocks:
+            yield "retiring", f"{block.subnet} is not one of this node's blocks"
     yield from _overlaps("blocks", spec.blocks)
+
+
+def _single_problems(spec: NetworkSpec) -> Iterator[tuple[str, str]]:
+    for single in spec.singles:
+        if not any(single in subnet for subnet in spec.network.subnets):
+            yield "singles", f"{single} is not part of {', '.join(map(str, spec.network.subnets))}"
+        if any(single in block.subnet for block in spec.blocks):
+            yield "singles", f"{single} is in a block"
+        if first_block(spec.blocks, single.version) is None:
+            yield "singles", f"{single}: this node has no block of IPv{single.version}, so there is no gateway"
 
 
 def _overlay_problems(spec: NetworkSpec, node: str, underlay: Address) -> Iterator[tuple[str, str]]:
@@ -55,18 +97,22 @@ def _overlay_problems(spec: NetworkSpec, node: str, underlay: Address) -> Iterat
             yield "peers", f"{peer.node} at {peer.underlay} is this node itself"
         if peer.underlay.version != underlay.version:
             yield "peers", f"{peer.underlay} can not be reached from {underlay}"
-        for block in peer.blocks:
-            if block.subnet.version != 4:
-                yield "peers", f"{block.subnet}: only IPv4 blocks can be programmed"
+        for single in peer.singles:
+            if first_block(peer.blocks, single.version) is None:
+                yield "peers", f"{single}: {peer.node} has no block of IPv{single.version}"
     yield from _overlaps("peers", (*spec.blocks, *(block for peer in spec.peers for block in peer.blocks)))
 
 
 def _overlaps(field: str, blocks: Iterable[Block]) -> Iterator[tuple[str, str]]:
     # Subnets either contain each other or have nothing in common: sorted, a clash is between neighbours.
-    ordered = sorted((block.subnet for block in blocks), key=lambda s: (s.version, int(s.network_address), s.prefixlen))
-    for one, other in pairwise(ordered):
-        if one.version == other.version and _inside(other, one):
+    ordered = sorted((s.version, int(s.network_address), s.prefixlen, s) for s in (block.subnet for block in blocks))
+    for (version, first, prefix, one), (other_version, start, _, other) in pairwise(ordered):
+        if version == other_version and start < first + (1 << one.max_prefixlen - prefix):
             yield field, f"{one} and {other} overlap"
+
+
+def _least_mtu(spec: NetworkSpec) -> int:
+    return max((LEAST_MTU[subnet.version] for subnet in spec.network.subnets), default=LEAST_MTU[4])
 
 
 def _refuse_conflict(spec: NetworkSpec, other: NetworkSpec) -> None:

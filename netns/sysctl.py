@@ -52,9 +52,27 @@ def quiet(dev: str) -> tuple[Sysctl, ...]:
     )
 
 
+def ipv6(dev: str, wanted: bool) -> tuple[Sysctl, ...]:
+    """Whether a link has IPv6 at all, whatever the node has new links have."""
+    return (Sysctl(f"ipv6/conf/{dev}/disable_ipv6", "0" if wanted else "1"),)
+
+
+def ipv6_router() -> tuple[Sysctl, ...]:
+    """What makes the node a router of IPv6, which, unlike with IPv4, it is as a whole or not at all. A router believes
+    no advertisements of others, so links on which the node has listened to them until now are told to go on
+    (ip-sysctl.rst: accept_ra 2): it would lose its own address and default route. Links that come later are not: they
+    may be those of containers. Nothing, when the node is a router already."""
+    everywhere = Sysctl("ipv6/conf/all/forwarding", "1")
+    if holds(everywhere):
+        return ()
+    links = sorted(path.name for path in (ROOT / "ipv6/conf").iterdir() if path.name not in ("all", "default"))
+    listening = [link for link in links if holds(Sysctl(f"ipv6/conf/{link}/accept_ra", "1"))]
+    return (*(Sysctl(f"ipv6/conf/{link}/accept_ra", "2") for link in listening), everywhere)
+
+
 def forwarding(dev: str) -> tuple[Sysctl, ...]:
-    """Packets that come in through `dev` are routed onwards. It is the link they come in through that counts, so the
-    node as a whole need not become a router."""
+    """Packets that come in through `dev` are routed onwards. It is the link they come in through that counts, so for
+    IPv4 the node as a whole need not become a router (for IPv6 see `ipv6_router`)."""
     return (Sysctl(f"ipv4/conf/{dev}/forwarding", "1"),)
 
 

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import structlog
 
-from model.network import Address, Block, Lease, Subnet
+from model.network import Address, Block, Lease, Subnet, paired
 from netns.driver import NetworkError
 from netns.durable import sync_directory, write_synced
 from netns.ipam.pool import Pool
@@ -53,26 +53,40 @@ class Leases:
         except OSError as error:
             raise _failed("read leases in", directory, error) from error
 
-    def acquire(self, container: str, network: str, blocks: Sequence[Block], wanted: Address | None = None) -> Lease:
-        """An address of one of `blocks`, the same one each time for the same container and network. Raises
-        NetworkError when there is none, or `wanted` is not free."""
+    def acquire(
+        self,
+        container: str,
+        network: str,
+        blocks: Sequence[Block],
+        wanted: Address | None = None,
+        singles: Sequence[Address] = (),
+        interface: str = "eth0",
+        companions: Block | None = None,
+    ) -> Lease:
+        """An address of one of `blocks`, or of `singles` if it is `wanted`; the same one each time for the same
+        container and network. Its companion is of the block of IPv6 `companions`. Raises NetworkError when there is
+        none, or `wanted` is not free."""
         with self._lock:
-            for key in self._owned.get(container, ()):
-                if key[0] == network and wanted in (None, key[1]):
-                    return self._leases[key]
-            pools = [self._pool(network, block) for block in blocks]
-            pool, address = _take(network, pools, wanted)
-            lease = Lease(address, network, container, self._boot_id)
+            if (lease := self._held_by(container, network)) is not None:
+                if wanted in (None, *lease.addresses):
+                    return lease
+                raise NetworkError(f'network "{network}": {container} has {lease.address} already, not {wanted}')
+            pool, address = self._take(network, blocks, wanted, singles)
+            companion = paired(companions, address) if companions is not None else None
+            lease = Lease(address, network, container, self._boot_id, interface, companion)
             try:
                 self._write(lease)
             except OSError as error:
-                pool.give_back(address)
+                if pool is not None:
+                    pool.give_back(address)
                 raise _failed(f"lease {address} to {container}:", self._path(lease), error) from error
             self._remember(lease)
             return lease
 
     def of(self, container: str) -> tuple[Lease, ...]:
-        return tuple(self._leases[key] for key in sorted(self._owned.get(container, ()), key=str))
+        """In the order of its interfaces."""
+        leases = [self._leases[key] for key in self._owned.get(container, ())]
+        return tuple(sorted(leases, key=lambda lease: (lease.interface, lease.network)))
 
     def all(self) -> tuple[Lease, ...]:
         return tuple(self._leases.values())
@@ -88,6 +102,27 @@ class Leases:
     def gc(self, valid: frozenset[str]) -> tuple[Lease, ...]:
         """Give back what belongs to containers that are not in `valid`."""
         return tuple(lease for container in tuple(self._owned.keys() - valid) for lease in self.release(container))
+
+    def _held_by(self, container: str, network: str) -> Lease | None:
+        return next((self._leases[key] for key in self._owned.get(container, ()) if key[0] == network), None)
+
+    def _take(
+        self, network: str, blocks: Sequence[Block], wanted: Address | None, singles: Sequence[Address]
+    ) -> tuple[Pool | None, Address]:
+        pools = [self._pool(network, block) for block in blocks]
+        if wanted is None:
+            return _take_any(network, pools)
+        if (network, wanted) in self._leases:
+            raise NetworkError(
+                f'network "{network}": address {wanted} is held by {self._leases[network, wanted].container}'
+            )
+        if wanted in singles and wanted not in self._held[network]:
+            return None, wanted
+        for pool in pools:
+            if pool.take_this(wanted):
+                return pool, wanted
+        free = ", ".join(str(each) for each in (*(pool.block.subnet for pool in pools), *singles))
+        raise NetworkError(f'network "{network}": address {wanted} is held back or not one of {free} for containers')
 
     def _give_back(self, lease: Lease) -> None:
         try:
@@ -127,7 +162,13 @@ class Leases:
             path.parent.mkdir(mode=0o700, parents=True)
             sync_directory(path.parent.parent)
         unfinished = path.with_name(UNFINISHED + path.name)
-        content = {"container": lease.container, "boot_id": lease.boot_id, "time": time.time()}
+        content = {
+            "container": lease.container,
+            "boot_id": lease.boot_id,
+            "time": time.time(),
+            "interface": lease.interface,
+            "companion": str(lease.companion or ""),
+        }
         try:
             write_synced(unfinished, json.dumps(content).encode())
             os.link(unfinished, path)  # unlike rename, it fails when there is a lease already
@@ -160,7 +201,7 @@ class Leases:
     def _load_lease(self, network: str, path: Path) -> None:
         try:
             content = json.loads(path.read_bytes())
-            lease = Lease(ip_address(path.name), network, str(content["container"]), str(content["boot_id"]))
+            lease = _lease(ip_address(path.name), network, content)
         except (ValueError, KeyError, TypeError) as error:
             self._quarantine(network, path, str(error))
             return
@@ -187,15 +228,21 @@ class Leases:
             self._held[network].add(ip_address(name))
 
 
-def _take(network: str, pools: Sequence[Pool], wanted: Address | None) -> tuple[Pool, Address]:
+def _lease(address: Address, network: str, content: dict[str, object]) -> Lease:
+    """Interface and companion are missing in files of an earlier version: there was neither."""
+    container, boot_id = str(content["container"]), str(content["boot_id"])
+    companion = str(content.get("companion") or "")
+    interface = str(content.get("interface") or "eth0")
+    return Lease(address, network, container, boot_id, interface, ip_address(companion) if companion else None)
+
+
+def _take_any(network: str, pools: Sequence[Pool]) -> tuple[Pool, Address]:
     for pool in pools:
-        if wanted is not None and pool.take_this(wanted):
-            return pool, wanted
-        if wanted is None and (address := pool.take()) is not None:
+        if (address := pool.take()) is not None:
             return pool, address
     blocks = ", ".join(str(pool.block.subnet) for pool in pools)
-    if wanted is not None:
-        raise NetworkError(f'network "{network}": address {wanted} is in use or not one of {blocks} for containers')
+    if not pools:
+        raise NetworkError(f'network "{network}": no address left: this node has no block to lease from')
     used, held, size = (sum(counts) for counts in zip(*((p.used, p.held, p.size) for p in pools), strict=True))
     raise NetworkError(f'network "{network}": no address left in {blocks}: {used} of {size} in use, {held} held back')
 

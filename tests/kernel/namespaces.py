@@ -143,8 +143,8 @@ def ip(*argv: str, pid: int | None = None) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Echo:
-    """A TCP server in another namespace. It answers each connection with the client's address, a newline and then
-    everything that the client sends."""
+    """A TCP server in another namespace, for IPv4 and IPv6. It answers each connection with the client's address, a
+    newline and then everything that the client sends."""
 
     process: subprocess.Popen[str]
     port: int
@@ -155,15 +155,16 @@ class Echo:
 
 
 ECHO = """
-import socketserver, sys
+import socket, socketserver, sys
 class Echo(socketserver.StreamRequestHandler):
     def handle(self):
-        self.wfile.write(self.client_address[0].encode() + b"\\n")
+        self.wfile.write(self.client_address[0].removeprefix("::ffff:").encode() + b"\\n")
         while data := self.request.recv(65536):
             self.request.sendall(data)
 class Server(socketserver.ThreadingTCPServer):
+    address_family = socket.AF_INET6
     allow_reuse_address = daemon_threads = True
-with Server(("0.0.0.0", int(sys.argv[1])), Echo) as server:
+with Server(("::", int(sys.argv[1])), Echo) as server:
     print("ready", flush=True)
     server.serve_forever()
 """

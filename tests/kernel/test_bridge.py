@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from ipaddress import IPv4Address, ip_address, ip_network
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from netns.link import gateway_name, veth_name
 from netns.neighbour import mac_of
 from netns.networks import Networks
 from tests.kernel.namespaces import Echo, NetnsProcess, echo, ip, run
+from tests.kernel.sandbox import until
 
 pytestmark = pytest.mark.anyio
 
@@ -202,6 +204,7 @@ async def test_attached_at_once_each_gets_its_own(
         async with asyncio.TaskGroup() as group:
             for name in containers:
                 group.create_task(driver.detach(name))
+        assert not any(map(driver.addresses, containers))
     assert not [link for link in ip("link") if link["ifname"].startswith("tv")]
 
 
@@ -216,6 +219,35 @@ async def test_detach_of_a_container_whose_namespace_is_gone(underlay: None, tmp
     assert not [link for link in ip("link") if link["ifname"].startswith("tv")]
 
 
+async def test_detached_container_is_cut_off_at_once(
+    underlay: None, tmp_path: Path, spawn: Spawn, echo_server: Callable[[int], Echo]
+) -> None:
+    """Its address may be somebody else's already, while the kernel has not got round to removing the link."""
+    old, new = spawn(), spawn()
+    block = Block("local", "n1", ip_network("10.9.0.0/30"))  # has room for one
+    async with networks(tmp_path) as driver:
+        await driver.configure(NetworkSpec(NETWORK, (block,)))
+        [address] = await driver.attach(attachment("old", old))
+        await driver.detach("old")
+        assert await driver.attach(attachment("new", new)) == (address,)
+        port = echo_server(new.pid).port
+        assert echo(None, address, port) == "10.9.0.1"
+        with pytest.raises(OSError):
+            echo(old.pid, "10.9.0.1", port, deadline_s=0.3)
+        await driver.attach(attachment("new", new))  # as an agent does that has started again
+
+
+async def test_detached_and_attached_again_at_once(underlay: None, tmp_path: Path, spawn: Spawn) -> None:
+    web = spawn()
+    async with networks(tmp_path) as driver:
+        await driver.configure(SPEC)
+        await driver.attach(attachment("web", web))
+        await driver.detach("web")
+        await driver.attach(attachment("web", web))
+    assert [link["ifname"] for link in web.ip("link")] == ["lo", "eth0"]
+    assert "UP" in ip("link", "show", veth_name("web"))[0]["flags"]
+
+
 async def test_detach_leaves_nothing(underlay: None, tmp_path: Path, spawn: Spawn) -> None:
     web = spawn()
     async with networks(tmp_path) as driver:
@@ -224,7 +256,8 @@ async def test_detach_leaves_nothing(underlay: None, tmp_path: Path, spawn: Spaw
         await driver.attach(attachment("web", web))
         assert _everything(tmp_path) != before
         await driver.detach("web")
-        assert _everything(tmp_path) == before
+        assert driver.addresses("web") == ()
+        await until(lambda: _everything(tmp_path) == before, "nothing is left")
         await driver.detach("web")
         await driver.detach("never")
         assert [link["ifname"] for link in web.ip("link")] == ["lo"]
@@ -244,7 +277,7 @@ async def test_detach_by_name_after_a_restart(underlay: None, tmp_path: Path, sp
     async with networks(tmp_path) as driver:
         assert driver.addresses("web") == (IPv4Address("10.9.0.2"),)
         await driver.detach("web")
-        assert _everything(tmp_path) == before
+    assert _everything(tmp_path) == before  # links are gone when the driver is closed, at the latest
 
 
 async def test_restart_keeps_connections(
@@ -338,6 +371,18 @@ async def test_missing_underlay_is_one_clear_error(host_netns: None, tmp_path: P
 async def test_somebody_elses_route_is_refused_not_replaced(underlay: None, tmp_path: Path) -> None:
     run("ip", "route", "add", str(SUBNET), "dev", "card")
     async with networks(tmp_path) as driver:
-        with pytest.raises(NetworkError, match=r"add route 10\.9\.0\.0/24 dev tg\w+: File exists"):
+        taken = r"subnets: 10\.9\.0\.0/16 overlaps what this node has a route to: 10\.9\.0\.0/24 dev card"
+        with pytest.raises(NetworkError, match=taken):
             await driver.configure(SPEC)
-    assert [route["dev"] for route in ip("route", "show", str(SUBNET))] == ["card"]
+        assert [link["ifname"] for link in ip("link")] == ["lo", "wire", "card"]
+        run("ip", "route", "replace", "10.0.0.0/8", "via", "192.0.2.9")
+        run("ip", "route", "del", str(SUBNET))
+        with pytest.raises(NetworkError, match=r"has a route to: 10\.0\.0\.0/8 via 192\.0\.2\.9 dev card"):
+            await driver.configure(SPEC)
+        run("ip", "route", "del", "10.0.0.0/8")
+        run("ip", "route", "add", "default", "via", "192.0.2.9")  # which leads everywhere else
+        await driver.configure(SPEC)
+        run("ip", "route", "add", "10.9.7.0/24", "dev", "card")
+        with pytest.raises(NetworkError, match=r"add route 10\.9\.7\.0/24 dev tg\w+: File exists"):
+            await driver.configure(replace(SPEC, blocks=(Block("local", "n1", ip_network("10.9.7.0/24")),)))
+    assert [route["dev"] for route in ip("route", "show", "10.9.7.0/24")] == ["card"]

@@ -219,12 +219,12 @@ async def test_the_node_has_them_beside_its_own(tmp_path: Path, data: Path, spaw
     """Through the driver that the agent uses, and collected by the next agent when the container has gone."""
     web = spawn()
     underlay = ip_address("192.0.2.1")
-    async with Networks(tmp_path, "n1", "boot-1", underlay, [DEBIAN]) as networks:
+    async with Networks(tmp_path, "n1", "boot-1", underlay, cni_path=[DEBIAN]) as networks:
         await networks.configure(spec(conflist(bridge(data))))
         found = await networks.attach(Attachment("web", "sdn", web.pid))
         assert networks.addresses("web") == found
     web.stop()
-    async with Networks(tmp_path, "n1", "boot-1", underlay, [DEBIAN]) as networks:
+    async with Networks(tmp_path, "n1", "boot-1", underlay, cni_path=[DEBIAN]) as networks:
         assert (networks.known(), networks.addresses("web")) == (frozenset({"sdn"}), found)
         await networks.gc(frozenset({"web"}))
         assert reserved(data) == {str(*found): "web"}

@@ -23,7 +23,7 @@ from isolators.mount import open_in_root
 from isolators.namespaces import hostname
 from isolators.network import NetworkIsolator
 from isolators.rlimits import RlimitsIsolator
-from model.network import Address
+from model.network import Address, Block
 from model.resources import Resources
 from model.task import Rlimit, TaskSpec, Usage
 from netns.driver import Attachment, NetworkError, NetworkSpec
@@ -275,6 +275,12 @@ class Network:
 
     async def gc(self, valid: frozenset[str]) -> None:
         self.calls.append(f"gc {sorted(valid)}")
+
+    async def mend(self, network: str) -> list[str]:
+        return []
+
+    def released(self) -> tuple[Block, ...]:
+        return ()
 
 
 async def test_network_is_attached_and_hosts_tells(tmp_path: Path) -> None:

@@ -378,6 +378,9 @@ class Driver:
         await self.work(f"configure {spec.network.name}")
         self.configured[spec.network.name] = spec
 
+    async def mend(self, network: str) -> list[str]:
+        return []
+
     async def remove(self, network: str) -> None:
         await self.work(f"remove {network}")
         self.configured.pop(network, None)

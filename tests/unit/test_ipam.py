@@ -13,7 +13,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from model.network import Block
+from model.network import MOST_ADDRESSES, Block
 from netns.driver import NetworkError
 from netns.ipam.leases import Leases
 
@@ -76,6 +76,70 @@ def test_static_address(tmp_path: Path) -> None:
         with pytest.raises(NetworkError, match=refused):
             leases.acquire("b", "prod", [SMALL], ip_address(refused))
     assert [acquire(leases, f"c{n}") for n in range(4)] == ["10.1.0.2", "10.1.0.3", "10.1.0.5", "10.1.0.6"]
+
+
+def test_static_address_that_is_taken_names_who_has_it(tmp_path: Path) -> None:
+    leases = Leases(tmp_path, BOOT)
+    leases.acquire("a", "prod", [SMALL], ip_address("10.1.0.4"))
+    with pytest.raises(NetworkError, match='network "prod": address 10.1.0.4 is held by a'):
+        leases.acquire("b", "prod", [SMALL], ip_address("10.1.0.4"))
+    with pytest.raises(NetworkError, match='network "prod": a has 10.1.0.4 already, not 10.1.0.5'):
+        leases.acquire("a", "prod", [SMALL], ip_address("10.1.0.5"))
+    assert leases.acquire("a", "prod", [SMALL]).address == ip_address("10.1.0.4")
+
+
+def test_single_address_is_only_for_who_asks_for_it(tmp_path: Path) -> None:
+    leases = Leases(tmp_path, BOOT)
+    single = ip_address("10.1.200.1")
+    assert [str(leases.acquire(f"c{n}", "prod", [SMALL], singles=[single]).address) for n in range(5)][-1] == "10.1.0.6"
+    with pytest.raises(NetworkError, match="no address left"):
+        leases.acquire("d", "prod", [SMALL], singles=[single])
+    assert leases.acquire("e", "prod", [SMALL], single, [single]).address == single
+    with pytest.raises(NetworkError, match="held by e"):
+        Leases(tmp_path, BOOT).acquire("f", "prod", [SMALL], single, [single])
+    leases.release("e")
+    assert leases.acquire("f", "prod", [SMALL], single, [single]).address == single
+    with pytest.raises(NetworkError, match=r"10\.1\.200\.2 is held back or not one of 10\.1\.0\.0/29, 10\.1\.200\.1"):
+        leases.acquire("g", "prod", [SMALL], ip_address("10.1.200.2"), [single])
+
+
+def test_companion_and_interface_survive_a_restart(tmp_path: Path) -> None:
+    six = Block("prod", "n1", ip_network("fd00::/80"))
+    lease = Leases(tmp_path, BOOT).acquire("a", "prod", [SMALL], interface="eth1", companions=six)
+    assert (lease.interface, str(lease.companion)) == ("eth1", "fd00::a01:2")
+    assert lease.addresses == (lease.address, lease.companion)
+    assert Leases(tmp_path, BOOT).of("a") == (lease,)
+
+
+def test_leases_of_several_networks_are_in_the_order_of_the_interfaces(tmp_path: Path) -> None:
+    leases = Leases(tmp_path, BOOT)
+    for number, network in ((1, "a"), (0, "z"), (2, "m")):
+        leases.acquire("web", network, [Block(network, "n1", SMALL.subnet)], interface=f"eth{number}")
+    assert [lease.network for lease in Leases(tmp_path, BOOT).of("web")] == ["z", "a", "m"]
+    assert len(leases.release("web")) == 3
+
+
+def test_lease_of_an_earlier_version_is_read(tmp_path: Path) -> None:
+    (tmp_path / "prod").mkdir()
+    (tmp_path / "prod" / "10.1.0.2").write_text(json.dumps({"container": "a", "boot_id": BOOT, "time": 0.0}))
+    [lease] = Leases(tmp_path, BOOT).of("a")
+    assert (lease.interface, lease.companion) == ("eth0", None)
+
+
+def test_no_block_to_lease_from_is_said(tmp_path: Path) -> None:
+    with pytest.raises(NetworkError, match='network "prod": no address left: this node has no block'):
+        Leases(tmp_path, BOOT).acquire("a", "prod", [])
+
+
+def test_block_of_ipv6_is_leased_as_far_as_leases_go(tmp_path: Path) -> None:
+    """Of a block with 2 to the power of 48 addresses the first ones are given out, and no others."""
+    leases = Leases(tmp_path, BOOT)
+    six = Block("prod", "n1", ip_network("fd00:0:0:7::/80"))
+    assert acquire(leases, "a", six) == "fd00:0:0:7::2"
+    last = six.subnet.network_address + MOST_ADDRESSES - 1
+    assert leases.acquire("b", "prod", [six], last).address == last
+    with pytest.raises(NetworkError, match="not one of"):
+        leases.acquire("c", "prod", [six], last + 1)
 
 
 def test_several_blocks_are_used_in_turn(tmp_path: Path) -> None:

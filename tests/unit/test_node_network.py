@@ -38,9 +38,10 @@ class Node:
         return list(self.driver.log)
 
 
-def put_network(network: NodeNetwork, name: str, *subnets: str) -> None:
+def put_network(network: NodeNetwork, name: str, *subnets: str, retiring: str = "") -> None:
     blocks = tuple(Block(name, "n1", ip_network(subnet)) for subnet in subnets or ("100.64.0.0/24",))
-    network.put_network(Share(Network(name, NetworkKind.OVERLAY, (OVERLAY,), vni=1024), blocks))
+    retired = tuple(block for block in blocks if str(block.subnet) == retiring)
+    network.put_network(Share(Network(name, NetworkKind.OVERLAY, (OVERLAY,), vni=1024), blocks, retired))
 
 
 def peer(network: str, node: str) -> Vtep:
@@ -151,9 +152,25 @@ async def test_spares_are_dropped_before_the_blocks_that_they_are_in_change() ->
     node.network.put_peer(peer("b", "n2"))
     assert await node.apply() == ["configure firewall", "configure a", "configure b", "vips"]
     put_network(node.network, "a", "100.64.0.0/24", "100.64.1.0/24")
-    assert await node.apply() == ["configure firewall", "vacate a", "configure a", "vips"]
+    assert await node.apply() == ["configure firewall", "configure a", "vips"]  # they are where they were
     put_network(node.network, "a", "100.64.1.0/24")
     assert await node.apply() == ["configure firewall", "vacate a", "configure a", "vips"]
+
+
+async def test_spares_are_dropped_once_nothing_is_leased_of_their_block_any_more() -> None:
+    node = Node()
+    put_network(node.network, "a", "100.64.0.0/24", "100.64.1.0/24")
+    await node.apply()
+    for expected in (["configure a", "vacate a"], ["configure a"]):
+        put_network(node.network, "a", "100.64.0.0/24", "100.64.1.0/24", retiring="100.64.0.0/24")
+        node.driver.failing = {"configure a"}
+        assert "vacate a" not in await node.apply()
+        node.driver.failing = set()
+        assert await node.apply() == expected
+        assert await node.apply() == []
+    assert node.driver.configured["a"].retiring[0].subnet == ip_network("100.64.0.0/24")
+    put_network(node.network, "a", "100.64.1.0/24")
+    assert await node.apply() == ["configure firewall", "configure a", "vips"]
 
 
 async def test_spares_are_dropped_before_their_network_goes() -> None:

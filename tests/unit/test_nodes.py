@@ -90,7 +90,7 @@ async def test_a_node_keeps_its_blocks(store: SqliteStore) -> None:
     again = Networks(store)
     await again.load()
     for name, subnet in [("n2", "100.64.1.0/24"), ("n1", "100.64.0.0/24"), ("n3", "100.64.2.0/24")]:
-        admitted = {network.name: blocks for network, blocks in await again.admit(node(name))}
+        admitted = {share.network.name: share.blocks for share in await again.admit(node(name))}
         assert [block.subnet for block in admitted["overlay"]] == [ip_network(subnet)]
         assert admitted["host"] == admitted["none"] == ()
     (vtep,) = again.vteps(node("n2"))
