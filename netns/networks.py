@@ -22,7 +22,9 @@ from typing import Self
 import structlog
 
 from model.network import NETWORK_NAME, Address, Block, NetworkKind, Subnet
+from model.task import Bandwidth
 from netns.address import link_with
+from netns.bandwidth import limit, remove_strays, unlimit
 from netns.container import Endpoint, connect, loopback_only, vanish
 from netns.driver import Attachment, NetworkError, NetworkSpec
 from netns.durable import write_durably
@@ -131,8 +133,13 @@ class Networks:
     async def detach(self, container: str) -> None:
         with _while(f"detach {container}"):
             await vanish(self._host, container)
+            await unlimit(self._host, container)
             if self._leases.of(container):
                 await asyncio.to_thread(self._leases.release, container)
+
+    async def limit(self, container: str, bandwidth: Bandwidth | None) -> None:
+        with _while(f"limit bandwidth of {container}"):
+            await limit(self._host, container, [veth_name(container)], bandwidth)
 
     async def gc(self, valid: frozenset[str]) -> None:
         owners = {lease.container for lease in self._leases.all()}
@@ -161,6 +168,7 @@ class Networks:
         strays = ours - {veth_name(container) for container in valid}
         with _while("remove links of containers that are gone"):
             await self._host.apply([RemoveLink(name) for name in sorted(strays)])
+            await remove_strays(self._host, valid)
 
     async def _configure_links(self, spec: NetworkSpec) -> None:
         underlay = await self._read_underlay()

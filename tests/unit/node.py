@@ -28,7 +28,7 @@ from isolators.base import Container, IsolatorError, Sandbox, Unsupported
 from model.network import Address, Block
 from model.policy import Policy
 from model.resources import Resources
-from model.task import TaskSpec, TaskStatus, Usage, newer
+from model.task import Bandwidth, TaskSpec, TaskStatus, Usage, newer
 from netns.driver import Attachment, NetworkError, NetworkSpec
 from netns.firewall.table import Guest, Zone
 from netns.vip.backend import Table
@@ -393,6 +393,8 @@ class Driver:
         return ()
 
     async def detach(self, container: str) -> None: ...
+
+    async def limit(self, container: str, bandwidth: Bandwidth | None) -> None: ...
 
     async def gc(self, valid: frozenset[str]) -> None: ...
 
