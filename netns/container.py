@@ -16,11 +16,11 @@ from ipaddress import ip_network
 from model.network import Address, Subnet
 from netns.address import AddAddress, LinkAddress
 from netns.gateway import GATEWAY_MAC
-from netns.link import CreateVeth, RemoveLink, SetUp, veth_name
+from netns.link import CreateVeth, RemoveLink, SetUp, read_link, veth_name
 from netns.namespace import run_inside
-from netns.neighbour import AddNeighbour, Neighbour, mac_of
+from netns.neighbour import AddNeighbour, Neighbour, mac_of, read_neighbours
 from netns.netlink import Netlink, Operation, link_exists, link_index, open_socket
-from netns.route import AddRoute, Route
+from netns.route import NETWORK_PROTOCOL, AddRoute, Route, read_routes
 from netns.sysctl import Sysctl, forwarding, quiet, write
 
 VANISH_LOOKS, VANISH_INTERVAL_S = 20, 0.01
@@ -51,6 +51,18 @@ async def connect(host: Netlink, namespace: int, endpoint: Endpoint) -> None:
     async with Netlink(sock, {**LOOPBACK, endpoint.interface: index}.__getitem__) as inside:
         await inside.apply(_inside(endpoint))
     await host.apply(_outside(veth, endpoint))
+
+
+async def mend_outside(host: Netlink, endpoint: Endpoint) -> list[str]:
+    """Puts back what the node's end has lost. Returns what was done, in words. A link that is gone is not made."""
+    veth = veth_name(endpoint.container)
+    link = await read_link(host, veth)
+    if link is None:
+        return []
+    there: set[object] = {*await read_neighbours(host, veth), *await read_routes(host, veth, NETWORK_PROTOCOL)}
+    lost = [operation for operation in _outside(veth, endpoint) if not _is_done(operation, link.up, there)]
+    await host.apply(lost)
+    return [operation.describe() for operation in lost]
 
 
 async def disconnect(host: Netlink, container: str) -> None:
@@ -110,3 +122,13 @@ def _outside(veth: str, endpoint: Endpoint) -> list[Operation]:
         AddNeighbour(Neighbour(veth, endpoint.address, mac_of(endpoint.address))),
         AddRoute(Route(veth, ip_network(endpoint.address), source=endpoint.gateway)),
     ]
+
+
+def _is_done(operation: Operation, up: bool, there: set[object]) -> bool:
+    match operation:
+        case AddNeighbour(neighbour):
+            return neighbour in there
+        case AddRoute(route):
+            return route in there
+        case _:
+            return up

@@ -78,6 +78,12 @@ class Netlink:
         self._iproute.close()
         self._socket.close()
 
+    @property
+    def port(self) -> int:
+        """By which the kernel says whose change it tells of (struct nlmsghdr: nlmsg_pid)."""
+        port: int = self._socket.getsockname()[0]
+        return port
+
     async def apply(self, operations: Sequence[Operation]) -> None:
         """Perform all of them, in order. Raises NetworkError for the first that failed; the others were tried."""
         for start in range(0, len(operations), BATCH_SIZE):

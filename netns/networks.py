@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import re
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +24,9 @@ import structlog
 from model.network import NETWORK_NAME, Address, Block, NetworkKind, Subnet
 from model.task import Bandwidth
 from netns.address import link_with
+from netns.attachments import Attachments
 from netns.bandwidth import limit, remove_strays, unlimit
-from netns.container import Endpoint, connect, loopback_only, vanish
+from netns.container import Endpoint, connect, loopback_only, mend_outside, vanish
 from netns.driver import Attachment, NetworkError, NetworkSpec
 from netns.durable import write_durably
 from netns.gateway import gateway_state
@@ -68,6 +69,9 @@ class Networks:
         self._mtus: dict[str, int] = {}
         self._vip_pools: tuple[Subnet, ...] = ()
         self._configuring = asyncio.Lock()
+        self._attachments = Attachments()
+        self._restoring = asyncio.Lock()
+        self._limits: dict[str, Bandwidth] = {}  # of containers that were limited
 
     async def __aenter__(self) -> Self:
         await self._host.__aenter__()
@@ -107,6 +111,46 @@ class Networks:
                 (self._records / network).unlink(missing_ok=True)
                 await self._reconcile_vip_routes()
 
+    async def mend(self, network: str) -> list[str]:
+        """Put back what the kernel has lost of a network that is configured. Returns what was done, in words."""
+        async with self._configuring:
+            spec = self._specs.get(network)
+            if spec is None or spec.network.kind in NATIVE:
+                return []
+            with _while(f'mend {spec.network.kind} "{network}"'):
+                return [*await self._configure_links(spec), *await self._reconcile_vip_routes()]
+
+    async def restore(self, links: frozenset[str] | None = None) -> list[str]:
+        """Connect containers again whose link somebody removed, with the addresses that they have, and put back what
+        the node's end of `links` (None: of all) has lost. Returns what was done, in words."""
+        done, errors = [], []
+        for attachment in {*self._attachments.broken(), *self._attachments.on(links)}:
+            try:
+                async with self._restoring:
+                    done += await self._restore(attachment)
+            except NetworkError as error:
+                # A container may have ended meanwhile.
+                if self._attachments.is_broken(attachment) or link_exists(veth_name(attachment.container)):
+                    errors.append(error)
+        if errors:
+            raise NetworkError("; ".join(map(str, errors))) from ExceptionGroup("restore", errors)
+        return done
+
+    def recall(self, attachments: Iterable[Attachment]) -> None:
+        """Say which containers are attached, after a restart: from now on `restore` has an eye on them."""
+        for attachment in attachments:
+            self._attachments.remember(attachment)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The networks that are configured."""
+        return tuple(sorted(self._specs))
+
+    @property
+    def port(self) -> int:
+        """Of the netlink socket through which this node's own links are changed."""
+        return self._host.port
+
     async def configure_vip_route(self, pools: Sequence[Subnet]) -> None:
         """Give the node itself a way to virtual addresses in `pools`, so that its own connections get as far as the
         translation. What is not translated ends at the gateway's link. The route follows the networks as they come and
@@ -124,13 +168,19 @@ class Networks:
                 raise NetworkError("not configured on this node")
             if spec.network.kind is NetworkKind.HOST:
                 return ()
+            self._attachments.forget(attachment.container, attachment.interface)  # nobody mends what is being made
             with namespace_of(attachment.netns_pid) as namespace:
                 if spec.network.kind is NetworkKind.NONE:
                     await loopback_only(namespace)
                     return ()
-                return await self._attach(spec, attachment, namespace)
+                addresses = await self._attach(spec, attachment, namespace)
+            self._attachments.remember(attachment)
+            return addresses
 
     async def detach(self, container: str) -> None:
+        async with self._restoring:  # what is being connected again is undone afterwards
+            self._attachments.forget(container)
+        self._limits.pop(container, None)
         with _while(f"detach {container}"):
             await vanish(self._host, container)
             await unlimit(self._host, container)
@@ -140,6 +190,9 @@ class Networks:
     async def limit(self, container: str, bandwidth: Bandwidth | None) -> None:
         with _while(f"limit bandwidth of {container}"):
             await limit(self._host, container, [veth_name(container)], bandwidth)
+        self._limits.pop(container, None)
+        if bandwidth is not None:
+            self._limits[container] = bandwidth
 
     async def gc(self, valid: frozenset[str]) -> None:
         owners = {lease.container for lease in self._leases.all()}
@@ -170,7 +223,26 @@ class Networks:
             await self._host.apply([RemoveLink(name) for name in sorted(strays)])
             await remove_strays(self._host, valid)
 
-    async def _configure_links(self, spec: NetworkSpec) -> None:
+    async def _restore(self, attachment: Attachment) -> list[str]:
+        container, done = attachment.container, []
+        if not self._attachments.holds(attachment):
+            return []
+        if self._attachments.is_broken(attachment):
+            done.append(f'connect {container} to "{attachment.network}" again')
+            with _while(done[-1]), namespace_of(attachment.netns_pid) as namespace:
+                if (spec := self._specs.get(attachment.network)) is None:
+                    raise NetworkError("not configured on this node")
+                await self._attach(spec, attachment, namespace)
+        elif (endpoint := self._known_endpoint(attachment)) is not None:
+            with _while(f"mend the link of {container}"):
+                done += await mend_outside(self._host, endpoint)
+        limits = self._limits.get(container)
+        if limits is not None and link_exists(veth_name(container)):
+            with _while(f"limit bandwidth of {container}"):
+                done += await limit(self._host, container, [veth_name(container)], limits)
+        return done
+
+    async def _configure_links(self, spec: NetworkSpec) -> list[str]:
         underlay = await self._read_underlay()
         desired = self._desired(spec, underlay)
         await self._record(spec.network.name, {link.name for link in desired.links if link.kind == "vxlan"})
@@ -178,6 +250,7 @@ class Networks:
         self._mtus[spec.network.name] = min(link.mtu for link in desired.links)
         if done:
             log.info("network configured", network=spec.network.name, operations=len(done))
+        return done
 
     def _desired(self, spec: NetworkSpec, underlay: Underlay) -> State:
         # What comes back from outside, to addresses that were masqueraded, comes in through the underlay.
@@ -195,7 +268,8 @@ class Networks:
             raise NetworkError(f"the link with the underlay address {self._underlay} is gone")
         return Underlay(link.name, min(link.mtu, MAX_MTU))
 
-    async def _reconcile_vip_routes(self) -> None:
+    async def _reconcile_vip_routes(self) -> list[str]:
+        done = []
         home = self._vip_home()
         # A destination has one route: the home gets it when nobody else has it any more.
         for spec in sorted(self._specs.values(), key=lambda spec: spec is home):
@@ -205,6 +279,8 @@ class Networks:
                 desired = {Route(dev, pool, source=spec.blocks[0].gateway, protocol=VIP_PROTOCOL) for pool in pools}
                 withdrawn, added = diff_routes(frozenset(desired), await read_routes(self._host, dev, VIP_PROTOCOL))
                 await self._host.apply([*withdrawn, *added])
+                done += [operation.describe() for operation in (*withdrawn, *added)]
+        return done
 
     def _vip_home(self) -> NetworkSpec | None:
         """The network over which the node reaches VIPs: an overlay, since backends may be on other nodes."""
@@ -231,6 +307,15 @@ class Networks:
             block.gateway,
             self._mtus[block.network],
         )
+
+    def _known_endpoint(self, attachment: Attachment) -> Endpoint | None:
+        """With the address that it has; None when it has none any more."""
+        spec = self._specs.get(attachment.network)
+        for lease in self._leases.of(attachment.container):
+            for block in (*spec.blocks, *spec.retiring) if spec and lease.network == attachment.network else ():
+                if lease.address in block.subnet:
+                    return self._endpoint(attachment, lease.address, block)
+        return None
 
     async def _record(self, network: str, links: set[str]) -> None:
         """Remember the links of a network whose names do not follow from its own, and remove those it had before."""

@@ -459,6 +459,9 @@ class Vips:
     async def installed(self) -> str | None:
         return repr(self.table)
 
+    async def mend(self) -> list[str]:
+        return []
+
     async def remove(self) -> None:
         self.table = None
 
