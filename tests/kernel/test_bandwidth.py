@@ -265,3 +265,40 @@ async def test_what_can_not_be_is_refused(
 def test_a_bucket_holds_what_comes_in_a_tick_and_the_largest_packet() -> None:
     assert burst(1_000) >= 65536
     assert burst(1_250_000_000) == 12_500_000
+
+
+async def test_what_was_led_through_a_limit_is_still_checked(
+    host_netns: None, tmp_path: Path, spawn: Spawn, serve: Serve
+) -> None:
+    """By nftables from prerouting on, as what came in by the container's own link, and by its source (rp_filter)."""
+    web = spawn()
+    async with networks(tmp_path) as driver:
+        address = await attached(driver, web)
+        serve(web)
+        await driver.limit(NAME, Bandwidth(20 * MBIT, 20 * MBIT))
+        run("nft", "add table inet t; add chain inet t c { type filter hook prerouting priority raw; }")
+        run("nft", f"add rule inet t c iifname {veth_name(NAME)} counter")
+        assert moved(address, "<", 1000) < 1
+        assert "packets 0 " not in run("nft", "list", "chain", "inet", "t", "c")
+        run("nft", "flush chain inet t c")
+        run("nft", f"add rule inet t c iifname {veth_name(NAME)} drop")
+        with pytest.raises(TimeoutError):
+            socket.create_connection((str(address), PORT), timeout=0.5)
+        run("nft", "flush chain inet t c; add rule inet t c ip saddr 10.9.0.77 counter")
+        run("nft", "add chain inet t f { type filter hook input priority 0; }")
+        run("nft", "add rule inet t f ip saddr 10.9.0.77 counter")
+        web.run("ip", "addr", "add", "10.9.0.77/32", "dev", "eth0")
+        with network_of(web.pid), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as forger:
+            forger.bind(("10.9.0.77", 0))
+            for _ in range(10):
+                forger.sendto(b"x", ("10.9.0.1", 9))
+        assert "packets 10 " in await counted_in("c")
+        assert "packets 0 " in run("nft", "list", "chain", "inet", "t", "f")
+
+
+async def counted_in(chain: str) -> str:
+    deadline = time.monotonic() + DEADLINE_S
+    while "packets 10 " not in (text := run("nft", "list", "chain", "inet", "t", chain)):
+        assert time.monotonic() < deadline, text
+        await asyncio.sleep(0.02)
+    return text
