@@ -14,6 +14,7 @@ import grpc.aio
 import structlog
 
 from agent import metrics, preflight
+from agent.attached import attachments
 from agent.checkpoint import Checkpoint
 from agent.commands import Commands
 from agent.containers import Containers, Directories
@@ -50,8 +51,11 @@ from model.network import Address
 from model.node import Node
 from model.resources import Resources
 from netns.firewall.nftables import NftFirewall
+from netns.mend import Mender, keep_mended, keep_vips
 from netns.networks import Networks
+from netns.node_mend import menders, watch_of
 from netns.vip.iptables import IptablesVips
+from netns.watch import Touched, Watch
 from pki.credentials import CredentialError, load_credentials
 from pki.enrolment import EnrolmentError, enrol
 from pki.files import PRIVATE, write_atomic
@@ -132,6 +136,7 @@ async def _run(state: Path) -> None:
         networks = await stack.enter_async_context(driver)
         vips, firewall = IptablesVips(), NftFirewall()
         stack.push_async_callback(vips.close)
+        watch = await stack.enter_async_context(watch_of(networks))
         launcher = Launcher(settings.runtime)
         await launcher.start()
         stack.push_async_callback(launcher.stop)
@@ -171,9 +176,12 @@ async def _run(state: Path) -> None:
         await reconciler.recover()
         for misfit in reconciler.books.misfits(node.resources, node.rights):
             log.warning("tasks no longer fit this node", reason=misfit)
+        networks.recall(attachments(reconciler.living()))
         sandboxes.begin()
         async with asyncio.TaskGroup() as group:
             group.create_task(_tell_when_reconciled(ready, reconciler))
+            group.create_task(_keep_mended(ready, watch, menders(networks, firewall)))
+            group.create_task(keep_vips(vips))
             group.create_task(session.run(reconciler, removals, streams))
             group.create_task(removals.run())
             group.create_task(images.keep_tidy())
@@ -193,6 +201,12 @@ async def _tell_when_reconciled(ready: asyncio.Event, reconciler: Reconciler) ->
     assert me is not None
     cpu_s = round(time.process_time(), 3)
     log.info("reconciled", tasks=len(reconciler.living()), after_s=round(age(me), 3), cpu_s=cpu_s)
+
+
+async def _keep_mended(ready: asyncio.Event, watch: Watch, menders: list[Mender]) -> None:
+    """Before, there is no network to mend. What was taken while no agent was here is found then."""
+    await ready.wait()
+    await keep_mended(watch, menders, first=Touched(everything=True))
 
 
 async def _joined(state: Path) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from model.network import Address, Block, Network, Vtep
+from model.task import Bandwidth
 
 
 class NetworkError(Exception):
@@ -70,6 +71,10 @@ class Driver(Protocol):
         """Undo every `attach` of it, in part or whole. Accepts a container that was never attached. When it returns,
         nothing gets to the container or away from it, and somebody else may have its addresses; its links follow,
         which takes the kernel a while."""
+
+    async def limit(self, container: str, bandwidth: Bandwidth | None) -> None:
+        """Limit what goes to and from the container by all its links together; None: no longer. Connections go on, and
+        `detach` undoes it. Raises NetworkError for one that is not attached."""
 
     async def gc(self, valid: frozenset[str]) -> None:
         """Release what belongs to containers that are not in `valid`."""

@@ -12,6 +12,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from weakref import WeakValueDictionary
 
 import structlog
@@ -21,9 +22,9 @@ from netns.container import Endpoint, Reach, connect, cut_off, vanish
 from netns.driver import Attachment, NetworkError, NetworkSpec
 from netns.ipam.leases import Leases
 from netns.link import INTERFACES, VETH_PREFIX, RemoveLink, read_names, veth_names
-from netns.mend import mend_links
 from netns.namespace import NoNamespace, namespace_of
 from netns.netlink import Netlink, link_exists
+from netns.node_end import mend_links
 from netns.spec import first_block, usable
 
 log = structlog.get_logger()
@@ -78,9 +79,17 @@ class Endpoints:
         strays = ours.difference(*map(veth_names, valid))
         await self._host.apply([RemoveLink(name) for name in sorted(strays)])
 
-    async def mend(self, spec: NetworkSpec, mtu: int) -> list[str]:
-        """Make the links of the network's containers what `attach` made them. Returns what was done, in words."""
-        endpoints = list(self._endpoints(spec, mtu))
+    def recall(self, attachments: Iterable[Attachment]) -> None:
+        """These were attached by an earlier agent."""
+        for attachment in attachments:
+            with suppress(NetworkError), namespace_of(attachment.netns_pid) as namespace:
+                process = attachment.netns_pid, os.fstat(namespace).st_ino
+                self._inside[attachment.container, attachment.interface] = process
+
+    async def mend(self, spec: NetworkSpec, mtu: int, links: frozenset[str] | None = None) -> list[str]:
+        """Make the links (None: all) of the network's containers what `attach` made them. Returns what was done, in
+        words."""
+        endpoints = [end for end in self._endpoints(spec, mtu) if links is None or end.veth in links]
         done = await mend_links(self._host, [endpoint for endpoint in endpoints if link_exists(endpoint.veth)])
         for endpoint in endpoints:
             done += await self._reconnect(endpoint)

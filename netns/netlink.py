@@ -94,6 +94,12 @@ class Netlink:
     def close(self) -> None:
         self._socket.close()
 
+    @property
+    def port(self) -> int:
+        """By which the kernel says whose change it tells of (struct nlmsghdr: nlmsg_pid)."""
+        port: int = self._socket.getsockname()[0]
+        return port
+
     async def apply(self, operations: Sequence[Operation]) -> None:
         """Perform all of them, in order. Raises NetworkError for the first that failed; the others were tried."""
         for start in range(0, len(operations), BATCH_SIZE):
@@ -111,13 +117,17 @@ class Netlink:
                 raise NetworkError(f"{operation.describe()}: {os.strerror(answer.error)}")
 
     async def read(
-        self, message: Message, what: str, wanted: Callable[[bytes], bool] = lambda part: True
+        self,
+        message: Message,
+        what: str,
+        wanted: Callable[[bytes], bool] = lambda part: True,
+        kind: type[Message] | None = None,
     ) -> list[Message]:
-        """The answer to one question: all of its messages that are `wanted`. A link that does not exist has an empty
-        answer."""
+        """The answer to one question: all of its messages that are `wanted`, as `kind` (by default, that of the
+        question). A link that does not exist has an empty answer."""
         [answer] = self._exchange(self._socket, [message], f"read {what}")
         if answer.error in (0, errno.ENODEV, errno.ENOENT):
-            return [_decoded(type(message), part) for part in answer.parts if wanted(part)]
+            return [_decoded(kind or type(message), part) for part in answer.parts if wanted(part)]
         raise NetworkError(f"read {what}: {os.strerror(answer.error)}")
 
     async def _exchange_aside(self, messages: Sequence[Message], what: str) -> list[Answer]:
@@ -146,6 +156,7 @@ def open_socket() -> socket.socket:
     # Strict checking makes the kernel filter dumps by link, instead of ignoring that it was asked to.
     sock.setsockopt(SOL_NETLINK, NETLINK_GET_STRICT_CHK, 1)
     sock.settimeout(ANSWER_DEADLINE_S)
+    sock.bind((0, 0))
     return sock
 
 

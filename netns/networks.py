@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +19,8 @@ from typing import Self
 import structlog
 
 from model.network import NETWORK_NAME, Address, Block, NetworkKind, Subnet
+from model.task import Bandwidth
+from netns.bandwidth import limit, remove_strays, unlimit
 from netns.cni.driver import CniDriver
 from netns.container import loopback_only
 from netns.driver import Attachment, NetworkError, NetworkSpec
@@ -26,7 +28,7 @@ from netns.durable import write_durably
 from netns.endpoints import Endpoints
 from netns.gateway import gateway_state
 from netns.ipam.leases import Leases
-from netns.link import VXLAN_PREFIX, RemoveLink, gateway_name, vxlan_name
+from netns.link import VXLAN_PREFIX, RemoveLink, gateway_name, veth_names, vxlan_name
 from netns.namespace import namespace_of
 from netns.netlink import Netlink, link_exists
 from netns.overlay.offload import reconcile_offload
@@ -77,6 +79,7 @@ class Networks:
         self._mtus: dict[str, int] = {}
         self._vip_pools: tuple[Subnet, ...] = ()
         self._configuring = asyncio.Lock()
+        self._limits: dict[str, Bandwidth] = {}  # of containers that were limited
 
     async def __aenter__(self) -> Self:
         await self._host.__aenter__()
@@ -120,6 +123,34 @@ class Networks:
                 done = await self._configure_links(spec)
                 done += await self._endpoints.mend(spec, self._mtus[network])
                 return done + await self._reconcile_vip_routes()
+
+    async def restore(self, links: frozenset[str] | None = None) -> list[str]:
+        """Connect containers again whose link is gone while they are not, and put right what the node's end of `links`
+        (None: of all) has lost, limits included. Returns what was done, in words."""
+        done: list[str] = []
+        for spec in tuple(self._specs.values()):
+            if spec.network.kind not in NATIVE:
+                with _while(f'mend links of containers on "{spec.network.name}"'):
+                    done += await self._endpoints.mend(spec, self._mtus[spec.network.name], links)
+        for container, bandwidth in tuple(self._limits.items()):
+            if there := _links_of(container):
+                with _while(f"limit bandwidth of {container}"):
+                    done += await limit(self._host, container, there, bandwidth)
+        return done
+
+    def recall(self, attachments: Iterable[Attachment]) -> None:
+        """Say which containers are attached, after a restart: should one lose its link, it gets it back."""
+        self._endpoints.recall(attachments)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The networks that are configured."""
+        return tuple(sorted(self._specs))
+
+    @property
+    def port(self) -> int:
+        """Of the netlink socket through which this node's own links are changed."""
+        return self._host.port
 
     def known(self) -> frozenset[str]:
         try:
@@ -169,8 +200,19 @@ class Networks:
             await self._detach(container)
 
     async def _detach(self, container: str) -> None:
+        self._limits.pop(container, None)
         with _while(f"detach {container}"):
             await self._endpoints.detach(container)
+            await unlimit(self._host, container)
+
+    async def limit(self, container: str, bandwidth: Bandwidth | None) -> None:
+        with _while(f"limit bandwidth of {container}"):
+            if not (links := _links_of(container)):
+                raise NetworkError("it is not attached")
+            await limit(self._host, container, links, bandwidth)
+        self._limits.pop(container, None)
+        if bandwidth is not None:
+            self._limits[container] = bandwidth
 
     async def gc(self, valid: frozenset[str]) -> None:
         errors: list[NetworkError] = []
@@ -186,6 +228,7 @@ class Networks:
                 errors.append(error)
         with _while("remove links of containers that are gone"):
             await self._endpoints.remove_strays(valid)
+            await remove_strays(self._host, valid)
         if errors:
             raise NetworkError("; ".join(map(str, errors))) from ExceptionGroup("gc", errors)
 
@@ -223,7 +266,7 @@ class Networks:
     async def _configure_links(self, spec: NetworkSpec) -> list[str]:
         self._applied.pop(spec.network.name, None)
         underlay = await read_underlay(self._host, self._underlay)
-        if not link_exists(gateway_name(spec.network.name)):
+        if spec.network.name not in self._specs and not link_exists(gateway_name(spec.network.name)):
             refuse_routes(spec, await read_foreign_routes(self._host))
         desired = self._desired(spec, underlay)
         await self._record(spec.network.name, {link.name for link in desired.links if link.kind == "vxlan"})
@@ -259,6 +302,10 @@ class Networks:
             return set(RECORDED_LINK.findall((self._records / network).read_text()))
         except FileNotFoundError:
             return set()
+
+
+def _links_of(container: str) -> list[str]:
+    return sorted(name for name in veth_names(container) if link_exists(name))
 
 
 @contextmanager

@@ -28,5 +28,9 @@ class Backend(Protocol):
     async def installed(self) -> str | None:
         """The digest of what the kernel has now; None when nothing of ours is there. Equal tables, equal digests."""
 
+    async def mend(self) -> list[str]:
+        """If the kernel has not all of the table that was applied last, put it back. Returns what was wrong, in words.
+        Nothing is wrong before the first `apply`."""
+
     async def remove(self) -> None:
         """Remove everything of ours. Accepts that nothing is there."""

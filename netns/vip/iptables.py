@@ -47,6 +47,16 @@ class IptablesVips:
             return None
         return digest({name: actual[name]["anchors"] | _damage(name, actual[name]) for name in TABLES})
 
+    async def mend(self) -> list[str]:
+        async with self._turn:
+            if self._applied is None:
+                return []
+            actual = await self._worker.read("read VIP rules", TABLES)
+            wrong = [text for name in TABLES for text in _wrong(name, self._applied.anchors[name], actual[name])]
+            if wrong:
+                await self._install(self._applied)
+            return wrong
+
     async def remove(self) -> None:
         async with self._turn:
             self._applied = None
@@ -80,6 +90,15 @@ def request(wanted: RuleSet, send: Mapping[str, set[str]]) -> dict[str, Any]:
 def _table_request(wanted: RuleSet, table: str, send: set[str]) -> dict[str, Any]:
     chains = wanted.chains[table]
     return wanted_body(chains, {chain: chains[chain] for chain in send}, wanted.anchors[table], HOOKS[table])
+
+
+def _wrong(table: str, anchors: Mapping[str, str], actual: dict[str, Any]) -> list[str]:
+    lost = sorted(anchors.items() - actual["anchors"].items())
+    damaged = sorted(_damage(table, actual))
+    return [
+        *(f"{table}: {name} did not lead to {root}" for name, root in lost),
+        *(f"{table}: {name} was damaged" for name in damaged),
+    ]
 
 
 def _damage(table: str, actual: dict[str, Any]) -> dict[str, str]:

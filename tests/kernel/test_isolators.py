@@ -25,7 +25,7 @@ from isolators.network import NetworkIsolator
 from isolators.rlimits import RlimitsIsolator
 from model.network import Address, Block
 from model.resources import Resources
-from model.task import Rlimit, TaskSpec, Usage
+from model.task import Bandwidth, Rlimit, TaskSpec, Usage
 from netns.driver import Attachment, NetworkError, NetworkSpec
 from netns.firewall.nftables import NftFirewall
 from tests.kernel.cgroup_files import directories, files, remove_prefix
@@ -272,6 +272,9 @@ class Network:
 
     async def detach(self, container: str) -> None:
         self.calls.append(f"detach {container}")
+
+    async def limit(self, container: str, bandwidth: Bandwidth | None) -> None:
+        self.calls.append(f"limit {container} {bandwidth}")
 
     async def gc(self, valid: frozenset[str]) -> None:
         self.calls.append(f"gc {sorted(valid)}")

@@ -28,7 +28,7 @@ from isolators.base import Container, IsolatorError, Sandbox, Unsupported
 from model.network import Address, Block
 from model.policy import Policy
 from model.resources import Resources
-from model.task import TaskSpec, TaskStatus, Usage, newer
+from model.task import Bandwidth, TaskSpec, TaskStatus, Usage, newer
 from netns.driver import Attachment, NetworkError, NetworkSpec
 from netns.firewall.table import Guest, Zone
 from netns.vip.backend import Table
@@ -397,6 +397,8 @@ class Driver:
 
     async def detach(self, container: str) -> None: ...
 
+    async def limit(self, container: str, bandwidth: Bandwidth | None) -> None: ...
+
     async def gc(self, valid: frozenset[str]) -> None: ...
 
     def released(self) -> tuple[Block, ...]:
@@ -459,6 +461,9 @@ class Vips:
 
     async def installed(self) -> str | None:
         return repr(self.table)
+
+    async def mend(self) -> list[str]:
+        return []
 
     async def remove(self) -> None:
         self.table = None
