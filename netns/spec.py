@@ -9,6 +9,7 @@ from itertools import pairwise
 
 from model.network import LONGEST_BLOCK, NETWORK_NAME, Address, Block, NetworkKind, Subnet
 from netns.driver import NetworkError, NetworkSpec
+from netns.link import gateway_name, vxlan_name
 from netns.route import Route
 
 NATIVE = (NetworkKind.HOST, NetworkKind.NONE)  # need nothing on the node
@@ -26,8 +27,10 @@ def refuse_bad(spec: NetworkSpec, node: str, underlay: Address, others: Iterable
 
 
 def refuse_routes(spec: NetworkSpec, routes: Iterable[Route]) -> None:
-    """Raises NetworkError when the node takes some of the network's addresses to be elsewhere."""
-    for route in sorted(routes, key=repr):
+    """Raises NetworkError when the node takes some of the network's addresses to be elsewhere. Of the network's own
+    links the kernel may have made some: to each address of IPv6."""
+    own = {gateway_name(spec.network.name), vxlan_name(spec.network.vni or 0)}
+    for route in sorted((route for route in routes if route.dev not in own), key=repr):
         for subnet in spec.network.subnets:
             if _inside(route.destination, subnet) or _inside(subnet, route.destination):
                 raise NetworkError(f"subnets: {subnet} overlaps what this node has a route to: {route.describe()}")

@@ -399,7 +399,7 @@ async def test_a_pod_has_one_address_and_gives_it_back(tmp_path: Path) -> None:
     ):
         await networks.configure(NETWORK)
         made.node.isolators.append(NetworkIsolator(networks, NftFirewall()))
-        before = {link["ifname"] for link in ip("link")}
+        before = links()
         await made.with_spares("prod")
         specs = pod(FOREVER, ("sh", "-c", "cat /etc/hosts; echo done; exec sleep infinity"), network="prod")
         statuses = await run(made, specs)
@@ -408,12 +408,17 @@ async def test_a_pod_has_one_address_and_gives_it_back(tmp_path: Path) -> None:
         holder_id = made.reconciler.books.records[specs[0].id].holder
         assert networks.addresses(holder_id) == (ip_address(address),)
         await made.sandboxes.drop("prod")
-        assert len({link["ifname"] for link in ip("link")} - before) == 1
+        await until(lambda: len(links() - before) == 1, "the pod has the only link")
         usages = [await made.containers.usage(container) for container in made.reconciler.living()]
         assert usages[0].net_sent_packets >= usages[1].net_sent_packets == 0
         made.reconciler.assign(specs[0], kill=True)
         await ends(made, specs)
-        assert {link["ifname"] for link in ip("link")} == before and networks.addresses(holder_id) == ()
+        assert networks.addresses(holder_id) == ()
+        await until(lambda: links() == before, "no link is left")
+
+
+def links() -> set[str]:
+    return {link["ifname"] for link in ip("link")}
 
 
 def of_launcher(made: Agent) -> list[int]:

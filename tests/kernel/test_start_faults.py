@@ -31,6 +31,7 @@ from model.resources import Resources
 from model.task import Rlimit, TaskSpec, TaskState, TaskStatus
 from netns.driver import NetworkSpec
 from netns.firewall.nftables import NftFirewall
+from netns.link import VETH_PREFIX, read_names
 from netns.netlink import Netlink
 from netns.networks import Networks
 from tests.kernel import remains
@@ -75,8 +76,9 @@ class Node:
         return remains.look(self.agent.directories.state, self.agent.node.prefix, self.mark)
 
     async def at_rest(self) -> Remains:
-        """With a keeper ready for the next container."""
+        """With a keeper ready for the next container, and without the link of the last: the kernel takes a while."""
         await until(lambda: "1 tepui-keeper" in self.look().processes, "a keeper is ready")
+        await until(lambda: not read_names(VETH_PREFIX), "the last container's link is gone")
         return self.look()
 
     async def is_as_before(self, before: Remains, after_what: str) -> None:
