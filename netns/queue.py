@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from pyroute2.netlink import nlmsg
-from pyroute2.netlink.rtnl.tcmsg import tcmsg as parsed_tcmsg
+from pyroute2.netlink.rtnl import tcmsg as parsed
 
 from netns.netlink import NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, IndexOf, Message, Netlink, Operation, dump, request
 
@@ -101,7 +101,7 @@ async def read_redirects(netlink: Netlink, dev: str) -> dict[int, Redirect]:
     found = {}
     for direction in (RECEIVED, SENT):
         question = _message(netlink.index_of(dev), parent=direction)
-        for message in await netlink.read(dump(question, RTM_GETTFILTER), f"filters of {dev}", kind=parsed_tcmsg):
+        for message in await netlink.read(dump(question, RTM_GETTFILTER), f"filters of {dev}", kind=parsed.tcmsg):
             options = message.get_attr("TCA_OPTIONS")
             if message.get_attr("TCA_KIND") == "u32" and options and (actions := options.get_attr("TCA_U32_ACT")):
                 found[direction] = Redirect(dev, direction, _target(actions))
