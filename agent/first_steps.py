@@ -52,7 +52,7 @@ class FirstSteps:
     def claim(self, record: TaskRecord) -> TaskRecord:
         """The first record of a task, with a sandbox if one is ready that it can have."""
         task = record.spec
-        made = None if record.kill or record.end is not None or task.pod else self._sandboxes.take(task.network)
+        made = None if record.kill or record.end is not None or task.pod else self._sandboxes.take_for(task)
         if made is None:
             return record
         self.made[task.id] = made
@@ -73,7 +73,7 @@ class FirstSteps:
         if task.pod is not None:
             made = await self._pods.join(task)
         else:
-            made = self._sandboxes.take(task.network) or await self._sandboxes.make(task.network)
+            made = self._sandboxes.take_for(task) or await self._sandboxes.make_for(task)
         self.made[task.id] = made
         await self._books.save_aside(task.id, **_place(record.status, made))
         return made

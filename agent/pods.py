@@ -106,7 +106,7 @@ class Pods:
         async with shared.changing, self._or_end(pod):
             shared.check()
             if shared.sandbox is None:
-                shared.made = self._sandboxes.take(task.network) or await self._sandboxes.make(task.network)
+                shared.made = self._sandboxes.take_for(task) or await self._sandboxes.make_for(task)
                 shared.sandbox = shared.made.sandbox
         return await self._sandboxes.join(shared.sandbox, pod)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections import deque
+from dataclasses import replace
 
 import structlog
 
@@ -18,6 +19,7 @@ from agent.containers import Containers, Made
 from agent.launcher.client import LaunchError
 from isolators.base import IsolatorError, Sandbox
 from model.pod import Pod
+from model.task import Interface, TaskSpec
 from netns.driver import NetworkError
 
 log = structlog.get_logger()
@@ -36,7 +38,8 @@ FAILURES = (IsolatorError, NetworkError, LaunchError, OSError)
 
 
 class Sandboxes:
-    """`take` gives a sandbox that is ready, `make` a new one, `join` one in a pod. Their ids are given out here."""
+    """`take_for` gives a sandbox that is ready, `make_for` a new one, `join` one in a pod. Their ids are given out
+    here."""
 
     def __init__(self, containers: Containers, ready: asyncio.Event) -> None:
         """`ready`: the node's networks are there."""
@@ -62,6 +65,14 @@ class Sandboxes:
             await self.drop(network)
         await asyncio.gather(*self._discarding)
 
+    def take_for(self, task: TaskSpec) -> Made | None:
+        """At once; None when none is ready. No spare has an address that somebody asked for, or a second network."""
+        return None if task.address or task.interfaces else self.take(task.network)
+
+    async def make_for(self, task: TaskSpec) -> Made:
+        """Raises as `make` does."""
+        return await self.make(task.network, task.address, task.interfaces)
+
     def take(self, network: str) -> Made | None:
         """At once; None when none is ready."""
         spares = self._spares[network] = self._spares.pop(network, deque())  # at the end
@@ -74,9 +85,10 @@ class Sandboxes:
             task.add_done_callback(self._discarding.discard)
         return None
 
-    async def make(self, network: str) -> Made:
+    async def make(self, network: str, address: str = "", interfaces: tuple[Interface, ...] = ()) -> Made:
         """Raises IsolatorError, NetworkError, LaunchError or OSError; then nothing is left of it."""
-        return await self._make(self._containers.sandbox(secrets.token_hex(6), self._free_range(), network))
+        plain = self._containers.sandbox(secrets.token_hex(6), self._free_range(), network)
+        return await self._make(replace(plain, address=address, interfaces=interfaces))
 
     async def join(self, holder: Sandbox, pod: Pod) -> Made:
         """One in the pod whose namespaces `holder` has. Raises as `make` does."""

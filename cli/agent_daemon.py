@@ -250,7 +250,8 @@ def _node(name: str, settings: AgentSettings, state: Path, address: Address) -> 
     resources = Resources(settings.cpus or cpus, settings.mem or mem, disk if settings.disk is None else settings.disk)
     boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     attributes = tuple(sorted(settings.attributes.items()))
-    return Node(name, os.uname().nodename, boot_id, address, resources, attributes, VERSION)
+    hostname, ports = os.uname().nodename, settings.host_ports
+    return Node(name, hostname, boot_id, address, resources, attributes, VERSION, ports=ports)
 
 
 def _dial(state: Path, master: str) -> grpc.aio.Channel:

@@ -11,9 +11,15 @@ from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
 from pydantic import BeforeValidator, Field, ValidationError
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
 
-from model.node import LOST_AFTER_S, UNREACHABLE_AFTER_S
+from model.node import HOST_PORTS, LOST_AFTER_S, UNREACHABLE_AFTER_S
 from model.volume import HostVolume, parse_host_volume
 
 Port = Field(ge=1, le=65535)
@@ -21,6 +27,16 @@ Port = Field(ge=1, le=65535)
 
 def _host_volume(value: object) -> object:
     return parse_host_volume(value) if isinstance(value, str) else value
+
+
+def _port_range(value: object) -> object:
+    """`31000-32000`."""
+    if not isinstance(value, str):
+        return value
+    first, _, last = value.partition("-")
+    if not (first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last) <= 65535):
+        raise ValueError(f"{value!r} must be the first and the last of a range of ports, like 31000-32000")
+    return int(first), int(last)
 
 
 class SettingsError(Exception):
@@ -70,6 +86,8 @@ class AgentSettings(_Settings):
     `log_keep_h` hours, or until the logs of ended tasks take more than `log_keep_mib`.
 
     `cni_path` are the directories in which CNI plug-ins are looked for, each root's alone.
+    Of `host_ports` one is taken for a task that asks for any port of the node.
+
     `metrics_port` is on loopback (`agent/metrics.py`). `local_sources` are directories of the node from which tasks may
     have images (`oci:`, `docker-archive:`) and files (`file:`). `pull_secrets` are the files with credentials for
     registries that stand for what definitions name."""
@@ -99,6 +117,7 @@ class AgentSettings(_Settings):
     log_keep_h: float = Field(24.0, ge=0)
     log_keep_mib: int = Field(1024, ge=0)
     cni_path: list[Path] = [Path("/opt/cni/bin"), Path("/usr/lib/cni")]
+    host_ports: Annotated[tuple[int, int], NoDecode, BeforeValidator(_port_range)] = HOST_PORTS
     metrics_port: int = Field(9464, ge=1, le=65535)
 
 

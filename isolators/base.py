@@ -22,7 +22,7 @@ from typing import Any
 
 from model.network import Address
 from model.resources import Resources
-from model.task import TaskSpec, Usage
+from model.task import Interface, TaskSpec, Usage
 
 # A part of an OCI runtime specification `config.json`, as the JSON it will be written as.
 BundlePart = dict[str, Any]
@@ -54,7 +54,8 @@ class Sandbox:
     reboot, and `layer` is for what it writes: both exist, are ours alone (0700) and are removed by the agent after the
     last cleanup. Ids 0 to `id_count` - 1 inside are `id_base` + id outside. `network` is the name of its network.
     With a `holder` it is in a pod: the ids are those of all of its containers, and `quota` takes the place of their
-    base where a number must be this container's alone."""
+    base where a number must be this container's alone. `address` is the one it is to have on its network (empty: any),
+    and `interfaces` are further networks: with either, it was made for one task."""
 
     id: str
     directory: Path
@@ -64,6 +65,8 @@ class Sandbox:
     id_count: int = 65536
     holder: Holder | None = None
     quota: int = 0
+    address: str = ""
+    interfaces: tuple[Interface, ...] = ()
 
     @property
     def number(self) -> int:

@@ -1,21 +1,26 @@
-"""Connects a container to its network through the driver, and gives it the files that name resolution reads.
+"""Connects a container to its networks through the driver, has the firewall guard it before its program runs, and gives
+it the files that name resolution reads.
 
-A pod is connected once, by its holder: its containers have the address of that.
+A sandbox is connected when it is made; who its guest is, is known when it gets its task. A pod is connected once, by
+its holder: its containers have the addresses of that, and each is a guest with them.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import replace
+from functools import partial
+from ipaddress import ip_address
 from pathlib import Path
 
-from isolators.base import BundlePart, Container, Isolator, IsolatorError, Sandbox
+from isolators.base import BundlePart, Container, Isolator, IsolatorError, Sandbox, Unsupported
 from isolators.namespaces import hostname
 from model.network import Address
+from model.policy import app_of
 from model.task import Usage
 from netns.driver import Attachment, Driver, NetworkError
-from netns.firewall.table import Firewall
+from netns.firewall.table import Firewall, Guest
 from netns.link import VETH_PREFIX, veth_name
 from netns.traffic import Traffic, read_traffic
 
@@ -43,25 +48,27 @@ class NetworkIsolator(Isolator):
             for container in known
             if container.task.network not in UNCONNECTED and container.sandbox.holder is None
         )
-        try:
-            await self._driver.gc(connected)
-        except NetworkError as error:
-            raise IsolatorError(str(error)) from error
+        guests = tuple(filter(None, map(self._guest, known)))
+        await _all([partial(self._firewall.recover, guests), partial(self._driver.gc, connected)])
 
     async def isolate(self, sandbox: Sandbox, pid: int) -> tuple[Address, ...]:
         if sandbox.network in UNCONNECTED:
             return ()
         if sandbox.holder is not None:
             return self._driver.addresses(sandbox.holder.id)
+        addresses: tuple[Address, ...] = ()
         try:
-            return await self._driver.attach(Attachment(sandbox.id, sandbox.network, pid))
+            for attachment in _attachments(sandbox, pid):
+                addresses += await self._driver.attach(attachment)
         except NetworkError as error:
             raise IsolatorError(str(error)) from error
+        return addresses
 
     async def prepare(self, container: Container) -> BundlePart:
         """With the host's network the node's own files are right."""
         if container.task.network == "host":
             return {"mounts": _node_files(("/etc/hosts", "/etc/resolv.conf"))}
+        await self._guard(container)
         files = {
             "/etc/hosts": _hosts(container, self._driver.addresses(_connected(container.sandbox))),
             "/etc/resolv.conf": _resolv_conf(),
@@ -71,8 +78,7 @@ class NetworkIsolator(Isolator):
     async def usage(self, container: Container, usage: Usage) -> Usage:
         """One look at all links serves all containers that are asked about at about the same time. A link goes with
         the container's last process: what it counted until the last look remains. A pod's counts for its first task."""
-        pod = container.task.pod
-        if container.task.network in UNCONNECTED or (pod is not None and pod.members[0] != container.task.id):
+        if container.task.network in UNCONNECTED or not _speaks_for_all(container):
             return usage
         if (now := time.monotonic()) - self._looked_at >= FRESH_S:
             self._traffic |= _read_traffic()
@@ -81,13 +87,63 @@ class NetworkIsolator(Isolator):
         return usage if traffic is None else _counted(usage, traffic)
 
     async def cleanup(self, sandbox: Sandbox) -> None:
-        if sandbox.network in UNCONNECTED or sandbox.holder is not None:
+        if sandbox.network in UNCONNECTED:
             return
-        self._traffic.pop(veth_name(sandbox.id), None)
+        undone = [partial(self._firewall.dismiss, sandbox.id)]
+        if sandbox.holder is None:
+            self._traffic.pop(veth_name(sandbox.id), None)
+            undone.append(partial(self._driver.detach, sandbox.id))
+        await _all(undone)
+
+    async def _guard(self, container: Container) -> None:
+        """Nothing reaches the program, or is led to it, but what may; and its links are as fast as they are to be."""
         try:
-            await self._driver.detach(sandbox.id)
+            if (guest := self._guest(container)) is not None:
+                await self._firewall.admit(guest)
+            if container.task.bandwidth is not None and _speaks_for_all(container):
+                # `limit` comes to the driver with the bandwidth of links.
+                await self._driver.limit(_connected(container.sandbox), container.task.bandwidth)  # type: ignore[attr-defined]
         except NetworkError as error:
             raise IsolatorError(str(error)) from error
+
+    def _guest(self, container: Container) -> Guest | None:
+        """None: it is on no network of ours."""
+        if container.task.network in UNCONNECTED:
+            return None
+        task, addresses = container.task, self._driver.addresses(_connected(container.sandbox))
+        published = tuple(port for port in task.ports if port.host is not None)
+        return Guest(container.id, app_of(task.framework, task.owner), addresses, published) if addresses else None
+
+
+async def _all(works: Iterable[Callable[[], Awaitable[None]]]) -> None:
+    """One after the other, also when one before has failed."""
+    errors = []
+    for work in works:
+        try:
+            await work()
+        except NetworkError as error:
+            errors.append(error)
+    if errors:
+        raise IsolatorError("; ".join(map(str, errors))) from errors[0]
+
+
+def _attachments(sandbox: Sandbox, pid: int) -> Iterator[Attachment]:
+    wanted = [(sandbox.network, sandbox.address), *((each.network, each.address) for each in sandbox.interfaces)]
+    for number, (network, address) in enumerate(wanted):
+        yield Attachment(sandbox.id, network, pid, f"eth{number}", _address(network, address))
+
+
+def _address(network: str, text: str) -> Address | None:
+    try:
+        return ip_address(text) if text else None
+    except ValueError:
+        raise Unsupported(f'network "{network}": {text!r} is no address') from None
+
+
+def _speaks_for_all(container: Container) -> bool:
+    """What is done once for a pod is done with its first task."""
+    pod = container.task.pod
+    return pod is None or pod.members[0] == container.task.id
 
 
 def _connected(sandbox: Sandbox) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -35,7 +35,7 @@ from master.volumes import VolumeRecord, Volumes
 from model.node import NodeState
 from model.resources import Resources, describe
 from model.rights import missing, needed
-from model.task import TASK_ID, TaskSpec
+from model.task import TASK_ID, TaskSpec, sockets
 from model.volume import PersistentVolume
 
 OFFER_DEADLINE_S = 30.0
@@ -76,6 +76,7 @@ class Allocator:
         self.tasks = tasks
         self.volumes = volumes
         self.accepting: dict[str, Offer] = {}  # their tasks are on the way to the store
+        self.arriving: dict[str, Sequence[TaskSpec]] = {}  # these tasks
         self._nodes = nodes
         self._networks = networks
         self._subscribers: list[FrameworkSubscription] = []
@@ -118,6 +119,14 @@ class Allocator:
 
     def used(self, node_id: str) -> Resources:
         return self.tasks.used(node_id) + self.volumes.reserved(node_id)
+
+    def published(self, node_id: str) -> dict[tuple[str, int], str]:
+        """Protocols and ports of the node, and which task has each."""
+        there = [record.spec for record in self.tasks.on(node_id) if not record.over]
+        for offer_id, tasks in self.arriving.items():
+            if self.accepting[offer_id].node.id == node_id:
+                there += tasks
+        return {socket: task.id for task in there for socket in sockets(task.ports)}
 
     def new_id(self) -> str:
         return f"offer-{next(self._numbers)}"
@@ -163,7 +172,7 @@ class Allocator:
                 continue
             taker = min(takers, key=lambda subscriber: subscriber.offered)
             names = frozenset(network.name for network in self._networks.all())
-            taker.give(Offer(self.new_id(), view.node, free, names))
+            taker.give(Offer(self.new_id(), view.node, free, names, self.published(view.node.id)))
 
     def _rescind_late(self) -> None:
         now = time.monotonic()
@@ -230,6 +239,7 @@ class FrameworkSubscription:
         for task in tasks:
             self._check(task, offer)
         _check_whole(tasks)
+        _check_sockets(tasks, self._allocator.published(offer.node.id), offer.node.id)
         demand = sum((task.held for task in tasks), Resources(disk=sum(volume.size for volume in volumes)))
         shortage = offer.resources.shortage(demand)
         if shortage:
@@ -239,10 +249,11 @@ class FrameworkSubscription:
             self._close(offer_id)
             # It goes on holding its resources until its tasks do.
             self._allocator.accepting[offer_id] = offer
+            self._allocator.arriving[offer_id] = tasks
             try:
                 await self._tasks.add(offer.node.id, tasks, puts)
             finally:
-                del self._allocator.accepting[offer_id]
+                del self._allocator.accepting[offer_id], self._allocator.arriving[offer_id]
                 self._allocator.wake()
 
     def decline(self, offer_id: str, reason: str, filter_s: float = 5.0) -> None:
@@ -341,6 +352,18 @@ class FrameworkSubscription:
 
     def _own(self) -> list[TaskRecord]:
         return [record for record in self._tasks.all() if record.spec.framework == self.framework]
+
+
+def _check_sockets(tasks: Sequence[TaskSpec], published: Mapping[tuple[str, int], str], node_id: str) -> None:
+    taken = dict(published)
+    for task in tasks:
+        for socket in sockets(task.ports):
+            protocol, port = socket
+            if socket in taken:
+                raise ValueError(
+                    f"task {task.id}: port {port}/{protocol} of {node_id} is taken by task {taken[socket]}"
+                )
+            taken[socket] = task.id
 
 
 def _check_whole(tasks: Sequence[TaskSpec]) -> None:

@@ -53,7 +53,7 @@ class Discovery:
         self._members: dict[VipRef, dict[str, int]] = {}  # task id -> container port
         self._table: dict[VipRef, Vip] = {}
         self._naming: dict[str, tuple[Address, asyncio.Task[None]]] = {}  # on their way to the store
-        self._reachable: dict[str, bool] = {}
+        self._reachable: dict[str, Address | None] = {}  # nodes that are, and where
         tasks.listen(self._task_changed)
         nodes.listen(self._node_changed)
 
@@ -61,7 +61,7 @@ class Discovery:
         for key, address in await readable(self._store, PREFIX, lambda value: ip_address(value.decode())):
             self._addresses[key.removeprefix(PREFIX)] = address
         for view in self._nodes.all():
-            self._reachable[view.node.id] = view.state is NodeState.ONLINE
+            self._reachable[view.node.id] = _where(view)
         for record in self._tasks.all():
             self._task_changed(None, record)
 
@@ -80,10 +80,10 @@ class Discovery:
             self._publish(ref)
 
     def _node_changed(self, view: NodeView) -> None:
-        reachable = view.state is NodeState.ONLINE
-        if self._reachable.get(view.node.id) == reachable:
+        where = _where(view)
+        if view.node.id in self._reachable and self._reachable[view.node.id] == where:
             return
-        self._reachable[view.node.id] = reachable
+        self._reachable[view.node.id] = where
         for ref in {ref for record in self._tasks.on(view.node.id) for ref, _ in wanted(record)}:
             self._publish(ref)
 
@@ -108,8 +108,9 @@ class Discovery:
     def _backends(self, members: dict[str, int]) -> Iterator[Backend]:
         for task_id, port in members.items():
             record = self._tasks.get(task_id)
-            if record is not None and serving(record) and self._reachable.get(record.node):
-                address = ip_address(record.status.addresses[0])
+            node = self._reachable.get(record.node) if record is not None else None
+            if record is not None and serving(record) and node is not None:
+                address = node if on_host(record) else ip_address(record.status.addresses[0])
                 if address.version == self._pool.version:
                     yield Backend(task_id, record.node, address, port)
 
@@ -147,8 +148,17 @@ def serving(record: TaskRecord) -> bool:
         and (status.healthy is True if record.spec.health_checks else status.healthy is not False)
         and not record.killing
         and not record.paused
-        and bool(status.addresses)
+        and (bool(status.addresses) or on_host(record))
     )
+
+
+def on_host(record: TaskRecord) -> bool:
+    """Its address is that of its node, and its ports are the node's."""
+    return record.spec.network == "host"
+
+
+def _where(view: NodeView) -> Address | None:
+    return view.node.address if view.state is NodeState.ONLINE else None
 
 
 def wanted(record: TaskRecord) -> Iterator[tuple[VipRef, int]]:

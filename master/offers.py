@@ -7,8 +7,8 @@ again gets the latest update of every task it has not acknowledged the end of.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from model.node import Node
@@ -32,12 +32,16 @@ class UnknownVolume(Exception):
 @dataclass(frozen=True, slots=True)
 class Offer:
     """`resources` is what `node` has free now, all of it held for this framework until it answers or the offer is
-    rescinded. `networks` are the container networks that exist there."""
+    rescinded. `networks` are the container networks that exist there. `published` are protocols and ports of the node
+    with the tasks that have them. `addresses` says of a network how many more tasks can be on it there; absent: any
+    number."""
 
     id: str
     node: Node
     resources: Resources
     networks: frozenset[str]
+    published: Mapping[tuple[str, int], str] = field(default_factory=dict)
+    addresses: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +93,7 @@ class Subscription(Protocol):
         """Make `volumes` and run `tasks` on the offer's node; on the store's disk when it returns. What they leave of
         the offer is free again. The tasks of a pod come together. Persistent volumes of the tasks are among these or
         were made there before, and nobody else uses them. Raises OfferGone, or ValueError when they need more than was
-        offered, an id was used before, or a volume can't be had."""
+        offered, an id was used before, a volume can't be had, or another task has a port of the node."""
 
     def decline(self, offer_id: str, reason: str, filter_s: float = 5.0) -> None:
         """`reason` is for people. The same node is not offered again for `filter_s`, unless revived."""

@@ -10,6 +10,7 @@ from model.resources import Resources
 
 UNREACHABLE_AFTER_S = 10.0
 LOST_AFTER_S = 75.0
+HOST_PORTS = (31000, 32000)
 
 
 class NodeState(StrEnum):
@@ -21,7 +22,8 @@ class NodeState(StrEnum):
 @dataclass(frozen=True, slots=True)
 class Node:
     """`id` is what the node's certificate says. `address` is where other nodes reach it (the underlay).
-    `rights` is what its configuration permits tasks beyond the defaults (`model.rights`)."""
+    `rights` is what its configuration permits tasks beyond the defaults (`model.rights`). `ports` are the first and the
+    last of those that are chosen for tasks which ask for any port of the node."""
 
     id: str
     hostname: str
@@ -31,3 +33,4 @@ class Node:
     attributes: tuple[tuple[str, str], ...] = ()
     version: str = ""
     rights: frozenset[str] = frozenset()
+    ports: tuple[int, int] = HOST_PORTS

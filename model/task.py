@@ -7,6 +7,7 @@ which they arrive. The idea of a single growing number is swarmkit's; the names 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 
@@ -76,6 +77,14 @@ class Port:
     protocols: tuple[Protocol, ...] = (Protocol.TCP,)
     labels: tuple[tuple[str, str], ...] = ()
     host: int | None = None
+
+
+def sockets(ports: Iterable[Port]) -> Iterator[tuple[str, int]]:
+    """Protocols and ports of the node that these ports take."""
+    for port in ports:
+        if port.host is not None:
+            for protocol in port.protocols:
+                yield protocol.value, port.host
 
 
 @dataclass(frozen=True, slots=True)

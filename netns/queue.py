@@ -88,7 +88,7 @@ async def read_bucket(netlink: Netlink, dev: str) -> Bucket | None:
     question = _message(netlink.index_of(dev), parent=TC_H_ROOT)
     # Until 6.7 kernels answer only those who ask to be told (NLM_F_ECHO).
     for message in await netlink.read(
-        request(question, RTM_GETQDISC, NLM_F_ECHO), f"queue of {dev}", kind=parsed_tcmsg
+        request(question, RTM_GETQDISC, NLM_F_ECHO), f"queue of {dev}", kind=parsed.tcmsg
     ):
         if message.get_attr("TCA_KIND") == "tbf":
             parameters = message.get_attr("TCA_OPTIONS").get_attr("TCA_TBF_PARMS")

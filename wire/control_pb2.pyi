@@ -167,12 +167,17 @@ class Hello(_message.Message):
     ATTRIBUTES_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     RIGHTS_FIELD_NUMBER: _builtins.int
+    FIRST_PORT_FIELD_NUMBER: _builtins.int
+    LAST_PORT_FIELD_NUMBER: _builtins.int
     TASKS_FIELD_NUMBER: _builtins.int
     hostname: _builtins.str
     boot_id: _builtins.str
     address: _builtins.str
     """of this node on the underlay"""
     version: _builtins.str
+    first_port: _builtins.int
+    """The first and the last of the ports that are chosen for tasks."""
+    last_port: _builtins.int
     @_builtins.property
     def resources(self) -> Global___Resources: ...
     @_builtins.property
@@ -195,11 +200,13 @@ class Hello(_message.Message):
         attributes: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         version: _builtins.str = ...,
         rights: _abc.Iterable[_builtins.str] | None = ...,
+        first_port: _builtins.int = ...,
+        last_port: _builtins.int = ...,
         tasks: _abc.Iterable[Global___Status] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["resources", b"resources"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "attributes", b"attributes", "boot_id", b"boot_id", "hostname", b"hostname", "resources", b"resources", "rights", b"rights", "tasks", b"tasks", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "attributes", b"attributes", "boot_id", b"boot_id", "first_port", b"first_port", "hostname", b"hostname", "last_port", b"last_port", "resources", b"resources", "rights", b"rights", "tasks", b"tasks", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -14,7 +14,7 @@ from model.adjustment import Adjustment, adjustment_of
 from model.fetch import Fetch
 from model.image import ImageSpec, NodeImage, PullProgress, Rules
 from model.limits import Device, HugePages, IoLimit, TaskLimits, Tmpfs
-from model.node import Node
+from model.node import HOST_PORTS, Node
 from model.pod import Pod
 from model.resources import Resources
 from model.task import Bandwidth, Interface, Port, Protocol, Rlimit, Secret, TaskSpec, TaskState, TaskStatus, Usage
@@ -345,6 +345,8 @@ def hello_to_wire(node: Node, tasks: list[TaskStatus]) -> pb.Hello:
         attributes=dict(node.attributes),
         version=node.version,
         rights=sorted(node.rights),
+        first_port=node.ports[0],
+        last_port=node.ports[1],
         tasks=map(status_to_wire, tasks),
     )
 
@@ -360,8 +362,17 @@ def hello_from_wire(node_id: str, message: pb.Hello) -> tuple[Node, list[TaskSta
         attributes=tuple(sorted(message.attributes.items())),
         version=message.version,
         rights=frozenset(message.rights),
+        ports=_ports_from_wire(message.first_port, message.last_port),
     )
     return node, [status_from_wire(status) for status in message.tasks]
+
+
+def _ports_from_wire(first: int, last: int) -> tuple[int, int]:
+    if (first, last) == (0, 0):  # an agent of before
+        return HOST_PORTS
+    if not 1 <= first <= last <= 65535:
+        raise ValueError(f"{first}-{last} is no range of ports")
+    return first, last
 
 
 def volume_id_from_wire(text: str) -> str:

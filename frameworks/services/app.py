@@ -11,17 +11,34 @@ import uuid
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
+from frameworks.services import networking
 from frameworks.services.definition import Definition
 from frameworks.services.fields import TIME
 from frameworks.services.pods.definition import PodDefinition
 from frameworks.services.pods.tasks import new_instance
+from frameworks.services.ports import environment, resolved
 from model.codec import Codec
-from model.task import TaskSpec
+from model.task import Port, TaskSpec
 
 FRAMEWORK = "services"
 PREFIX = "services/apps"  # an app's id begins with a slash
 VERSION_LABEL = "tepui/version"
 STAGED_LABEL = "tepui/staged"
+SERVICE_PORTS_LABEL = "tepui/service-ports"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What is known of a run when it is known where it runs: the address of the node (`host`), the `ports` that were
+    chosen there, the `instance` that it continues, and which addresses other runs have (`used`)."""
+
+    host: str = ""
+    ports: tuple[int, ...] = ()
+    instance: str = ""
+    used: frozenset[str] = frozenset()
+
+
+ANYWHERE = Place()
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,19 +84,22 @@ def update(app: App, definition: PodDefinition, now: datetime) -> App:
     return App(definition, version, version, version, str(uuid.uuid4()))
 
 
-def new_tasks(app: App, now: datetime, instance: str = "") -> tuple[TaskSpec, ...]:
-    """Another run of the app: of the `instance` that has persistent volumes already, or of a new one."""
+def new_tasks(app: App, now: datetime, place: Place = ANYWHERE) -> tuple[TaskSpec, ...]:
+    """Another run of the app: of the instance that has persistent volumes already, or of a new one."""
     if isinstance(app.definition, PodDefinition):
-        return new_instance(app.definition, FRAMEWORK, app.config_version, _own_labels(app, now))
-    return (new_task(app, now, instance),)
+        return new_instance(
+            app.definition, FRAMEWORK, app.config_version, _own_labels(app, now), place.host, place.ports
+        )
+    return (new_task(app, now, place),)
 
 
-def new_task(app: App, now: datetime, instance: str = "") -> TaskSpec:
+def new_task(app: App, now: datetime, place: Place = ANYWHERE) -> TaskSpec:
     """Another run of an app that is no pod, under an id of its own, after which a new instance is named."""
     definition = app.definition
     assert isinstance(definition, Definition)
     task_id = f"{app.id[1:].replace('/', '_')}.{uuid.uuid4()}"
-    labels = {**definition.labels, **_own_labels(app, now)}
+    labels = {**definition.labels, **_own_labels(app, now), **_service_ports(definition)}
+    ports = resolved(definition.task_ports, iter(place.ports))
     plain = TaskSpec(
         id=task_id,
         framework=FRAMEWORK,
@@ -87,18 +107,21 @@ def new_task(app: App, now: datetime, instance: str = "") -> TaskSpec:
         argv=definition.argv,
         resources=definition.resources,
         network=definition.network,
-        env=tuple(sorted((_marathon_env(app, task_id) | definition.env).items())),
-        ports=definition.task_ports,
+        env=tuple(sorted((_marathon_env(app, task_id, ports, place.host) | definition.env).items())),
+        ports=ports,
         user=definition.user or ("" if definition.image else "0:0"),
         cwd="" if definition.image or definition.fetches else "/",
         labels=tuple(sorted(labels.items())),
         kill_grace_s=definition.taskKillGracePeriodSeconds,
-        health_checks=tuple(check.of_task(definition.task_ports) for check in definition.healthChecks),
-        readiness_checks=tuple(check.of_task(definition.task_ports) for check in definition.readinessChecks),
+        health_checks=tuple(check.of_task(ports) for check in definition.healthChecks),
+        readiness_checks=tuple(check.of_task(ports) for check in definition.readinessChecks),
         image=definition.image,
         fetch=definition.fetches,
+        address=networking.own_address(definition.networks, place.used),
+        interfaces=networking.interfaces(definition.networks, place.used),
+        bandwidth=networking.bandwidth(definition.networks),
     )
-    return definition.confined(plain, instance or task_id)
+    return definition.confined(plain, place.instance or task_id)
 
 
 def label(spec: TaskSpec, name: str) -> str:
@@ -118,12 +141,17 @@ def _own_labels(app: App, now: datetime) -> dict[str, str]:
     return {VERSION_LABEL: app.config_version, STAGED_LABEL: format_time(now)}
 
 
+def _service_ports(definition: Definition) -> dict[str, str]:
+    numbers = definition.service_ports
+    return {SERVICE_PORTS_LABEL: ",".join(map(str, numbers))} if any(numbers) else {}
+
+
 def _next_version(app: App, now: datetime) -> str:
     return format_time(max(now, parse_time(app.version) + timedelta(microseconds=1)))
 
 
-def _marathon_env(app: App, task_id: str) -> dict[str, str]:
-    """What Marathon tells its tasks, as far as it does not depend on the node."""
+def _marathon_env(app: App, task_id: str, ports: tuple[Port, ...], host: str) -> dict[str, str]:
+    """What Marathon tells its tasks."""
     definition = app.definition
     assert isinstance(definition, Definition)
     told = {
@@ -133,12 +161,6 @@ def _marathon_env(app: App, task_id: str) -> dict[str, str]:
         "MARATHON_APP_RESOURCE_MEM": str(definition.mem),
         "MARATHON_APP_RESOURCE_DISK": str(definition.disk),
         "MESOS_TASK_ID": task_id,
+        "HOST": host,
     }
-    for index, port in enumerate(definition.task_ports):
-        told[f"PORT{index}"] = told[f"PORT_{port.number}"] = str(port.number)
-        if port.name:
-            told[f"PORT_{port.name.upper().replace('-', '_')}"] = str(port.number)
-    if definition.task_ports:
-        told["PORT"] = told["PORT0"]
-        told["PORTS"] = ",".join(str(port.number) for port in definition.task_ports)
-    return told
+    return told | environment(definition.task_ports, ports, definition.service_ports)

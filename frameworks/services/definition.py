@@ -7,43 +7,42 @@ is taken as absent, because clients send back whole definitions that they read e
 from __future__ import annotations
 
 import re
-from collections import Counter
 from math import ceil
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, Field, model_validator
 
-from frameworks.services import confinement, health, volumes
+from frameworks.services import confinement, health, networking, volumes
 from frameworks.services.artifacts import Artifacts, DockerImage, Secrets, Uris, fetches, pull_problems
 from frameworks.services.confinement import LinuxInfo, Parameters, ResourceLimits
 from frameworks.services.fields import STRICT, Refused, invalid, invalid_at
 from frameworks.services.health import HealthChecks, ReadinessChecks
+from frameworks.services.networking import NetworkRefs
+from frameworks.services.ports import (
+    DEFAULT,
+    PortDefinition,
+    PortMapping,
+    definition_problems,
+    mapping_problems,
+    old_form,
+    repeated_ports,
+)
 from frameworks.services.volumes import NothingIsAbsent, Residency, UpgradeStrategy, Volumes
 from model.fetch import Fetch
 from model.image import ImageSpec
-from model.network import NETWORK_NAME
 from model.resources import Resources
-from model.task import Port, Protocol, TaskSpec
-from model.vip import is_vip_label, parse_label
+from model.task import Port, TaskSpec
 from model.volume import PersistentVolume
 
 SEGMENT = r"([a-z0-9]([a-z0-9-]*[a-z0-9])?\.)*[a-z0-9]([a-z0-9-]*[a-z0-9])?"
 APP_ID = re.compile(rf"(/{SEGMENT})+")
 APP_ID_LENGTH = 160  # a task's id adds a UUID, and must stay a file name with room for a suffix
 RESERVED = {"restart", "tasks", "versions"}  # the REST API has these below an app's id
-PORT_NAME = re.compile(r"[a-zA-Z0-9]([a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?")
 USER = re.compile(r"[a-z_][a-z0-9_-]{0,31}|[0-9]{1,5}(:[0-9]{1,5})?")
 MAX_ID = 65535  # of a container's own range
 ENV_NAME = re.compile(r"[^=\x00]+")
 OWN_LABELS = "tepui/"  # prefix of the labels that this framework puts on tasks
 STRING_BYTES = 128 * 1024 - 1  # execve(2): MAX_ARG_STRLEN, with the NUL
-BODY_NETWORK = '"networks": [{"mode": "container", "name": "overlay"}]'
-PROTOCOLS = {
-    "tcp": (Protocol.TCP,),
-    "udp": (Protocol.UDP,),
-    "tcp,udp": (Protocol.TCP, Protocol.UDP),
-    "udp,tcp": (Protocol.UDP, Protocol.TCP),
-}
 
 
 def _matches(pattern: re.Pattern[str], rule: str) -> AfterValidator:
@@ -84,16 +83,6 @@ def _app_id(value: str) -> str:
     return path
 
 
-def _vip_labels(labels: dict[str, str]) -> dict[str, str]:
-    for key, value in labels.items():
-        if is_vip_label(key):
-            try:
-                parse_label(value)
-            except ValueError as error:
-                raise invalid(f"label {key}: {error}") from None
-    return labels
-
-
 def _no_own_labels(labels: dict[str, str]) -> dict[str, str]:
     for key in labels:
         if key.startswith(OWN_LABELS):
@@ -110,47 +99,10 @@ Count = Annotated[int, Field(ge=0, le=100_000)]
 EnvName = Annotated[str, _matches(ENV_NAME, "must not be empty or contain = or NUL")]
 Labels = Annotated[dict[str, str], AfterValidator(_no_own_labels)]
 User = Annotated[str, _matches(USER, "must be a name or decimal uid:gid"), AfterValidator(_user)]
-PortName = Annotated[str, _matches(PORT_NAME, "must be letters, digits and hyphens, at most 63")]
-PortLabels = Annotated[dict[str, str], AfterValidator(_vip_labels)]
 
 
 class Strict(BaseModel):
     model_config = STRICT
-
-
-class NetworkRef(Strict):
-    mode: Literal["container", "container/bridge", "host"]
-    name: Annotated[str, _matches(NETWORK_NAME, "is no name of a network")] | None = None
-    labels: Refused = None
-
-    @model_validator(mode="after")
-    def _one_kind(self) -> NetworkRef:
-        if self.mode == "host":
-            raise invalid(f"host networking is not supported by this version: use {BODY_NETWORK}")
-        if self.mode == "container" and not self.name:
-            raise invalid('mode container needs a name, like "name": "overlay"')
-        if self.mode == "container/bridge" and self.name:
-            raise invalid("mode container/bridge takes no name")
-        return self
-
-    @property
-    def network(self) -> str:
-        return self.name or "bridge"
-
-
-class PortMapping(Strict):
-    containerPort: Annotated[int, Field(ge=1, le=65535)]
-    protocol: Literal["tcp", "udp", "udp,tcp", "tcp,udp"] = "tcp"
-    name: PortName | None = None
-    labels: PortLabels = {}
-    hostPort: Refused = None
-    servicePort: Refused = None
-    networkNames: Refused = None
-
-    @property
-    def port(self) -> Port:
-        labels = tuple(sorted(self.labels.items()))
-        return Port(self.containerPort, self.name or "", PROTOCOLS[self.protocol], labels)
 
 
 class Container(Strict):
@@ -168,25 +120,9 @@ class Container(Strict):
 
     @model_validator(mode="after")
     def _distinct_ports(self) -> Container:
-        names = [mapping.name for mapping in self.portMappings if mapping.name]
-        ports = [mapping.port for mapping in self.portMappings]
-        sockets = [f"{port.number}/{protocol}" for port in ports for protocol in port.protocols]
-        for values in names, sockets:
-            repeated = [value for value, count in Counter(values).items() if count > 1]
-            if repeated:
-                raise invalid(f"portMappings: {', '.join(repeated)} occurs more than once")
+        if repeated := repeated_ports([mapping.port(False) for mapping in self.portMappings]):
+            raise invalid(f"portMappings: {', '.join(repeated)} occurs more than once")
         return self
-
-
-def _networks(networks: list[NetworkRef]) -> list[NetworkRef]:
-    if not networks:
-        raise invalid(f"none means host networking, which is not supported by this version: add {BODY_NETWORK}")
-    if len(networks) > 1:
-        raise invalid("more than one network is not supported by this version")
-    return networks
-
-
-NetworkRefs = Annotated[list[NetworkRef], AfterValidator(_networks)]
 
 
 class Definition(Strict):
@@ -202,7 +138,7 @@ class Definition(Strict):
     disk: Amount = 0.0
     instances: Count = 1
     labels: Labels = {}
-    networks: NetworkRefs = Field([], validate_default=True)
+    networks: NetworkRefs = []
     container: Container = Container()
     fetch: Artifacts = []
     uris: Uris = []
@@ -213,6 +149,8 @@ class Definition(Strict):
     maxLaunchDelaySeconds: Seconds = 300.0
     healthChecks: HealthChecks = []
     readinessChecks: ReadinessChecks = []
+    portDefinitions: Annotated[list[PortDefinition], Field(max_length=100)] | None = None
+    requirePorts: bool = False
 
     acceptedResourceRoles: Refused = None
     check: Refused = None
@@ -223,9 +161,7 @@ class Definition(Strict):
     gpus: Refused = None
     ipAddress: Refused = None
     killSelection: Refused = None
-    portDefinitions: Refused = None
     ports: Refused = None
-    requirePorts: Refused = None
     residency: Annotated[Residency | None, NothingIsAbsent] = None
     resourceLimits: ResourceLimits | None = None
     role: Refused = None
@@ -238,7 +174,7 @@ class Definition(Strict):
     @model_validator(mode="before")
     @classmethod
     def _null_is_absent(cls, value: object) -> object:
-        return volumes.with_defaults(without_nulls(value))
+        return volumes.with_defaults(old_form(without_nulls(value)))
 
     @model_validator(mode="after")
     def _one_command(self) -> Definition:
@@ -246,6 +182,17 @@ class Definition(Strict):
             raise invalid("exactly one of cmd and args must be given")
         if self.cmd is None and self.args is None and self.image is None:
             raise invalid("exactly one of cmd and args must be given, without an image that says what to execute")
+        return self
+
+    @model_validator(mode="after")
+    def _ports_and_networks_fit(self) -> Definition:
+        names = networking.names_of(self.networks)
+        problems = dict(networking.problems(self.networks, self.instances))
+        mappings = zip(self._mapped, (each.networkNames for each in self.container.portMappings), strict=True)
+        problems |= dict(mapping_problems(tuple(mappings), names, ("container", "portMappings")))
+        problems |= dict(definition_problems(self.portDefinitions, self.requirePorts, names))
+        if problems:
+            raise invalid_at(problems)
         return self
 
     @model_validator(mode="after")
@@ -308,11 +255,31 @@ class Definition(Strict):
 
     @property
     def network(self) -> str:
-        return self.networks[0].network
+        return networking.names_of(self.networks)[0]
 
     @property
     def task_ports(self) -> tuple[Port, ...]:
-        return tuple(mapping.port for mapping in self.container.portMappings)
+        """Those of the node that are yet to be chosen are 0."""
+        if self.network == networking.HOST:
+            return tuple(each.host_port(self.requirePorts) for each in self.definitions)
+        return self._mapped
+
+    @property
+    def _mapped(self) -> tuple[Port, ...]:
+        bridged = self.network == networking.BRIDGE
+        return tuple(mapping.port(bridged) for mapping in self.container.portMappings)
+
+    @property
+    def service_ports(self) -> tuple[int, ...]:
+        """One for each of its ports; 0: it has none."""
+        if self.network == networking.HOST:
+            return tuple(each.port for each in self.definitions)
+        return tuple(mapping.servicePort or 0 for mapping in self.container.portMappings)
+
+    @property
+    def definitions(self) -> tuple[PortDefinition, ...]:
+        """Of ports in the node's network."""
+        return (DEFAULT,) if self.portDefinitions is None else tuple(self.portDefinitions)
 
     @property
     def resources(self) -> Resources:

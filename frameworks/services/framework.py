@@ -20,10 +20,12 @@ from datetime import UTC, datetime
 
 import structlog
 
-from frameworks.services.app import CODEC, FRAMEWORK, PREFIX, STAGED_LABEL, App, label, new_tasks
+from frameworks.services.app import CODEC, FRAMEWORK, PREFIX, STAGED_LABEL, App, Place, label, new_tasks
 from frameworks.services.backoff import Backoff, Failure, failed
 from frameworks.services.instances import Instance, Waiting, idle, remains
-from frameworks.services.place import Demand, Placement, Refusal, explain, place, reason
+from frameworks.services.networking import addresses_asked, names_of
+from frameworks.services.place import Demand, Placement, place
+from frameworks.services.refusals import Refusal, explain, reason
 from frameworks.services.volumes import Residency
 from frameworks.services.wanted import Run, illness, missing, settled, surplus
 from master.offers import (
@@ -42,7 +44,7 @@ from master.store.base import Change, Compacted, Store, StoreError
 from model.codec import Damaged
 from model.resources import Resources
 from model.rights import needed
-from model.task import TaskSpec, TaskState, TaskStatus, newer
+from model.task import TaskSpec, TaskState, TaskStatus, newer, sockets
 from model.volume import PersistentVolume, persistent
 
 GATHER_S = 0.05  # offers of several nodes arrive one by one; to spread, wait this long for the others
@@ -142,7 +144,7 @@ class Services:
             nodes = sorted({instance.node for instance in self._idle(app)})
             away = [f"its volume is on node {node}, which has offered nothing yet" for node in nodes]
             return away or ["no node has offered resources yet"]
-        return explain(_demand(app, 1), refusals)
+        return explain(_demand(app, 1).resources, refusals)
 
     async def _load_apps(self) -> int:
         revision = await self._store.revision()
@@ -352,7 +354,7 @@ class Services:
         for placement in placements:
             app = self._apps.get(placement.app)
             if app is not None and self._missing(app):
-                tasks = new_tasks(app, datetime.now(UTC), placement.instance)
+                tasks = new_tasks(app, datetime.now(UTC), self._place(placement))
                 for spec in tasks:
                     self._note(Run(_staging(spec, offer), launched_at=time.monotonic()))
                 specs += tasks
@@ -377,6 +379,11 @@ class Services:
                     self._note(Run(view, launched_at=time.monotonic()))
             return False
         return True
+
+    def _place(self, placement: Placement) -> Place:
+        runs = self._runs.get(placement.app, {}).values()
+        used = frozenset(address for run in runs for address in addresses_asked(run.view.spec))
+        return Place(str(placement.offer.node.address), placement.ports, placement.instance, used)
 
     def _unlaunched(self, specs: Sequence[TaskSpec]) -> None:
         for spec in specs:
@@ -420,7 +427,16 @@ def _demand(app: App, count: int) -> Demand:
     tasks = new_tasks(app, datetime.now(UTC))
     disk = sum(volume.size for volume in definition.kept(FRAMEWORK, tasks[0].id))
     rights = frozenset[str]().union(*map(needed, tasks))
-    return Demand(app.id, definition.resources + Resources(disk=disk), definition.network, count, rights)
+    ports = [port for task in tasks for port in task.ports]
+    return Demand(
+        app.id,
+        definition.resources + Resources(disk=disk),
+        names_of(definition.networks),
+        count,
+        rights,
+        sockets=tuple(socket for socket in sockets(ports) if socket[1]),
+        chosen=tuple(tuple(protocol.value for protocol in port.protocols) for port in ports if port.host == 0),
+    )
 
 
 def _pinned(app: App, instance: Instance) -> Demand:

@@ -15,8 +15,8 @@ from fastapi import APIRouter, Query, Response
 from pydantic import BeforeValidator
 from starlette.responses import PlainTextResponse
 
-from frameworks.services import catalog
-from frameworks.services.app import FRAMEWORK, STAGED_LABEL, VERSION_LABEL, App, format_time, label
+from frameworks.services import catalog, networking
+from frameworks.services.app import FRAMEWORK, SERVICE_PORTS_LABEL, STAGED_LABEL, VERSION_LABEL, App, format_time, label
 from frameworks.services.catalog import AppExists, UnknownApp
 from frameworks.services.definition import Definition, Scale, TaskIds
 from frameworks.services.framework import Services, TaskFailure, describe_end
@@ -112,6 +112,9 @@ class MarathonApi:
         path = "/" + app_id
         if scale.id not in (None, path):
             raise ApiError(422, "Object is not valid", {"/id": [f"must be {path}, as in the request's path"]})
+        networks = (await existing(self._store, app_id)).definition.networks
+        if problems := dict(networking.problems(networks, scale.instances)):
+            raise ApiError(422, "Object is not valid", {"/instances": list(problems.values())})
         try:
             app = await catalog.resize(self._store, path, scale.instances)
         except (UnknownApp, Conflict) as error:
@@ -230,6 +233,9 @@ def app_json(app: App, services: Services, with_tasks: bool = False) -> Json:
         "tasksUnhealthy": sum(run.view.status.healthy is False for run in running),
         "deployments": [] if settled(app, runs) else [{"id": app.deployment}],
     }
+    if isinstance(app.definition, Definition) and app.definition.network == networking.HOST:
+        answer["portDefinitions"] = [each.model_dump(exclude_none=True) for each in app.definition.definitions]
+        answer["ports"] = [each.port for each in app.definition.definitions]
     if with_tasks:
         answer["tasks"] = [task_json(run) for run in runs]
     failure = services.last_failure(app.id)
@@ -248,8 +254,8 @@ def task_json(run: Run) -> Json:
         "ipAddresses": [
             {"ipAddress": address, "protocol": f"IPv{ip_address(address).version}"} for address in status.addresses
         ],
-        "ports": [],
-        "servicePorts": [],
+        "ports": [port.host for port in spec.ports if port.host is not None],
+        "servicePorts": [int(port) for port in label(spec, SERVICE_PORTS_LABEL).split(",") if port],
         "stagedAt": label(spec, STAGED_LABEL),
         "state": MESOS_STATES[status.state],
         "version": label(spec, VERSION_LABEL),

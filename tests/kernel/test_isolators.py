@@ -7,14 +7,15 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
-from ipaddress import IPv4Address
+from dataclasses import dataclass, field, replace
+from ipaddress import IPv4Address, ip_address, ip_network
 from pathlib import Path
 
 import pytest
 
+import model.network
 from isolators import base
 from isolators.base import Container, IsolatorError, Unsupported
 from isolators.cgroup.isolator import CgroupIsolator
@@ -23,12 +24,16 @@ from isolators.mount import open_in_root
 from isolators.namespaces import hostname
 from isolators.network import NetworkIsolator
 from isolators.rlimits import RlimitsIsolator
-from model.network import Address, Block
+from model.network import Address, Block, NetworkKind
+from model.pod import Pod
 from model.resources import Resources
-from model.task import Bandwidth, Rlimit, TaskSpec, Usage
+from model.task import Bandwidth, Interface, Port, Rlimit, TaskSpec, Usage
 from netns.driver import Attachment, NetworkError, NetworkSpec
 from netns.firewall.nftables import NftFirewall
+from netns.firewall.table import Guest
+from netns.networks import Networks
 from tests.kernel.cgroup_files import directories, files, remove_prefix
+from tests.kernel.namespaces import NetnsProcess, run
 from tests.kernel.sandbox import (
     ID_BASE,
     Sandbox,
@@ -245,11 +250,14 @@ def test_host_names_are_one_label(name: str, expected: str) -> None:
 
 @dataclass
 class Network:
-    """A driver that has one address and keeps a list of what it was asked to do."""
+    """A driver that gives 192.0.2.7 and up, and keeps a list of what it was asked to do."""
 
     calls: list[str] = field(default_factory=list)
-    attached: set[str] = field(default_factory=set)
+    attached: dict[str, list[Address]] = field(default_factory=dict)
     fails: bool = False
+
+    def released(self) -> tuple[Block, ...]:
+        return ()
 
     def known(self) -> frozenset[str]:
         return frozenset()
@@ -264,11 +272,17 @@ class Network:
         self.calls.append(f"attach {attachment.container} {attachment.netns_pid}")
         if self.fails:
             raise NetworkError("attach c1: no")
-        self.attached.add(attachment.container)
-        return self.addresses(attachment.container)
+        given = self.attached.setdefault(attachment.container, [])
+        given.append(attachment.address or IPv4Address("192.0.2.7") + len(given))
+        if attachment.interface != "eth0" or attachment.address is not None:
+            self.calls[-1] += f" {attachment.network} {attachment.interface} {given[-1]}"
+        return (given[-1],)
 
     def addresses(self, container: str) -> tuple[Address, ...]:
-        return (IPv4Address("192.0.2.7"),) if container in self.attached else ()
+        return tuple(self.attached.get(container, ()))
+
+    async def limit(self, container: str, bandwidth: Bandwidth | None) -> None:
+        self.calls.append(f"limit {container} {bandwidth}")
 
     async def detach(self, container: str) -> None:
         self.calls.append(f"detach {container}")
@@ -299,6 +313,132 @@ async def test_network_is_attached_and_hosts_tells(tmp_path: Path) -> None:
     await isolator.cleanup(container.sandbox)
     await isolator.recover([container], [])
     assert driver.calls == ["attach c1 42", "detach c1", "gc ['c1']"]
+
+
+@dataclass
+class Guards(NftFirewall):
+    """A firewall that keeps a list of what it was asked to do, in that of the driver."""
+
+    calls: list[str]
+    guests: list[Guest] = field(default_factory=list)
+    fails: bool = False
+
+    async def admit(self, guest: Guest) -> None:
+        self.calls.append(f"admit {guest.container}")
+        self.guests.append(guest)
+        if self.fails:
+            raise NetworkError("publish 8080/tcp of c1: db.1 has it")
+
+    async def dismiss(self, container: str) -> None:
+        self.calls.append(f"dismiss {container}")
+        if self.fails:
+            raise NetworkError("dismiss c1: no")
+
+    async def recover(self, guests: tuple[Guest, ...]) -> None:
+        self.calls.append(f"recover {[guest.container for guest in guests]}")
+
+
+PUBLISHED = Port(80, host=8080)
+FIRST, SECOND = IPv4Address("192.0.2.7"), IPv4Address("198.51.100.9")
+
+
+async def test_all_networks_are_attached_and_the_guest_admitted_before_its_program_runs(tmp_path: Path) -> None:
+    driver = Network()
+    isolator = NetworkIsolator(driver, guards := Guards(driver.calls))
+    wanted = (Interface("back", str(SECOND)), Interface("third"))
+    spec = task("web.1", "true", network="prod", ports=(PUBLISHED, Port(81)), bandwidth=Bandwidth(egress=10**6))
+    container = made(spec, tmp_path, "c1")
+    sandbox = replace(container.sandbox, address=str(FIRST), interfaces=wanted)
+    container = replace(container, sandbox=sandbox)
+    addresses = await isolator.isolate(sandbox, 42)
+    assert addresses == (FIRST, SECOND, IPv4Address("192.0.2.9")) and guards.guests == []
+    await isolator.prepare(container)
+    hosts = (container.directory / "hosts").read_text()
+    assert all(f"{address} web\n" in hosts for address in addresses)
+    assert guards.guests == [Guest("c1", "services/test", addresses, (PUBLISHED,))]
+    await isolator.cleanup(sandbox)
+    assert driver.calls == [
+        "attach c1 42 prod eth0 192.0.2.7",
+        "attach c1 42 back eth1 198.51.100.9",
+        "attach c1 42 third eth2 192.0.2.9",
+        "admit c1",
+        f"limit c1 {spec.bandwidth}",
+        "dismiss c1",
+        "detach c1",
+    ]
+
+
+async def test_each_of_a_pods_containers_is_a_guest_with_the_pods_addresses(tmp_path: Path) -> None:
+    driver = Network()
+    isolator = NetworkIsolator(driver, guards := Guards(driver.calls))
+    pod, bandwidth = Pod("pod.1", "a", ("web.1", "web.2")), Bandwidth(ingress=10**6)
+    holder = made(task("pod.1", "true", network="prod"), tmp_path, "h")
+    await isolator.isolate(holder.sandbox, 42)
+    held = base.Holder("h", holder.directory, holder.layer, 42, ("network",))
+    for name in pod.members:
+        member = made(task(name, "true", network="prod", pod=pod, bandwidth=bandwidth), tmp_path, f"c-{name}")
+        member = replace(member, sandbox=replace(member.sandbox, holder=held))
+        assert await isolator.isolate(member.sandbox, 43) == (FIRST,)
+        await isolator.prepare(member)
+        await isolator.cleanup(member.sandbox)
+    assert [(guest.container, guest.addresses) for guest in guards.guests] == [
+        ("c-web.1", (FIRST,)),
+        ("c-web.2", (FIRST,)),
+    ]
+    assert [call for call in driver.calls if "limit" in call] == [f"limit h {bandwidth}"]
+    assert not any("detach" in call for call in driver.calls)
+
+
+async def test_who_may_not_be_admitted_does_not_start_and_is_cleared_away_all_the_same(tmp_path: Path) -> None:
+    driver = Network()
+    isolator = NetworkIsolator(driver, Guards(driver.calls, fails=True))
+    container = made(task("web.1", "true", network="prod", ports=(PUBLISHED,)), tmp_path, "c1")
+    await isolator.isolate(container.sandbox, 42)
+    with pytest.raises(IsolatorError, match=r"8080/tcp of c1: db\.1 has it"):
+        await isolator.prepare(container)
+    with pytest.raises(IsolatorError, match="dismiss c1: no"):
+        await isolator.cleanup(container.sandbox)
+    assert driver.calls[-2:] == ["dismiss c1", "detach c1"]
+
+
+async def test_after_a_restart_the_firewall_is_told_who_is_here(tmp_path: Path) -> None:
+    driver = Network()
+    isolator = NetworkIsolator(driver, Guards(driver.calls))
+    known = [made(task(name, "true", network=on), tmp_path) for name, on in (("a", "prod"), ("b", "host"))]
+    for each in known:
+        await isolator.isolate(each.sandbox, 42)
+    await isolator.recover(known, [])
+    assert driver.calls[-2:] == ["recover ['a']", "gc ['a']"]
+
+
+async def test_what_is_no_address_is_refused(tmp_path: Path) -> None:
+    sandbox = replace(made(task("web.1", "true", network="prod"), tmp_path).sandbox, address="keep")
+    with pytest.raises(Unsupported, match="network \"prod\": 'keep' is no address"):
+        await NetworkIsolator(Network(), NftFirewall()).isolate(sandbox, 42)
+
+
+async def test_a_guest_has_the_addresses_that_the_kernel_has(
+    host_netns: None, tmp_path: Path, spawn: Callable[..., NetnsProcess]
+) -> None:
+    for argument in ("link add card type veth peer wire", "addr add 192.0.2.1/24 dev card", "link set card up"):
+        run("ip", *argument.split())
+    prod = NetworkSpec(
+        model.network.Network("prod", NetworkKind.BRIDGE, (ip_network("10.9.0.0/16"),)),
+        (Block("prod", "n1", ip_network("10.9.1.0/24")),),
+    )
+    process, guards = spawn(), Guards([])
+    async with Networks(tmp_path / "networks", "n1", "boot-1", ip_address("192.0.2.1")) as driver:
+        await driver.configure(prod)
+        isolator = NetworkIsolator(driver, guards)
+        container = made(task("web.1", "true", network="prod"), tmp_path, "c1")
+        await isolator.isolate(container.sandbox, process.pid)
+        await isolator.prepare(container)
+        (guest,) = guards.guests
+        (link,) = (link for link in process.ip("addr") if link["ifname"] == "eth0")
+        assert [str(address) for address in guest.addresses] == [each["local"] for each in link["addr_info"]]
+        await isolator.cleanup(container.sandbox)
+        assert {link["ifname"] for link in process.ip("link")} == {"lo"}
+    assert guards.calls == ["admit c1", "dismiss c1"]
 
 
 @pytest.mark.parametrize("network", ["host", "none"])

@@ -18,7 +18,7 @@ from master.offers import Event, Offer, OfferGone, Offers, Rescinded, TaskView, 
 from master.store.base import StoreError
 from model.node import Node
 from model.resources import Resources
-from model.task import TaskSpec, TaskState, TaskStatus, Usage
+from model.task import TaskSpec, TaskState, TaskStatus, Usage, sockets
 from model.volume import PersistentVolume, persistent
 
 DEADLINE_S = 10.0
@@ -86,7 +86,7 @@ class Cluster:
         for node in self.nodes.values():
             free = self.free(node)
             if node.id not in held | self._filtered and free.cpus > 0 and free.mem > 0:
-                given.append(Offer(f"offer-{next(self._numbers)}", node, free, self.networks))
+                given.append(Offer(f"offer-{next(self._numbers)}", node, free, self.networks, self.published(node.id)))
         if given:
             self._outstanding.update({offer.id: offer for offer in given})
             self._subscription.tell(Offers(tuple(given)))
@@ -95,6 +95,10 @@ class Cluster:
         used = (task.spec.held for task in self.active() if task.node == node.id)
         held = sum(view.volume.size for view in self.volumes.values() if view.node == node.id)
         return node.resources - sum(used, Resources(disk=held))
+
+    def published(self, name: str) -> dict[tuple[str, int], str]:
+        there = (task.spec for task in self.active() if task.node == name)
+        return {socket: spec.id for spec in there for socket in sockets(spec.ports)}
 
     def rescind_all(self) -> None:
         for offer_id in list(self._outstanding):
@@ -142,6 +146,8 @@ class Cluster:
         for volume_id in (volume_id for spec in specs for volume_id in persistent(spec.volumes)):
             assert self.volumes[volume_id].node == offer.node.id, "a volume is on another node"
             assert volume_id not in used and not self.volumes[volume_id].destroying, "a volume can't be had"
+        taken = [*self.published(offer.node.id), *(socket for spec in specs for socket in sockets(spec.ports))]
+        assert len(set(taken)) == len(taken), "a port of a node was given twice"
         for spec in specs:
             assert spec.id not in {known.id for known in self.accepted}, "a task id was used twice"
             assert len(self.active(spec.owner)) < self.limits.get(spec.owner, 100_000), "more tasks than wanted"

@@ -181,6 +181,7 @@ nodes = st.builds(
     attributes=st.dictionaries(texts, texts, max_size=2).map(lambda pairs: tuple(sorted(pairs.items()))),
     version=texts,
     rights=st.frozensets(texts, max_size=2),
+    ports=st.lists(st.integers(1, 65535), min_size=2, max_size=2).map(lambda pair: (min(pair), max(pair))),
 )
 networks = st.builds(
     Network,

@@ -18,7 +18,7 @@ from master.offers import Event, Offer, OfferGone, Offers, Rescinded, UnknownTas
 from master.store.base import StoreError
 from model.pod import Pod
 from model.resources import Resources
-from model.task import TaskState
+from model.task import Port, Protocol, TaskSpec, TaskState
 from tests.unit.cluster import node, until
 from tests.unit.control import Master, master, resized, task
 
@@ -96,6 +96,46 @@ async def test_a_nodes_free_resources_are_offered_whole_and_once(tmp_path: Path)
         with pytest.raises(OfferGone):
             await framework.subscription.accept(rest.id, [task("b")])  # somebody else's
         within_its_means(parts)
+
+
+def published(task_id: str, *ports: int, protocols: tuple[Protocol, ...] = (Protocol.TCP,)) -> TaskSpec:
+    return replace(task(task_id), ports=tuple(Port(80 + port, protocols=protocols, host=port) for port in ports))
+
+
+async def test_a_port_of_a_node_belongs_to_one_task(tmp_path: Path) -> None:
+    async with master(tmp_path) as parts, running(parts) as subscribe:
+        await parts.nodes.connected(node("n1"))
+        await parts.nodes.connected(node("n2"))
+        framework = subscribe()
+        first = await framework.offer(lambda offer: offer.node.id == "n1")
+        with pytest.raises(ValueError, match="task c: port 80/tcp of n1 is taken by task b"):
+            await framework.subscription.accept(first.id, [published("b", 80), published("c", 81, 80)])
+        await framework.subscription.accept(first.id, [published("a", 80, 443)])
+        second = await framework.offer(lambda offer: offer.node.id == "n1" and offer.id != first.id)
+        assert second.published == {("tcp", 80): "a", ("tcp", 443): "a"}
+        with pytest.raises(ValueError, match="task b: port 443/tcp of n1 is taken by task a"):
+            await framework.subscription.accept(second.id, [published("b", 443)])
+        await framework.subscription.accept(second.id, [published("b", 443, protocols=(Protocol.UDP,))])
+        elsewhere = await framework.offer(lambda offer: offer.node.id == "n2")
+        assert elsewhere.published == {}
+        await framework.subscription.accept(elsewhere.id, [published("c", 443)])
+        await parts.tasks.end("a", TaskState.FAILED, "")
+        assert set(parts.allocator.published("n1").values()) == {"b"}
+
+
+async def test_a_port_of_a_task_that_is_being_accepted_is_taken(tmp_path: Path) -> None:
+    async with master(tmp_path) as parts, running(parts) as subscribe:
+        await parts.nodes.connected(node("n1"))
+        await parts.tasks.add("n1", [task("old", cpus=500)])
+        framework = subscribe()
+        first = await framework.offer()
+        await parts.tasks.end("old", TaskState.FAILED, "")
+        second = await framework.offer(lambda offer: offer.id != first.id)  # of what has become free meanwhile
+        accepting = asyncio.create_task(framework.subscription.accept(first.id, [published("a", 80)]))
+        await until(lambda: bool(parts.allocator.accepting) or accepting.done())
+        with pytest.raises(ValueError, match="task b: port 80/tcp of n1 is taken by task a"):
+            await framework.subscription.accept(second.id, [published("b", 80)])
+        await accepting
 
 
 @pytest.mark.parametrize(

@@ -84,6 +84,8 @@ LIES: list[tuple[Callable[..., object], Message]] = [
     (read_hello, pb.Hello(address="10.0.0.1", resources=pb.Resources(mem=-5))),
     (read_hello, pb.Hello(address="not an address")),
     (read_hello, pb.Hello()),
+    (read_hello, pb.Hello(address="10.0.0.1", first_port=32000, last_port=31000)),
+    (read_hello, pb.Hello(address="10.0.0.1", first_port=1, last_port=70000)),
     (convert.status_from_wire, pb.Status(state=1)),
     (convert.status_from_wire, pb.Status(at=math.nan)),
     (convert.status_from_wire, pb.Status(at=-math.inf)),

@@ -132,6 +132,22 @@ async def test_a_backend_leaves_in_the_moment_its_task_is_to_end(tmp_path: Path)
         assert vip.backends == () and not parts.record("a").drained
 
 
+async def test_a_task_of_the_nodes_network_is_reached_at_the_nodes_address(tmp_path: Path) -> None:
+    port = Port(31007, labels=(("VIP_0", "/web:80"),), host=31007)
+    async with master(tmp_path) as parts:
+        await parts.nodes.connected(node("n1"))
+        await parts.tasks.add("n1", [replace(task("a"), network="host", ports=(port,))])
+        assert not any(vip.backends for vip in parts.discovery.table())
+        await parts.saw("a", TaskState.RUNNING, addresses=())
+        backend = Backend("a", "n1", ip_address("10.0.0.1"), 31007)
+        await until(lambda: [vip.backends for vip in parts.discovery.table()] == [(backend,)])
+        await parts.nodes.connected(replace(node("n1"), address=ip_address("10.0.0.9")))
+        (vip,) = parts.discovery.table()
+        assert vip.backends == (replace(backend, address=ip_address("10.0.0.9")),)
+        parts.nodes._away("n1", NodeState.UNREACHABLE, 0.0)
+        assert parts.discovery.table()[0].backends == ()
+
+
 async def test_with_checks_a_backend_is_what_is_known_to_be_well(tmp_path: Path) -> None:
     checked = replace(task("a", vip="/web:80"), health_checks=(HealthCheck(ProbeKind.TCP, 80),))
     async with master(tmp_path) as parts:

@@ -85,3 +85,17 @@ def test_host_volumes_of_a_node(tmp_path: Path) -> None:
         file.write_text(f'host_volumes = ["{wrong}"]\n')
         with pytest.raises(SettingsError, match=r"agent.toml: host_volumes.0: .*"):
             load(AgentSettings, file)
+
+
+def test_the_range_of_ports_that_are_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "agent.toml"
+    assert load(AgentSettings, file).host_ports == (31000, 32000)
+    file.write_text('host_ports = "20000-20100"\n')
+    assert load(AgentSettings, file).host_ports == (20000, 20100)
+    monkeypatch.setenv("TEPUI_AGENT_HOST_PORTS", "1025-32000")
+    assert load(AgentSettings, file).host_ports == (1025, 32000)
+    monkeypatch.delenv("TEPUI_AGENT_HOST_PORTS")
+    for bad in ("31000", "2-1", "0-5", "1-65536", "a-b", ""):
+        file.write_text(f'host_ports = "{bad}"\n')
+        with pytest.raises(SettingsError, match="host_ports.*range of ports, like 31000-32000"):
+            load(AgentSettings, file)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
@@ -14,7 +16,9 @@ from agent.containers import Made
 from agent.launcher.record import Exit
 from agent.sandboxes import ID_RANGE_SIZE, ID_RANGE_START, NETWORKS, SPARES
 from isolators.base import Sandbox
+from model.task import Interface
 from tests.unit.cluster import until
+from tests.unit.control import task
 from tests.unit.node import NETWORK, Life, World, settled
 
 pytestmark = pytest.mark.anyio
@@ -78,6 +82,21 @@ async def test_each_is_taken_once_and_made_up_for(tmp_path: Path) -> None:
         assert len(set(ids)) == 2 * SPARES == len({made.sandbox.id_base for made in (*first, *second)})
         for made in (*first, *second):
             await put_away(life, made)
+
+
+@pytest.mark.parametrize("own", [{"address": "100.64.255.7"}, {"interfaces": (Interface("back", "10.0.0.9"),)}])
+async def test_who_asks_for_an_address_or_several_networks_gets_a_sandbox_of_its_own(
+    tmp_path: Path, own: dict[str, Any]
+) -> None:
+    async with agent(tmp_path, NETWORK) as life:
+        wanted = replace(task("web.1"), **own)
+        assert life.sandboxes.take_for(wanted) is None and len(life.world.waiting()) == SPARES
+        mine = await life.sandboxes.make_for(wanted)
+        assert (mine.sandbox.address, mine.sandbox.interfaces) == (wanted.address, wanted.interfaces)
+        await put_away(life, mine)
+        any_other = life.sandboxes.take_for(task("web.2"))
+        assert any_other is not None and any_other.sandbox.address == ""
+        await put_away(life, any_other)
 
 
 async def test_none_is_made_while_somebody_asks(tmp_path: Path) -> None:

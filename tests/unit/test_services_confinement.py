@@ -13,7 +13,8 @@ from frameworks.services.app import create, new_task
 from frameworks.services.confinement import UNLIMITED
 from frameworks.services.definition import Definition
 from frameworks.services.parameters import PARAMETERS
-from frameworks.services.place import Demand, explain, place
+from frameworks.services.place import Demand, place
+from frameworks.services.refusals import explain
 from master.offers import Offer
 from master.rest.errors import json_path
 from model.limits import Device, IoLimit, TaskLimits, Tmpfs
@@ -216,10 +217,10 @@ def test_what_no_node_permits_is_named() -> None:
     task = with_options("cap-add SYS_ADMIN", "cap-add CHOWN", "device /dev/fuse", "security-opt seccomp=unconfined")
     rights = needed(task)
     assert rights == {"capability CAP_SYS_ADMIN", "device /dev/fuse", "seccomp unconfined"}
-    demand = Demand("/web", Resources(100, 32), "overlay", 1, rights)
+    demand = Demand("/web", Resources(100, 32), ("overlay",), 1, rights)
     offers = [Offer("o1", node("n1"), Resources(4000, 4096), frozenset({"overlay"}))]
     plan = place([demand], offers, {})
     assert plan.placements == ()
-    assert explain(demand, plan.refusals)[0] == (
+    assert explain(demand.resources, plan.refusals)[0] == (
         "needs capability CAP_SYS_ADMIN: no node permits it, in its agent.toml"
     )

@@ -92,3 +92,28 @@ async def test_it_says_what_is_missing_and_starts_when_it_is_there(store: Sqlite
         assert running.active() == []
     async with master(store, cpus=4000) as running:
         await until(lambda: len(running.active()) == 1)
+
+
+async def test_a_port_of_a_node_is_had_by_one_task_and_waited_for_by_the_next(store: SqliteStore) -> None:
+    published = {**json.loads(EXAMPLE.with_name("published.json").read_text()), "instances": 4, "backoffSeconds": 0.01}
+    async with master(store) as parts:
+        app = await catalog.add(store, Definition.model_validate(published))
+        await until(lambda: len(parts.active()) == 3 and bool(parts.services.waiting(app)))
+        assert Counter(record.node for record in parts.active()) == {"a": 1, "b": 1, "c": 1}
+        (sentence,) = parts.services.waiting(app)
+        assert sentence.startswith("needs host port 80/tcp: taken by ") and sentence.count("published") == 3
+        first = parts.active()[0]
+        await parts.saw(first, TaskState.RUNNING)
+        await parts.saw(parts.tasks.get(first.spec.id) or first, TaskState.FAILED, exit_code=1)
+        await until(lambda: len(parts.active()) == 3)
+        assert {record.node for record in parts.active()} == {"a", "b", "c"}
+
+
+async def test_chosen_ports_of_a_node_are_each_given_once(store: SqliteStore) -> None:
+    several = {**json.loads(EXAMPLE.read_text()), "instances": 12}
+    several["container"] = {"portMappings": [{"containerPort": port, "hostPort": 0} for port in (80, 81)]}
+    async with master(store) as parts:
+        await catalog.add(store, Definition.model_validate(several))
+        await until(lambda: len(parts.active()) == 12)
+        taken = [(record.node, port.host) for record in parts.active() for port in record.spec.ports]
+        assert len(set(taken)) == 24 and all(port and 31000 <= port <= 32000 for _, port in taken)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,8 @@ from hypothesis import strategies as st
 
 from frameworks.services.backoff import STABLE_S, Backoff, Failure, delay, failed
 from frameworks.services.definition import Definition
-from frameworks.services.place import Demand, Plan, explain, place, reason
+from frameworks.services.place import Demand, Plan, place
+from frameworks.services.refusals import explain, reason
 from master.offers import Offer
 from model.resources import Resources
 from tests.unit.cluster import node
@@ -24,7 +26,7 @@ def offer(name: str, cpus: int, mem: int = 1000) -> Offer:
 
 
 def demand(app: str, count: int, cpus: int = 100, mem: int = 10, network: str = "overlay") -> Demand:
-    return Demand(app, Resources(cpus, mem), network, count)
+    return Demand(app, Resources(cpus, mem), (network,), count)
 
 
 def nodes(plan: Plan, app: str) -> Counter[str]:
@@ -52,12 +54,55 @@ def test_explanations() -> None:
     plan = place([big, lost], offers, {})
     of_big = [refusal for refusal in plan.refusals if refusal.app == "/big"]
     of_lost = [refusal for refusal in plan.refusals if refusal.app == "/lost"]
-    assert explain(big, of_big) == [
+    assert explain(big.resources, of_big) == [
         "needs 4 CPU: 3 of 3 nodes have too little (most free: 1.5 CPU)",
         "needs 10 MiB memory: 1 of 3 nodes have too little (most free: 5 MiB memory)",
     ]
-    assert explain(lost, of_lost)[0] == 'needs network "prod": 3 of 3 nodes do not have it'
+    assert explain(lost.resources, of_lost)[0] == 'needs network "prod": 3 of 3 nodes do not have it'
     assert reason([of_big[2], of_lost[2]]) == "/big lacks CPU, MiB memory; /lost lacks MiB memory, the network"
+
+
+def with_ports(app: str, count: int, *sockets: tuple[str, int], choose: int = 0) -> Demand:
+    return replace(demand(app, count), sockets=sockets, chosen=(("tcp", "udp"),) * choose)
+
+
+def test_a_port_of_a_node_is_given_once() -> None:
+    free, taken = offer("n1", 4000), replace(offer("n2", 4000), published={("tcp", 80): "db.1a2b"})
+    web, other = with_ports("/web", 2, ("tcp", 80)), with_ports("/other", 1, ("udp", 80), ("tcp", 81))
+    plan = place([web, other], [free, taken], {})
+    assert nodes(plan, "/web") == {"n1": 1} and sum(nodes(plan, "/other").values()) == 1
+    assert explain(web.resources, plan.refusals) == ["needs host port 80/tcp: taken by /web on n1, db.1a2b on n2"]
+    assert reason(plan.refusals) == "/web lacks port 80/tcp"
+
+
+def test_ports_are_chosen_of_the_nodes_range_and_none_is_taken() -> None:
+    few = replace(offer("n1", 4000), node=replace(node("n1"), ports=(500, 507)), published={("udp", 501): "x"})
+    demands = [with_ports("/a", 2, ("tcp", 502), choose=2), with_ports("/b", 9, choose=2)]
+    plan = place(demands, [few], {})
+    chosen = [port for placement in plan.placements for port in placement.ports]
+    assert nodes(plan, "/a") == {"n1": 1} and nodes(plan, "/b") == {"n1": 2}
+    assert sorted(chosen) == [500, 503, 504, 505, 506, 507]
+    of_b = [refusal for refusal in plan.refusals if refusal.app == "/b"]
+    assert explain(demands[1].resources, of_b) == ["needs a host port: none is left to choose on 1 of 1 node"]
+
+
+def test_apps_do_not_get_the_ports_that_others_just_had() -> None:
+    alone = [place([with_ports(f"/app{n}", 1, choose=1)], [offer("n1", 400)], {}).placements[0].ports for n in range(9)]
+    assert len(set(alone)) == 9 and all(31000 <= port <= 32000 for (port,) in alone)
+
+
+def test_one_address_on_each_network() -> None:
+    wanted = replace(demand("/a", 9), networks=("overlay", "prod"))
+    both = NETWORKS | {"prod"}
+    two, none = (
+        replace(offer(name, 4000), networks=both, addresses={"prod": left}) for name, left in (("n1", 2), ("n2", 0))
+    )
+    plan = place([wanted], [two, none, offer("n3", 4000)], {})
+    assert nodes(plan, "/a") == {"n1": 2}
+    assert explain(wanted.resources, plan.refusals) == [
+        'needs network "prod": 1 of 3 nodes do not have it',
+        'needs an address of network "prod": none is left on 2 of 3 nodes',
+    ]
 
 
 @given(

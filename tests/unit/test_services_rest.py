@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import httpx2
@@ -193,7 +194,7 @@ async def test_hostile_ids(client: httpx2.AsyncClient, method: str) -> None:
         ({"cpus": -1}, "/cpus"),
         ({"id": "/a/../b"}, "/id"),
         ({"instances": "two"}, "/instances"),
-        ({"networks": None}, "/networks"),
+        ({"networks": None}, "/container/portMappings"),
         ({"unheardOf": 1}, "/unheardOf"),
         ({"container": {"portMappings": [{"containerPort": 70000}]}}, "/container/portMappings(0)/containerPort"),
     ],
@@ -243,3 +244,42 @@ async def test_our_own_view_of_tasks(client: httpx2.AsyncClient, cluster: Cluste
 async def test_every_operation_is_described(client: httpx2.AsyncClient) -> None:
     paths = (await client.get("/openapi.json")).json()["paths"]
     assert {"/v2/apps", "/v2/apps/{app_id}", "/v2/apps/{app_id}/tasks", "/v2/info", "/ping"} <= set(paths)
+
+
+async def test_ports_of_the_node_are_shown(client: httpx2.AsyncClient, cluster: Cluster) -> None:
+    mappings = [{"containerPort": 80, "hostPort": 8080, "servicePort": 10080}, {"containerPort": 81, "hostPort": 0}]
+    await client.post("/v2/apps", json={**WEB, "instances": 1, "container": {"portMappings": mappings}})
+    await settled(cluster, 1)
+    app = (await client.get("/v2/apps/group/web")).json()["app"]
+    (task,) = app["tasks"]
+    assert task["ports"][0] == 8080 and 31000 <= task["ports"][1] <= 32000 and task["servicePorts"] == [10080, 0]
+    shown = app["container"]["portMappings"]
+    assert [(each["hostPort"], each.get("servicePort")) for each in shown] == [(8080, 10080), (0, None)]
+    assert all(has_only(each, MAPPING_KEYS) for each in shown) and has_only(app, APP_KEYS) and has_only(task, TASK_KEYS)
+
+
+async def test_in_the_nodes_network_it_waits_for_a_node_that_permits_it(
+    client: httpx2.AsyncClient, cluster: Cluster
+) -> None:
+    cluster.networks |= {"host"}
+    body = {"id": "/group/web", "args": ["server"], "instances": 1, "ports": [8080]}
+    created = (await client.post("/v2/apps", json=body)).json()
+    assert created["ports"] == [8080] and created["portDefinitions"][0]["port"] == 8080 and has_only(created, APP_KEYS)
+    assert created["requirePorts"] is False
+    await until(lambda: sum("network host" in declined.reason for declined in cluster.declined) == 2)
+    own = (await client.get("/api/v1/services/group/web")).json()
+    assert own["waiting"] == ["needs network host: no node permits it, in its agent.toml"]
+    cluster.add_node(replace(node("n3"), rights=frozenset({"network host"})))
+    await settled(cluster, 1)
+    (task,) = (await client.get("/v2/apps/group/web/tasks")).json()["tasks"]
+    assert task["host"] == "n3" and 31000 <= task["ports"][0] <= 32000 and task["servicePorts"] == [8080]
+
+
+async def test_there_are_not_more_instances_than_addresses(client: httpx2.AsyncClient, cluster: Cluster) -> None:
+    network = {"mode": "container", "name": "overlay", "labels": {"tepui/address": "100.64.9.1,100.64.9.2"}}
+    await client.post("/v2/apps", json={**WEB, "networks": [network]})
+    await settled(cluster, 2)
+    assert {task.spec.address for task in cluster.active()} == {"100.64.9.1", "100.64.9.2"}
+    answer = await client.put("/v2/apps/group/web", json={"instances": 3})
+    assert answer.status_code == 422 and answer.json()["details"][0]["path"] == "/instances"
+    assert "one for each of the 3 instances, not 2" in answer.json()["details"][0]["errors"][0]

@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from frameworks.services import catalog
-from frameworks.services.app import create, new_task
+from frameworks.services.app import Place, create, new_task
 from frameworks.services.definition import Definition
 from frameworks.services.framework import Services
 from frameworks.services.instances import Instance, Waiting
@@ -31,7 +31,7 @@ def spec(*volumes: dict[str, Any], instance: str = "db.1", **fields: Any) -> Tas
     read = Definition.model_validate_json(json.dumps(body))
     again = Definition.model_validate(read.model_dump(exclude_none=True))
     assert again == read, "as it is stored"
-    return new_task(create(read, datetime.now(UTC)), datetime.now(UTC), instance)
+    return new_task(create(read, datetime.now(UTC)), datetime.now(UTC), Place(instance=instance))
 
 
 def problems(*volumes: Any, **fields: Any) -> dict[str, str]:

@@ -13,12 +13,9 @@ from pydantic import BaseModel, Field, field_validator, model_validator
 from frameworks.services.artifacts import Artifacts, PullConfig, Reference, Secrets
 from frameworks.services.confinement import ResourceLimits, Seccomp
 from frameworks.services.definition import (
-    PROTOCOLS,
     Amount,
     EnvName,
     Labels,
-    PortLabels,
-    PortName,
     Positive,
     Seconds,
     Text,
@@ -27,6 +24,7 @@ from frameworks.services.definition import (
 from frameworks.services.fields import STRICT, Refused, invalid
 from frameworks.services.pods.health import HealthCheck
 from frameworks.services.pods.volumes import Mounts
+from frameworks.services.ports import PROTOCOLS, AnyPort, NetworkNames, PortLabels, PortName
 from model.image import ImageSpec, Rules
 from model.resources import Resources
 from model.task import Port
@@ -110,16 +108,18 @@ class OwnAmounts(Strict):
 
 class Endpoint(Strict):
     name: PortName
-    containerPort: Annotated[int, Field(ge=1, le=65535)]
+    containerPort: AnyPort
     protocol: Annotated[list[Literal["tcp", "udp"]], Field(min_length=1, max_length=2)] = ["tcp"]
     labels: PortLabels = {}
-    hostPort: Refused = None
-    networkNames: Refused = None
+    hostPort: AnyPort | None = None
+    networkNames: NetworkNames | None = None
 
     @property
     def port(self) -> Port:
         labels = tuple(sorted(self.labels.items()))
-        return Port(self.containerPort, self.name, PROTOCOLS[",".join(dict.fromkeys(self.protocol))], labels)
+        return Port(
+            self.containerPort, self.name, PROTOCOLS[",".join(dict.fromkeys(self.protocol))], labels, self.hostPort
+        )
 
 
 class Sharing(Strict):

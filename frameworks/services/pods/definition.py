@@ -11,22 +11,24 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, Field, model_validator
 
+from frameworks.services import networking
 from frameworks.services.artifacts import Secrets, pull_problems
 from frameworks.services.definition import (
     AppId,
     Count,
     EnvName,
     Labels,
-    NetworkRefs,
     Seconds,
     Text,
     User,
     without_nulls,
 )
 from frameworks.services.fields import STRICT, Location, Refused, invalid, invalid_at
+from frameworks.services.networking import NetworkRef, NetworkRefs
 from frameworks.services.pods import volumes
 from frameworks.services.pods.container import Container, OwnAmounts
 from frameworks.services.pods.volumes import Volume, Volumes
+from frameworks.services.ports import mapping_problems, repeated_hosts, repeated_ports
 from model.resources import Resources
 from model.volume import PersistentVolume
 
@@ -41,6 +43,14 @@ Ignored = Annotated[str | None, AfterValidator(lambda value: None)]
 def _pod_id(value: str) -> str:
     if len(value) > POD_ID_LENGTH:
         raise invalid(f"is longer than {POD_ID_LENGTH} characters")
+    return value
+
+
+def _networks(value: list[NetworkRef]) -> list[NetworkRef]:
+    if networking.names_of(value)[0] == networking.HOST:
+        raise invalid(f"host networking is not supported for pods, and none means that: use {networking.EXAMPLE}")
+    if any(each.addresses for each in value):
+        raise invalid(f"label {networking.ADDRESS} is not supported for pods")
     return value
 
 
@@ -85,7 +95,7 @@ class PodDefinition(Strict):
 
     id: Annotated[AppId, AfterValidator(_pod_id)]
     containers: Annotated[list[Container], Field(min_length=1, max_length=CONTAINERS_MOST)]
-    networks: NetworkRefs = Field([], validate_default=True)
+    networks: Annotated[NetworkRefs, AfterValidator(_networks)] = Field([], validate_default=True)
     labels: Labels = {}
     environment: dict[EnvName, Text] = {}
     user: User | None = None
@@ -109,10 +119,20 @@ class PodDefinition(Strict):
         if names := _repeated(container.name for container in self.containers):
             problems["containers",] = f"{', '.join(names)} occurs more than once"
         endpoints = [(index, endpoint) for index, each in enumerate(self.containers) for endpoint in each.endpoints]
-        sockets = [f"{e.containerPort}/{protocol}" for _, e in endpoints for protocol in e.port.protocols]
-        for repeated in (_repeated(endpoint.name for _, endpoint in endpoints), _repeated(sockets)):
-            if repeated:  # the containers have one address
-                problems["containers", endpoints[-1][0], "endpoints"] = f"{', '.join(repeated)} occurs more than once"
+        ports = [endpoint.port for _, endpoint in endpoints]
+        if repeated := repeated_ports(ports) or repeated_hosts(ports):  # the containers have one address
+            problems["containers", endpoints[-1][0], "endpoints"] = f"{', '.join(repeated)} occurs more than once"
+        if problems:
+            raise invalid_at(problems)
+        return self
+
+    @model_validator(mode="after")
+    def _endpoints_and_networks_fit(self) -> PodDefinition:
+        names = networking.names_of(self.networks)
+        problems = dict(networking.problems(self.networks, self.instances))
+        for index, container in enumerate(self.containers):
+            ports = [(endpoint.port, endpoint.networkNames) for endpoint in container.endpoints]
+            problems |= dict(mapping_problems(ports, names, ("containers", index, "endpoints")))
         if problems:
             raise invalid_at(problems)
         return self
@@ -151,7 +171,7 @@ class PodDefinition(Strict):
 
     @property
     def network(self) -> str:
-        return self.networks[0].network
+        return networking.names_of(self.networks)[0]
 
     @property
     def volumes_by_name(self) -> dict[str, Volume]:

@@ -3,25 +3,36 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from frameworks.services import networking
 from frameworks.services.artifacts import fetches
 from frameworks.services.confinement import bounded
 from frameworks.services.pods.container import Container
 from frameworks.services.pods.definition import PodDefinition
 from frameworks.services.pods.volumes import mounts_of
+from frameworks.services.ports import resolved, variable
 from model.pod import Pod
-from model.task import TaskSpec
+from model.task import Port, TaskSpec
 
 
 def new_instance(
-    definition: PodDefinition, framework: str, version: str, labels: Mapping[str, str]
+    definition: PodDefinition,
+    framework: str,
+    version: str,
+    labels: Mapping[str, str],
+    host: str = "",
+    chosen: Sequence[int] = (),
 ) -> tuple[TaskSpec, ...]:
-    """In the order in which the definition has the containers. `labels` are the framework's own, for each of them."""
+    """In the order in which the definition has the containers. `labels` are the framework's own, for each of them.
+    `host` is the node's address, and `chosen` are ports of it for those endpoints that want any."""
     instance = f"{definition.id[1:].replace('/', '_')}.instance-{uuid.uuid4()}"
     members = tuple(f"{instance}.{container.name}" for container in definition.containers)
-    told = _environment(definition, version)
+    numbers = iter(chosen)
+    ports = [resolved(container.ports, numbers) for container in definition.containers]
+    told = _environment(definition, version, [port for each in ports for port in each]) | {"HOST": host}
+    told |= definition.environment
     return tuple(
         _task(
             definition,
@@ -36,9 +47,12 @@ def new_instance(
                 env=tuple(sorted((told | {"MESOS_TASK_ID": member} | container.environment).items())),
                 labels=tuple(sorted({**definition.labels, **container.labels, **labels}.items())),
                 pod=_pod(definition, container, instance, members),
+                ports=has,
+                interfaces=networking.interfaces(definition.networks, ()),
+                bandwidth=networking.bandwidth(definition.networks),
             ),
         )
-        for member, container in zip(members, definition.containers, strict=True)
+        for member, container, has in zip(members, definition.containers, ports, strict=True)
     )
 
 
@@ -47,13 +61,12 @@ def _task(definition: PodDefinition, container: Container, plain: TaskSpec) -> T
     image, fetch = container.image_of_task(definition.secrets), fetches(container.artifacts, ())
     task = replace(
         plain,
-        ports=container.ports,
         user=container.user or definition.user or ("" if image else plain.user),
         image=image,
         fetch=fetch,
         volumes=mounts_of(container.volumeMounts, definition.volumes_by_name),
         kill_grace_s=container.lifecycle.killGracePeriodSeconds,
-        health_checks=(check.of_task(container.ports),) if check is not None else (),
+        health_checks=(check.of_task(plain.ports),) if check is not None else (),
         seccomp="unconfined" if linux.seccomp is not None and linux.seccomp.unconfined else plain.seccomp,
         shm=(linux.ipcInfo and linux.ipcInfo.shmSize) or plain.shm,
     )
@@ -73,10 +86,10 @@ def _pod(definition: PodDefinition, container: Container, instance: str, members
     )
 
 
-def _environment(definition: PodDefinition, version: str) -> dict[str, str]:
-    """What Marathon tells each of a pod's containers: the endpoints of all of them, too."""
+def _environment(definition: PodDefinition, version: str, ports: Sequence[Port]) -> dict[str, str]:
+    """What Marathon tells each of a pod's containers: the endpoints of all of them, too. Where a port of the node leads
+    to one, that is the port which is told."""
     told = {"MARATHON_APP_ID": definition.id, "MARATHON_APP_VERSION": version}
-    for container in definition.containers:
-        for endpoint in container.endpoints:
-            told[f"ENDPOINT_{endpoint.name.upper().replace('-', '_')}"] = str(endpoint.containerPort)
-    return told | definition.environment
+    for port in ports:
+        told[f"ENDPOINT_{variable(port.name)}"] = str(port.number if port.host is None else port.host)
+    return told
