@@ -101,8 +101,7 @@ class NetworkIsolator(Isolator):
             if (guest := self._guest(container)) is not None:
                 await self._firewall.admit(guest)
             if container.task.bandwidth is not None and _speaks_for_all(container):
-                # `limit` comes to the driver with the bandwidth of links.
-                await self._driver.limit(_connected(container.sandbox), container.task.bandwidth)  # type: ignore[attr-defined]
+                await self._driver.limit(_connected(container.sandbox), container.task.bandwidth)
         except NetworkError as error:
             raise IsolatorError(str(error)) from error
 

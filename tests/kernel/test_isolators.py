@@ -256,9 +256,6 @@ class Network:
     attached: dict[str, list[Address]] = field(default_factory=dict)
     fails: bool = False
 
-    def released(self) -> tuple[Block, ...]:
-        return ()
-
     def known(self) -> frozenset[str]:
         return frozenset()
 
@@ -280,9 +277,6 @@ class Network:
 
     def addresses(self, container: str) -> tuple[Address, ...]:
         return tuple(self.attached.get(container, ()))
-
-    async def limit(self, container: str, bandwidth: Bandwidth | None) -> None:
-        self.calls.append(f"limit {container} {bandwidth}")
 
     async def detach(self, container: str) -> None:
         self.calls.append(f"detach {container}")
@@ -437,7 +431,7 @@ async def test_a_guest_has_the_addresses_that_the_kernel_has(
         (link,) = (link for link in process.ip("addr") if link["ifname"] == "eth0")
         assert [str(address) for address in guest.addresses] == [each["local"] for each in link["addr_info"]]
         await isolator.cleanup(container.sandbox)
-        assert {link["ifname"] for link in process.ip("link")} == {"lo"}
+    assert {link["ifname"] for link in process.ip("link")} == {"lo"}
     assert guards.calls == ["admit c1", "dismiss c1"]
 
 
