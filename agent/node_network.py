@@ -133,13 +133,20 @@ class NodeNetwork:
 
     async def _remove_network(self, name: str) -> None:
         if name not in self._networks:  # else it was put again
-            await self._vacate(name)
-            self._blocks.pop(name, None)
-            await self._driver.remove(name)
+            await self._withdraw(name)
+
+    async def _withdraw(self, name: str) -> None:
+        """Nothing of the network is on this node any more."""
+        await self._vacate(name)
+        self._blocks.pop(name, None)
+        await self._driver.remove(name)
 
     async def _configure(self, name: str) -> None:
         if name in self._networks:
             spec = self._spec(name)
+            if spec.network.subnets and not spec.blocks:
+                await self._withdraw(name)
+                return
             self._driver.validate(spec)
             here, retiring = frozenset(spec.blocks), frozenset(spec.retiring)
             before = self._blocks.get(name, frozenset())

@@ -27,9 +27,11 @@ from frameworks.services import metrics as service_metrics
 from frameworks.services.app import FRAMEWORK
 from frameworks.services.framework import Services
 from frameworks.services.rest import PUBLIC, routers
+from master.addresses import Addresses
 from master.adjustments import Adjustments
 from master.allocator import Allocator
 from master.auth import token as admin_token
+from master.blocks import Blocks
 from master.certificates import Certificates
 from master.desired import Desired
 from master.discovery import Discovery
@@ -42,6 +44,7 @@ from master.rest.adjustments import adjustments_router
 from master.rest.app import create_app
 from master.rest.cluster import cluster_router
 from master.rest.images import images_router
+from master.rest.networks import NetworkParts, networks_router
 from master.rest.observe import observe_router
 from master.rest.server import ServerError, listen, serving
 from master.rest.streams import streams_router
@@ -186,20 +189,23 @@ class _Master:
         self.tasks = Tasks(store)
         self.nodes = Nodes(store, settings.unreachable_after_s, settings.lost_after_s)
         self.networks = Networks(store)
+        self.blocks = Blocks(store, self.networks, self.tasks, self.nodes)
+        self.addresses = Addresses(store, self.networks, self.tasks)
         self.volumes = Volumes(store, self.tasks)
         self.events = Events(self.tasks, self.nodes)
         self.tokens = Tokens(store, authority.fingerprint)
         desired = Desired()
         self.discovery = Discovery(store, self.tasks, self.nodes, desired, settings.vip_pool)
-        self.dispatcher = Dispatcher(self.tasks, self.nodes, self.networks, self.volumes, desired)
+        self.dispatcher = Dispatcher(self.tasks, self.nodes, self.networks, self.blocks, self.volumes, desired)
         self.logs = Logs(self.dispatcher.streams)
-        self.allocator = Allocator(self.tasks, self.nodes, self.networks, self.volumes)
+        self.allocator = Allocator(self.tasks, self.nodes, self.networks, self.blocks, self.addresses, self.volumes)
         self.services = Services(store, self.allocator.subscribe(FRAMEWORK))
 
     async def run(self) -> None:
         """Until cancelled."""
         self.refuse_ports_in_use()
-        for part in (self.tasks, self.volumes, self.networks, self.nodes, self.discovery, self.dispatcher):
+        loaded = (self.tasks, self.volumes, self.networks, self.nodes, self.blocks, self.addresses)
+        for part in (*loaded, self.discovery, self.dispatcher):
             await part.load()
         host = str(self.settings.listen)
         enrolment = enrolment_app(self.authority, self.tokens.redeem)
@@ -238,7 +244,20 @@ class _Master:
         adjustments = adjustments_router(self.tasks, Adjustments(self.tasks, self.allocator))
         images = images_router(self.nodes, self.dispatcher.streams)
         volumes = volumes_router(self.volumes, self.nodes)
-        everything = [cluster, streams, observe, adjustments, images, volumes, *routers(self.store, self.services)]
+        networks = networks_router(
+            NetworkParts(
+                self.networks,
+                self.blocks,
+                self.addresses,
+                self.tasks,
+                self.nodes,
+                self.dispatcher,
+                self.settings.vip_pool,
+                lambda name: [],
+            )
+        )
+        parts = [cluster, streams, observe, adjustments, images, volumes, networks]
+        everything = [*parts, *routers(self.store, self.services)]
         return create_app(lambda token: admin_token.matches(token, self.digest), everything, PUBLIC)
 
     @asynccontextmanager

@@ -15,6 +15,8 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from master.addresses import Addresses
+from master.blocks import Blocks, NetworkFull
 from master.networks import Networks
 from master.nodes import Nodes, NodeView
 from master.offers import (
@@ -72,9 +74,13 @@ class _Inbox:
 
 
 class Allocator:
-    def __init__(self, tasks: Tasks, nodes: Nodes, networks: Networks, volumes: Volumes) -> None:
+    def __init__(
+        self, tasks: Tasks, nodes: Nodes, networks: Networks, blocks: Blocks, addresses: Addresses, volumes: Volumes
+    ) -> None:
         self.tasks = tasks
         self.volumes = volumes
+        self.blocks = blocks
+        self.addresses = addresses
         self.accepting: dict[str, Offer] = {}  # their tasks are on the way to the store
         self.arriving: dict[str, Sequence[TaskSpec]] = {}  # these tasks
         self._nodes = nodes
@@ -85,6 +91,8 @@ class Allocator:
         tasks.listen(self._task_changed)
         nodes.listen(self._node_changed)
         volumes.listen(self._volume_changed)
+        networks.listen(lambda name, network: self.wake())
+        blocks.listen(lambda name, node: self.wake())
 
     def subscribe(self, framework: str) -> FrameworkSubscription:
         """A second subscription under one name takes the first one's place, and the first one's offers are gone."""
@@ -123,10 +131,12 @@ class Allocator:
     def published(self, node_id: str) -> dict[tuple[str, int], str]:
         """Protocols and ports of the node, and which task has each."""
         there = [record.spec for record in self.tasks.on(node_id) if not record.over]
-        for offer_id, tasks in self.arriving.items():
-            if self.accepting[offer_id].node.id == node_id:
-                there += tasks
-        return {socket: task.id for task in there for socket in sockets(task.ports)}
+        return {socket: task.id for task in (*there, *self.arriving_on(node_id)) for socket in sockets(task.ports)}
+
+    def arriving_on(self, node_id: str) -> list[TaskSpec]:
+        """Tasks of the node that are on their way to the store."""
+        arriving = self.arriving.items()
+        return [task for offer_id, tasks in arriving if self.accepting[offer_id].node.id == node_id for task in tasks]
 
     def new_id(self) -> str:
         return f"offer-{next(self._numbers)}"
@@ -172,7 +182,8 @@ class Allocator:
                 continue
             taker = min(takers, key=lambda subscriber: subscriber.offered)
             names = frozenset(network.name for network in self._networks.all())
-            taker.give(Offer(self.new_id(), view.node, free, names, self.published(view.node.id)))
+            room = self.blocks.room(view.node.id, self.arriving_on(view.node.id))
+            taker.give(Offer(self.new_id(), view.node, free, names, self.published(view.node.id), room))
 
     def _rescind_late(self) -> None:
         now = time.monotonic()
@@ -220,6 +231,7 @@ class FrameworkSubscription:
         self._allocator = allocator
         self._tasks = allocator.tasks
         self._volumes = allocator.volumes
+        self._addresses = allocator.addresses
         self._suppressed = False
         self._inbox = _Inbox()
 
@@ -245,13 +257,20 @@ class FrameworkSubscription:
         if shortage:
             lacking = ", ".join(describe(kind, amount) for kind, amount in shortage.items())
             raise ValueError(f"{offer_id}: the tasks need {lacking} more than was offered")
-        with self._volumes.claimed(offer.node.id, self.framework, tasks, volumes) as puts:
+        with (
+            self._volumes.claimed(offer.node.id, self.framework, tasks, volumes) as puts,
+            self._addresses.claimed(tasks) as (addressed, kept),
+        ):
             self._close(offer_id)
+            before = self._allocator.arriving_on(offer.node.id)
             # It goes on holding its resources until its tasks do.
             self._allocator.accepting[offer_id] = offer
-            self._allocator.arriving[offer_id] = tasks
+            self._allocator.arriving[offer_id] = addressed
             try:
-                await self._tasks.add(offer.node.id, tasks, puts)
+                await self._allocator.blocks.ensure(offer.node.id, addressed, before)
+                await self._tasks.add(offer.node.id, addressed, [*puts, *kept])
+            except NetworkFull as error:
+                raise OfferGone(f"{offer_id}: {error}") from error
             finally:
                 del self._allocator.accepting[offer_id], self._allocator.arriving[offer_id]
                 self._allocator.wake()
@@ -288,6 +307,12 @@ class FrameworkSubscription:
         if record is None or record.volume.framework != self.framework:
             raise UnknownVolume(volume_id)
         await self._volumes.destroy(volume_id)
+
+    def owners(self) -> set[str]:
+        return self._addresses.owners(self.framework)
+
+    async def forget(self, owner: str) -> None:
+        await self._addresses.forget(self.framework, owner)
 
     async def reconcile(self) -> tuple[TaskView, ...]:
         return tuple(self._allocator.view(record) for record in self._own())
@@ -343,8 +368,9 @@ class FrameworkSubscription:
     def _check(self, task: TaskSpec, offer: Offer) -> None:
         if not TASK_ID.fullmatch(task.id) or task.framework != self.framework:
             raise ValueError(f"task {task.id!r}: not an id for a task of {self.framework}")
-        if task.network not in offer.networks:
-            raise ValueError(f"task {task.id}: network {task.network!r} does not exist on {offer.node.id}")
+        for each in task.attachments:
+            if each.network not in offer.networks:
+                raise ValueError(f"task {task.id}: network {each.network!r} does not exist on {offer.node.id}")
         if forbidden := missing(needed(task), offer.node.rights):
             raise ValueError(f"task {task.id}: node {offer.node.id} does not permit {', '.join(sorted(forbidden))}")
         if not task.resources.covers(Resources()):

@@ -88,6 +88,10 @@ class Desired:
         if self._own.get(node, {}).pop(key, None) is not None:
             self._mark(node, key)
 
+    def forget(self, node: str) -> None:
+        """It will not come back."""
+        self._own.pop(node, None)
+
     def share(self, item: pb.Item, skip: str | None = None) -> None:
         self._shared[item.key] = _Shared(item, skip)
         self._mark_all(item.key, skip)

@@ -18,14 +18,16 @@ from typing import TypeAlias
 import grpc
 import structlog
 
+from master.blocks import Blocks
 from master.desired import Desired, Feed
 from master.discovery import wanted
-from master.networks import NetworkFull, Networks
+from master.networks import Networks
 from master.nodes import Nodes, NodeView
 from master.store.base import StoreError
 from master.streams import Streams
 from master.tasks import TaskRecord, Tasks, active
 from master.volumes import VolumeRecord, Volumes
+from model.network import Network, Vtep
 from model.node import Node, NodeState
 from model.task import TaskState, TaskStatus
 from model.volume import persistent
@@ -39,21 +41,28 @@ DRAIN_DEADLINE_S = 5.0
 LINGER_S = 1.0  # connections that a VIP has led to the task go on meanwhile, no new ones come
 HELLO_DEADLINE_S = 10.0
 STORE_RETRY_S = 1.0
+REFUSAL_POLL_S = 0.05
 
 SessionContext: TypeAlias = "grpc.aio.ServicerContext[AsyncIterator[pb.AgentMessage], AsyncIterator[pb.MasterMessage]]"
 StreamContext: TypeAlias = "grpc.aio.ServicerContext[AsyncIterator[pb.Frame], AsyncIterator[pb.Frame]]"
 
 
 class Dispatcher(control_pb2_grpc.ControlServicer):
-    def __init__(self, tasks: Tasks, nodes: Nodes, networks: Networks, volumes: Volumes, desired: Desired) -> None:
+    def __init__(
+        self, tasks: Tasks, nodes: Nodes, networks: Networks, blocks: Blocks, volumes: Volumes, desired: Desired
+    ) -> None:
         self._tasks = tasks
         self._nodes = nodes
         self._networks = networks
+        self._blocks = blocks
         self._volumes = volumes
         self._desired = desired
         self.streams = Streams(self._tell)
         self._sessions: dict[str, _Session] = {}
         self._works: dict[str, asyncio.Task[object]] = {}
+        self._ends: dict[tuple[str, str], Vtep] = {}  # of overlays, by network and node, as they were told last
+        blocks.listen(self._share_changed)
+        networks.listen(self._network_changed)
         tasks.listen(self._task_changed)
         nodes.listen(self._node_changed)
         volumes.listen(self._volume_changed)
@@ -61,7 +70,7 @@ class Dispatcher(control_pb2_grpc.ControlServicer):
     async def load(self) -> None:
         """After a restart of the master: everything desired before is desired again, and interrupted drains go on."""
         for view in self._nodes.all():
-            await self._admit(view.node)
+            self._tell_networks(view.node)
         for record in self._tasks.all():
             self._task_changed(None, record)
         for volume in self._volumes.all():
@@ -119,21 +128,70 @@ class Dispatcher(control_pb2_grpc.ControlServicer):
             if not first.HasField("hello"):
                 raise ValueError("the first message must be Hello")
             node, statuses = convert.hello_from_wire(node_id, first.hello)
-            await self._admit(node)
+            await self._blocks.admit(node.id)
+            self._tell_networks(node)
             await self._reconcile(node, statuses)
             await self._nodes.connected(node)
             return statuses
-        except (ValueError, NetworkFull, StoreError, TimeoutError, StopAsyncIteration) as error:
+        except (ValueError, StoreError, TimeoutError, StopAsyncIteration) as error:
             log.error("session refused", node=node_id, reason=str(error))
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error) or "no Hello")
 
-    async def _admit(self, node: Node) -> None:
-        for share in await self._networks.admit(node):
-            item = pb.Item(key=f"network/{share.network.name}", network=networks.network_to_wire(share))
-            self._desired.put(node.id, item)
-        for vtep in self._networks.vteps(node):
-            item = pb.Item(key=f"peer/{vtep.network}/{node.id}", peer=networks.peer_to_wire(vtep))
-            self._desired.share(item, skip=node.id)
+    def _tell_networks(self, node: Node) -> None:
+        for network in self._networks.all():
+            self._tell_network(network, node)
+
+    def _tell_network(self, network: Network, node: Node) -> None:
+        """The node what it has of the network, and its peers how they reach that."""
+        share = self._blocks.share(network, node.id)
+        self._desired.put(node.id, pb.Item(key=f"network/{network.name}", network=networks.network_to_wire(share)))
+        key, end = f"peer/{network.name}/{node.id}", self._blocks.vtep(network, node)
+        if end is None:
+            self._desired.unshare(key)
+            self._ends.pop((network.name, node.id), None)
+        elif self._ends.get((network.name, node.id)) != end:
+            self._ends[network.name, node.id] = end
+            self._desired.share(pb.Item(key=key, peer=networks.peer_to_wire(end)), skip=node.id)
+
+    def _share_changed(self, network: str, node: str) -> None:
+        known, view = self._networks.get(network), self._nodes.get(node)
+        if known is not None and view is not None:
+            self._tell_network(known, view.node)
+
+    def _network_changed(self, name: str, network: Network | None) -> None:
+        for view in self._nodes.all():
+            if network is not None:
+                self._tell_network(network, view.node)
+                continue
+            self._desired.remove(view.node.id, f"network/{name}")
+            self._desired.unshare(f"peer/{name}/{view.node.id}")
+            self._ends.pop((name, view.node.id), None)
+
+    async def remove_node(self, node_id: str) -> None:
+        """It will not come back: its tasks are over, its volumes gone, and its addresses free. It is not connected."""
+        for record in active(self._tasks.on(node_id)):
+            await self._tasks.end(record.spec.id, TaskState.GONE, f"node {node_id} was removed")
+        await self._volumes.forget_node(node_id)
+        await self._blocks.forget_node(node_id)
+        for network in self._networks.all():
+            self._desired.unshare(f"peer/{network.name}/{node_id}")
+            self._ends.pop((network.name, node_id), None)
+        self._desired.forget(node_id)
+        await self._nodes.remove(node_id)
+
+    async def refusals(self, network: str, deadline_s: float) -> list[tuple[str, str]]:
+        """Which nodes can not have the network, and why, once all that are online have tried, or after the deadline."""
+        online = [view.node.id for view in self._nodes.all() if view.state is NodeState.ONLINE and view.connected]
+        trying = asyncio.create_task(self._desired.barrier(online, deadline_s))
+        while not (refusals := self.errors(network)) and not trying.done():
+            await asyncio.wait({trying}, timeout=REFUSAL_POLL_S)
+        trying.cancel()
+        return refusals
+
+    def errors(self, network: str) -> list[tuple[str, str]]:
+        """What nodes say of the network that they could not do."""
+        views = self._nodes.all()
+        return [(view.node.id, error) for view in views for error in view.errors if f'"{network}"' in error]
 
     async def _reconcile(self, node: Node, statuses: list[TaskStatus]) -> None:
         """What the agent remembers against what we do: a task that a rebooted or re-installed node has forgotten after
@@ -172,6 +230,8 @@ class Dispatcher(control_pb2_grpc.ControlServicer):
                 self._nodes.report(node_id, tuple(message.applied.errors))
             case "usage":
                 self._tasks.measure(node_id, convert.usages_from_wire(message.usage))
+            case "block_released":
+                await self._blocks.released(networks.released_from_wire(node_id, message.block_released))
             case "volume_removed":
                 await self._volumes.removed(node_id, convert.volume_id_from_wire(message.volume_removed))
             case other:

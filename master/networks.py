@@ -1,92 +1,103 @@
-"""Container networks, and which block of each a node owns (`blocks/<network>/<node>` in the store).
+"""Container networks: which there are (`networks/<name>` in the store), made and removed while the cluster runs.
 
-A node gets its blocks when it first connects and keeps them: addresses of its containers stay valid for as long as the
-containers do, whatever happens to the master.
+A new cluster has some by default. They can be removed too, and stay so: that each of them was made once is remembered
+(`defaults/networks/<name>`). Which addresses of a network a node has is kept elsewhere (`master/blocks.py`).
 """
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable, Sequence
 from ipaddress import ip_network
 
-from master.store.base import Conflict, Put, Store, StoreError
+import structlog
+
+from master.network_rules import Refused, refuse_bad, refuse_conflicts
+from master.store.base import Conflict, Delete, Put, Store
 from master.store.damaged import readable
 from model.codec import Codec
-from model.network import Block, Network, NetworkKind, Share, Vtep, free_subnet, vtep_mac
+from model.network import Network, NetworkKind, Subnet
 from model.node import Node
 
+log = structlog.get_logger()
+
 NETWORKS = "networks/"
-BLOCKS = "blocks/"
+MADE = "defaults/networks/"
 NETWORK_CODEC = Codec(Network)
-BLOCK_CODEC = Codec(Block)
 
 DEFAULTS = (
-    Network("overlay", NetworkKind.OVERLAY, (ip_network("100.64.0.0/11"),), 24, vni=1024),
+    Network(
+        "overlay",
+        NetworkKind.OVERLAY,
+        (ip_network("100.64.0.0/11"), ip_network("fd01:b::/64")),
+        vni=1024,
+        static=(ip_network("100.95.0.0/16"),),
+    ),
+    Network(
+        "bridge",
+        NetworkKind.BRIDGE,
+        (ip_network("100.96.0.0/12"), ip_network("fd01:a::/64")),
+        static=(ip_network("100.111.0.0/16"),),
+    ),
     Network("host", NetworkKind.HOST),
     Network("none", NetworkKind.NONE),
 )
 
-
-class NetworkFull(Exception):
-    """No block is left for another node."""
+# Of a network that is there now, or, None, is there no more.
+Listener = Callable[[str, Network | None], None]
 
 
 class Networks:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._networks: dict[str, Network] = {}
-        self._blocks: dict[str, dict[str, Block]] = {}  # network -> node -> block
+        self._listeners: list[Listener] = []
+        self._changing = asyncio.Lock()
 
     async def load(self) -> None:
-        """Reads what is there, and makes the default networks of a new cluster."""
+        """Reads what is there, and makes the default networks that never were."""
         for network in DEFAULTS:
-            try:
-                await self._store.transaction(Put(NETWORKS + network.name, NETWORK_CODEC.encode(network), expected=0))
-            except Conflict:
-                continue
+            await self._make_default(network)
         for _, network in await readable(self._store, NETWORKS, NETWORK_CODEC.decode):
             self._networks[network.name] = network
-        for _, block in await readable(self._store, BLOCKS, BLOCK_CODEC.decode):
-            self._blocks.setdefault(block.network, {})[block.node] = block
+
+    def listen(self, listener: Listener) -> None:
+        self._listeners.append(listener)
 
     def all(self) -> list[Network]:
         return list(self._networks.values())
 
-    def block(self, network: str, node: str) -> Block | None:
-        return self._blocks.get(network, {}).get(node)
+    def get(self, name: str) -> Network | None:
+        return self._networks.get(name)
 
-    async def admit(self, node: Node) -> list[Share]:
-        """Every network with the node's blocks of it, cut now if it has none. Raises NetworkFull."""
-        admitted: list[Share] = []
-        for network in self._networks.values():
-            blocks = (await self._block(network, node.id),) if network.subnets else ()
-            admitted.append(Share(network, blocks))
-        return admitted
-
-    def vteps(self, node: Node) -> list[Vtep]:
-        """The node's ends of all overlays, for its peers."""
-        return [
-            Vtep(network.name, node.id, node.address, vtep_mac(node.id, network.vni), (block,))
-            for network in self._networks.values()
-            if network.vni is not None and (block := self.block(network.name, node.id)) is not None
-        ]
-
-    async def _block(self, network: Network, node: str) -> Block:
-        owned = self._blocks.setdefault(network.name, {})
-        if node not in owned:
-            block = self._cut(network, node)
-            owned[node] = block  # before the store is asked: two nodes that arrive together must not get the same one
+    async def create(self, network: Network, nodes: Sequence[Node], pool: Subnet) -> None:
+        """Raises Refused: it can not be, or not together with other networks, with `nodes`, or with the `pool` of
+        virtual addresses."""
+        refuse_bad(network)
+        async with self._changing:
+            refuse_conflicts(network, self.all(), nodes, pool)
             try:
-                await self._store.transaction(Put(f"{BLOCKS}{network.name}/{node}", BLOCK_CODEC.encode(block)))
-            except StoreError:
-                # Only then: when a caller is cancelled, the write goes on without it.
-                del owned[node]
-                raise
-        return owned[node]
+                await self._store.transaction(Put(NETWORKS + network.name, NETWORK_CODEC.encode(network), expected=0))
+            except Conflict as conflict:
+                raise Refused("name", f'there is a network "{network.name}" already') from conflict
+            log.info("network created", network=network.name, kind=network.kind.value)
+            self._networks[network.name] = network
+        for listener in self._listeners:
+            listener(network.name, network)
 
-    def _cut(self, network: Network, node: str) -> Block:
-        taken = {block.subnet for block in self._blocks[network.name].values()}
-        for subnet in network.subnets:
-            free = free_subnet(subnet, network.block_prefix, taken)
-            if free is not None:
-                return Block(network.name, node, free)
-        raise NetworkFull(f"network {network.name}: all its /{network.block_prefix} blocks are taken, none for {node}")
+    async def remove(self, name: str) -> None:
+        """It is known, and nothing uses it."""
+        async with self._changing:
+            await self._store.transaction(Delete(NETWORKS + name))
+            log.info("network removed", network=name)
+            self._networks.pop(name, None)
+        for listener in self._listeners:
+            listener(name, None)
+
+    async def _make_default(self, network: Network) -> None:
+        made = Put(MADE + network.name, b"", expected=0)
+        try:
+            await self._store.transaction(made, Put(NETWORKS + network.name, NETWORK_CODEC.encode(network), expected=0))
+        except Conflict as conflict:
+            if conflict.key != made.key:  # somebody else's, of this name
+                await self._store.transaction(made)

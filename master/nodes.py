@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from master.store.base import Put, Store
+from master.store.base import Delete, Put, Store
 from master.store.damaged import readable
 from model.codec import Codec
 from model.node import LOST_AFTER_S, UNREACHABLE_AFTER_S, Node, NodeState
@@ -79,6 +79,13 @@ class Nodes:
         log.warning("node disconnected", node=node_id)
         self._publish(dataclasses.replace(self._views[node_id], connected=False))
         self._start_timers(node_id)
+
+    async def remove(self, node_id: str) -> None:
+        """It will not come back under what it had. One that comes all the same is a new node."""
+        await self._store.transaction(Delete(PREFIX + node_id))
+        self._stop_timers(node_id)
+        del self._views[node_id]
+        log.info("node removed", node=node_id)
 
     def report(self, node_id: str, errors: tuple[str, ...]) -> None:
         view = self._views[node_id]

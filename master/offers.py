@@ -18,7 +18,7 @@ from model.volume import PersistentVolume
 
 
 class OfferGone(Exception):
-    """The offer was rescinded, used or declined before: wait for the next one."""
+    """The offer was rescinded, used or declined before, or what it offered is gone: wait for the next one."""
 
 
 class UnknownTask(Exception):
@@ -113,6 +113,12 @@ class Subscription(Protocol):
 
     async def destroy(self, volume_id: str) -> None:
         """The volume and what is on it, as soon as no task uses it and its node is there. Raises UnknownVolume."""
+
+    def owners(self) -> set[str]:
+        """Of the framework's, those for which addresses are kept."""
+
+    async def forget(self, owner: str) -> None:
+        """Addresses that were kept for the owner are free again."""
 
     async def reconcile(self) -> tuple[TaskView, ...]:
         """Every task of the framework that is not over and acknowledged, as known now."""

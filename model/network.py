@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
@@ -34,8 +35,9 @@ class NetworkKind(StrEnum):
 @dataclass(frozen=True, slots=True)
 class Network:
     """A named address space. `subnets`, of IPv4, IPv6 or both, are cut into blocks of `block_prefix` bits
-    (`block_prefix6` for IPv6), one or more a node. `mtu` of None: what the underlay carries. From an `internal` network
-    nothing leads out of the cluster. `cni` is the configuration list (JSON) of a network of that kind."""
+    (`block_prefix6` for IPv6), one or more a node. What is `static` is cut into no block: its addresses are for tasks
+    that ask for one. `mtu` of None: what the underlay carries. From an `internal` network nothing leads out of the
+    cluster. `cni` is the configuration list (JSON) of a network of that kind."""
 
     name: str
     kind: NetworkKind
@@ -46,6 +48,12 @@ class Network:
     mtu: int | None = None
     internal: bool = False
     cni: str = ""
+    static: tuple[Subnet, ...] = ()
+
+    @property
+    def versions(self) -> tuple[int, ...]:
+        """Of IP, the one whose addresses are leased first: in a network of both, IPv4 (`Lease`)."""
+        return tuple(sorted({subnet.version for subnet in self.subnets}))
 
     def prefix_of(self, subnet: Subnet) -> int:
         """How long the prefix of a block of `subnet` is."""
@@ -130,6 +138,25 @@ def paired(block: Block, address: Address) -> Address:
     return block.subnet.network_address + int(address)
 
 
-def free_subnet(subnet: Subnet, prefix: int, taken: set[Subnet]) -> Subnet | None:
-    """The lowest block of `prefix` bits in `subnet` that is not in `taken`; None when all are."""
-    return next((block for block in subnet.subnets(new_prefix=prefix) if block not in taken), None)
+def free_subnet(subnet: Subnet, prefix: int, taken: Iterable[Subnet]) -> Subnet | None:
+    """The lowest block of `prefix` bits in `subnet` that has nothing in common with what is `taken`; None when there is
+    none."""
+    size = 1 << subnet.max_prefixlen - prefix
+    start, end = int(subnet.network_address), int(subnet.broadcast_address) + 1
+    for other in sorted((other for other in taken if other.version == subnet.version), key=_first):
+        if start + size <= _first(other):
+            break
+        start = max(start, -(-(int(other.broadcast_address) + 1) // size) * size)
+    return type(subnet)((start, prefix)) if start + size <= end else None
+
+
+def overlap(one: Subnet, other: Subnet) -> bool:
+    return (
+        one.version == other.version
+        and _first(one) <= int(other.broadcast_address)
+        and _first(other) <= int(one.broadcast_address)
+    )
+
+
+def _first(subnet: Subnet) -> int:
+    return int(subnet.network_address)

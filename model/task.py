@@ -58,6 +58,8 @@ MESOS_STATES = {
     TaskState.GONE: "TASK_GONE",
 }
 
+KEEP = "keep"  # as the address that a task asks for: the one that its owner's task before had
+
 # A task id names directories, cgroups and chains: no slash, no leading dot, short enough for a file name with a suffix.
 TASK_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 
@@ -131,7 +133,8 @@ class TaskSpec:
     `CAP_NET_RAW`; those dropped may be `ALL`. With `read_only` nothing can be written but what is mounted: `tmpfs`,
     `volumes`, and the temporary directories that every container has. `shm` is the size of /dev/shm in MiB. With an
     `image`, which excludes `rootfs`, empty `argv`, `user` and `cwd` mean the image's. What is to `fetch` is in the
-    workspace before the task starts. `address` is the one that the task is to have on its `network`; empty: any.
+    workspace before the task starts. `address` is the one that the task is to have on its `network`, or `KEEP`,
+    which the master replaces; empty: any.
     """
 
     id: str
@@ -174,6 +177,14 @@ class TaskSpec:
         """Whether something has to be on the node before it can start: its image, or its workspace."""
         in_workspace = any(mount.destination.startswith(f"{WORKSPACE}/") for mount in self.volumes)
         return self.image is not None or bool(self.fetch) or in_workspace
+
+    @property
+    def attachments(self) -> tuple[Interface, ...]:
+        """Every network that its container is on, with the address it is to have there. A pod is on its networks once:
+        that counts with the first of its tasks."""
+        if self.pod is not None and self.pod.members[0] != self.id:
+            return ()
+        return (Interface(self.network, self.address), *self.interfaces)
 
     @property
     def held(self) -> Resources:

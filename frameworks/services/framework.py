@@ -275,7 +275,9 @@ class Services:
         return None
 
     async def _destroy_remains(self) -> float | None:
-        """Of apps that are gone, and of instances that have lost a part. Returns when to come back, as above."""
+        """Of apps that are gone, and of instances that have lost a part: volumes, and addresses that were kept. Returns
+        when to come back, as above."""
+        gone = self._subscription.owners() - self._apps.keys() - self._unreadable - self._runs.keys()
         views = self._subscription.volumes()
         self._condemned &= {view.volume.id for view in views}
         owners = self._apps.keys() | self._unreadable
@@ -287,6 +289,12 @@ class Services:
                 continue
             except StoreError as error:
                 log.error("destroy volume", volume=volume, error=str(error))
+                return RETRY_S
+        for owner in sorted(gone):
+            try:
+                await self._subscription.forget(owner)
+            except StoreError as error:
+                log.error("forget addresses", app=owner, error=str(error))
                 return RETRY_S
         return None
 
@@ -374,9 +382,14 @@ class Services:
             self._unlaunched(specs)
             self._subscription.decline(offer.id, str(error))
             # Whether it was written before it failed, only the master can tell.
+            ids = {spec.id for spec in specs}
             for view in await self._subscription.reconcile():
-                if view.spec in specs:
+                if view.spec.id in ids:
                     self._note(Run(view, launched_at=time.monotonic()))
+            now = time.monotonic()
+            for placement in placements:
+                refusal = Refusal(placement.app, offer.node.id, offer.resources, said=str(error))
+                self._refusals.setdefault(placement.app, {})[offer.node.id] = (now, refusal)
             return False
         return True
 

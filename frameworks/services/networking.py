@@ -16,12 +16,11 @@ from pydantic import AfterValidator, BaseModel, Field, model_validator
 
 from frameworks.services.fields import STRICT, Location, invalid
 from model.network import NETWORK_NAME
-from model.task import Bandwidth, Interface, TaskSpec
+from model.task import KEEP, Bandwidth, Interface, TaskSpec
 
 OWN = "tepui/"
 ADDRESS, INGRESS, EGRESS = OWN + "address", OWN + "ingress", OWN + "egress"
 KNOWN = (ADDRESS, INGRESS, EGRESS)
-KEEP = "keep"
 HOST, NONE, BRIDGE = "host", "none", "bridge"  # networks that every cluster has
 EXAMPLE = '"networks": [{"mode": "container", "name": "overlay"}]'
 NETWORKS_MOST = 8

@@ -13,8 +13,8 @@ HOLDERS_NAMED = 3  # of a port that is taken
 @dataclass(frozen=True, slots=True)
 class Refusal:
     """`node` has `free` left, and not enough of `lacking` kinds; there are networks that it has not, or on which it has
-    no address left; what is needed is `forbidden` there; ports are `taken` by tasks, or none is left to choose; or the
-    instance's volume is `elsewhere`."""
+    no address left; what is needed is `forbidden` there; ports are `taken` by tasks, or none is left to choose; the
+    instance's volume is `elsewhere`; or the master `said` why not."""
 
     app: str
     node: str
@@ -26,6 +26,7 @@ class Refusal:
     taken: tuple[tuple[tuple[str, int], str], ...] = ()
     no_address: tuple[str, ...] = ()
     no_port: bool = False
+    said: str = ""
 
     @property
     def causes(self) -> list[str]:
@@ -37,6 +38,7 @@ class Refusal:
             *(f"port {port}/{protocol}" for (protocol, port), _ in self.taken),
             *["a port to choose"] * self.no_port,
             *(f'an address of network "{name}"' for name in self.no_address),
+            *[self.said] * bool(self.said),
         ]
 
 
@@ -52,6 +54,7 @@ def explain(needed: Resources, refusals: Sequence[Refusal]) -> list[str]:
         who = "no node permits it" if count == nodes else f"{_of(count, nodes)} not permit it"
         sentences.append(f"needs {right}: {who}, in its agent.toml")
     sentences += _of_ports(refusals)
+    sentences += sorted({refusal.said for refusal in refusals} - {""})
     for kind in UNITS:
         short = [refusal for refusal in refusals if kind in refusal.lacking]
         if short:

@@ -45,6 +45,8 @@ class Cluster:
         self.declined: list[Declined] = []
         self.accepted: list[TaskSpec] = []
         self.killed: list[str] = []
+        self.kept: set[str] = set()  # owners for whom addresses are kept
+        self.forgotten: list[str] = []
         self.rejecting: StoreError | None = None
         self.losing_offers = 0
         self.automatic = automatic
@@ -99,6 +101,9 @@ class Cluster:
     def published(self, name: str) -> dict[tuple[str, int], str]:
         there = (task.spec for task in self.active() if task.node == name)
         return {socket: spec.id for spec in there for socket in sockets(spec.ports)}
+
+    def kept_owners(self) -> set[str]:
+        return self.kept - set(self.forgotten)
 
     def rescind_all(self) -> None:
         for offer_id in list(self._outstanding):
@@ -248,6 +253,13 @@ class Subscription:
 
     async def kill(self, task_id: str) -> None:
         self._cluster.kill(task_id)
+        await asyncio.sleep(0)
+
+    def owners(self) -> set[str]:
+        return self._cluster.kept_owners()
+
+    async def forget(self, owner: str) -> None:
+        self._cluster.forgotten.append(owner)
         await asyncio.sleep(0)
 
     async def reconcile(self) -> tuple[TaskView, ...]:

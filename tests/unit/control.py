@@ -14,7 +14,9 @@ from typing import Any
 import grpc.aio
 
 from agent.streams import Streams
+from master.addresses import Addresses
 from master.allocator import Allocator
+from master.blocks import Blocks
 from master.desired import Desired
 from master.discovery import Discovery
 from master.dispatcher import Dispatcher
@@ -65,6 +67,8 @@ class Master:
     tasks: Tasks
     nodes: Nodes
     networks: Networks
+    blocks: Blocks
+    addresses: Addresses
     volumes: Volumes
     desired: Desired
     discovery: Discovery
@@ -100,14 +104,17 @@ async def master(
     tasks, networks, desired = Tasks(store), Networks(store), Desired()
     volumes = Volumes(store, tasks)
     nodes = Nodes(store, unreachable_after_s, lost_after_s)
+    blocks, addresses = Blocks(store, networks, tasks, nodes), Addresses(store, networks, tasks)
     discovery = Discovery(store, tasks, nodes, desired, POOL)
-    dispatcher = Dispatcher(tasks, nodes, networks, volumes, desired)
+    dispatcher = Dispatcher(tasks, nodes, networks, blocks, volumes, desired)
     logs = Logs(dispatcher.streams)
-    allocator = Allocator(tasks, nodes, networks, volumes)
+    allocator = Allocator(tasks, nodes, networks, blocks, addresses, volumes)
     try:
-        for part in (tasks, volumes, networks, nodes, discovery, dispatcher):
+        for part in (tasks, volumes, networks, nodes, blocks, addresses, discovery, dispatcher):
             await part.load()
-        yield Master(store, tasks, nodes, networks, volumes, desired, discovery, logs, dispatcher, allocator)
+        yield Master(
+            store, tasks, nodes, networks, blocks, addresses, volumes, desired, discovery, logs, dispatcher, allocator
+        )
     finally:
         await dispatcher.close()
         nodes.close()

@@ -9,10 +9,11 @@ import pytest
 from structlog.testing import capture_logs
 
 from frameworks.services import catalog
+from master.blocks import BLOCKS, Blocks
 from master.desired import Desired
 from master.discovery import PREFIX as VIPS
 from master.discovery import Discovery
-from master.networks import BLOCKS, NETWORKS, Networks
+from master.networks import NETWORKS, Networks
 from master.nodes import PREFIX as NODES
 from master.nodes import Nodes
 from master.store.base import Put
@@ -40,7 +41,9 @@ async def test_those_that_can_be_read_are_read_and_the_others_put_aside_once(sto
 async def load_all(store: SqliteStore) -> Tasks:
     tasks, nodes = Tasks(store), Nodes(store, 60, 60)
     discovery = Discovery(store, tasks, nodes, Desired(), ip_network("100.127.0.0/16"))
-    parts: list[Callable[[], Awaitable[None]]] = [tasks.load, nodes.load, Networks(store).load, discovery.load]
+    networks = Networks(store)
+    blocks = Blocks(store, networks, tasks, nodes)
+    parts: list[Callable[[], Awaitable[None]]] = [tasks.load, nodes.load, networks.load, blocks.load, discovery.load]
     for load in parts:
         await load()
     nodes.close()

@@ -16,7 +16,9 @@ import pytest
 from frameworks.services import catalog
 from frameworks.services.definition import Definition
 from frameworks.services.framework import Services
+from master.addresses import Addresses
 from master.allocator import Allocator
+from master.blocks import Blocks
 from master.networks import Networks
 from master.nodes import Nodes
 from master.store.sqlite import SqliteStore
@@ -46,9 +48,10 @@ class Master:
 async def master(store: SqliteStore, cpus: int = 2000) -> AsyncIterator[Master]:
     tasks, nodes, networks = Tasks(store), Nodes(store), Networks(store)
     volumes = Volumes(store, tasks)
-    allocator = Allocator(tasks, nodes, networks, volumes)
+    blocks, addresses = Blocks(store, networks, tasks, nodes), Addresses(store, networks, tasks)
+    allocator = Allocator(tasks, nodes, networks, blocks, addresses, volumes)
     services = Services(store, allocator.subscribe("services"))
-    for part in (tasks, volumes, networks, nodes):
+    for part in (tasks, volumes, networks, nodes, blocks, addresses):
         await part.load()
     running = [asyncio.create_task(allocator.run()), asyncio.create_task(services.run())]
     for name in ("a", "b", "c"):
