@@ -44,7 +44,8 @@ from master.rest.adjustments import adjustments_router
 from master.rest.app import create_app
 from master.rest.cluster import cluster_router
 from master.rest.images import images_router
-from master.rest.networks import NetworkParts, networks_router
+from master.rest.networks import NetworkParts, network_families, networks_router
+from master.rest.nodes import nodes_router
 from master.rest.observe import observe_router
 from master.rest.server import ServerError, listen, serving
 from master.rest.streams import streams_router
@@ -192,7 +193,7 @@ class _Master:
         self.blocks = Blocks(store, self.networks, self.tasks, self.nodes)
         self.addresses = Addresses(store, self.networks, self.tasks)
         self.volumes = Volumes(store, self.tasks)
-        self.events = Events(self.tasks, self.nodes)
+        self.events = Events(self.tasks, self.nodes, self.networks)
         self.tokens = Tokens(store, authority.fingerprint)
         desired = Desired()
         self.discovery = Discovery(store, self.tasks, self.nodes, desired, settings.vip_pool)
@@ -239,26 +240,32 @@ class _Master:
             self.tokens,
         )
         streams = streams_router(self.tasks, self.dispatcher.streams)
-        others = (partial(service_metrics.families, self.services), partial(store_metrics.families, self.store))
+        networks = self.network_parts()
+        others = (
+            partial(service_metrics.families, self.services),
+            partial(store_metrics.families, self.store),
+            partial(network_families, networks),
+        )
         observe = observe_router(self.tasks, self.nodes, self.events, others)
         adjustments = adjustments_router(self.tasks, Adjustments(self.tasks, self.allocator))
         images = images_router(self.nodes, self.dispatcher.streams)
         volumes = volumes_router(self.volumes, self.nodes)
-        networks = networks_router(
-            NetworkParts(
-                self.networks,
-                self.blocks,
-                self.addresses,
-                self.tasks,
-                self.nodes,
-                self.dispatcher,
-                self.settings.vip_pool,
-                lambda name: [],
-            )
-        )
-        parts = [cluster, streams, observe, adjustments, images, volumes, networks]
+        removal = nodes_router(self.nodes, self.dispatcher)
+        parts = [cluster, streams, observe, adjustments, images, volumes, networks_router(networks), removal]
         everything = [*parts, *routers(self.store, self.services)]
         return create_app(lambda token: admin_token.matches(token, self.digest), everything, PUBLIC)
+
+    def network_parts(self) -> NetworkParts:
+        return NetworkParts(
+            self.networks,
+            self.blocks,
+            self.addresses,
+            self.tasks,
+            self.nodes,
+            self.dispatcher,
+            self.settings.vip_pool,
+            lambda name: [],
+        )
 
     @asynccontextmanager
     async def control(self, listen: IPv4Address | IPv6Address) -> AsyncIterator[None]:

@@ -39,6 +39,18 @@ def show_node(name: Annotated[str, typer.Argument(help="Its name.")], json: Json
         console.print(f"{field:<10} {value}", markup=False)
 
 
+@app.command("remove")
+def remove_node(name: Annotated[str, typer.Argument(help="Its name.")], json: Json = False) -> None:
+    """Give up a node that will not come back: its tasks are over, its volumes lost, its addresses free for others."""
+    removed = connect().delete(f"/api/v1/nodes/{name}")
+    if json:
+        print_json(removed)
+        return
+    typer.echo(
+        f"{name}: removed, with {removed['tasks']} tasks, {removed['volumes']} volumes, {removed['blocks']} blocks"
+    )
+
+
 def describe(node: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Lines of a name and what is to be said."""
     yield "node", f"{node['id']} ({node['hostname']}, {node['address']})"

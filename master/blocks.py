@@ -144,11 +144,12 @@ class Blocks:
                 await self._drop([block])
                 self._changed(block.network, block.node)
 
-    async def forget_node(self, node: str) -> None:
-        """It will not come back: what it had is free."""
+    async def forget_node(self, node: str) -> int:
+        """It will not come back: what it had is free. Returns how many blocks that were."""
         async with self._cutting:
             had = [block for (_, owner), owned in self._owned.items() if owner == node for block in owned]
             await self._drop(had)
+            return len(had)
 
     async def forget_network(self, name: str) -> None:
         async with self._cutting:

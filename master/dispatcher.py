@@ -167,17 +167,20 @@ class Dispatcher(control_pb2_grpc.ControlServicer):
             self._desired.unshare(f"peer/{name}/{view.node.id}")
             self._ends.pop((name, view.node.id), None)
 
-    async def remove_node(self, node_id: str) -> None:
-        """It will not come back: its tasks are over, its volumes gone, and its addresses free. It is not connected."""
-        for record in active(self._tasks.on(node_id)):
+    async def remove_node(self, node_id: str) -> dict[str, int]:
+        """It will not come back: its tasks are over, its volumes gone, and its addresses free. It is not connected.
+        Returns how many of each there were."""
+        tasks = active(self._tasks.on(node_id))
+        for record in tasks:
             await self._tasks.end(record.spec.id, TaskState.GONE, f"node {node_id} was removed")
-        await self._volumes.forget_node(node_id)
-        await self._blocks.forget_node(node_id)
+        volumes = await self._volumes.forget_node(node_id)
+        blocks = await self._blocks.forget_node(node_id)
         for network in self._networks.all():
             self._desired.unshare(f"peer/{network.name}/{node_id}")
             self._ends.pop((network.name, node_id), None)
         self._desired.forget(node_id)
         await self._nodes.remove(node_id)
+        return {"tasks": len(tasks), "volumes": volumes, "blocks": blocks}
 
     async def refusals(self, network: str, deadline_s: float) -> list[tuple[str, str]]:
         """Which nodes can not have the network, and why, once all that are online have tried, or after the deadline."""

@@ -1,4 +1,5 @@
-"""What happened, in order, for whoever wants to follow: tasks that change their state, nodes that come and go.
+"""What happened, in order, for whoever wants to follow: tasks that change their state, nodes that come and go,
+networks that are made and removed.
 
 The last `KEPT` events are in memory. Each has an id, `RUN-NUMBER`, by which a reader who was away goes on where it was:
 RUN tells this life of the master from others, whose numbers mean nothing here. A reader who is too slow, or away for
@@ -16,15 +17,17 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
+from master.networks import Networks
 from master.nodes import Nodes, NodeView
 from master.tasks import TaskRecord, Tasks
+from model.network import Network
 
 KEPT = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """`kind` is `task`, `node` or `missed`; `data` is JSON."""
+    """`kind` is `task`, `node`, `network` or `missed`; `data` is JSON."""
 
     id: str
     kind: str
@@ -32,7 +35,7 @@ class Event:
 
 
 class Events:
-    def __init__(self, tasks: Tasks, nodes: Nodes, kept: int = KEPT) -> None:
+    def __init__(self, tasks: Tasks, nodes: Nodes, networks: Networks, kept: int = KEPT) -> None:
         self._run = secrets.token_hex(4)
         self._next = 0
         self._events: deque[Event] = deque(maxlen=kept)
@@ -40,6 +43,7 @@ class Events:
         self._nodes: dict[str, dict[str, Any]] = {}  # as they were told last
         tasks.listen(self._task_changed)
         nodes.listen(self._node_changed)
+        networks.listen(self._network_changed)
 
     async def read(self, last_id: str = "", follow: bool = True) -> AsyncIterator[Event]:
         """Those after `last_id`, or all that are kept; then, with `follow`, what comes."""
@@ -80,6 +84,9 @@ class Events:
             self._publish(
                 "task", {"task": after.spec.id, "owner": after.spec.owner, "node": after.node, **_said(after)}
             )
+
+    def _network_changed(self, name: str, network: Network | None) -> None:
+        self._publish("network", {"network": name, "state": "removed" if network is None else "created"})
 
     def _node_changed(self, view: NodeView) -> None:
         said = {"state": view.state.value, "connected": view.connected, "errors": list(view.errors)}

@@ -126,14 +126,15 @@ class Volumes:
         log.info("volume is destroyed", volume=volume_id, node=node)
         self._publish(volume_id, None)
 
-    async def forget_node(self, node: str) -> None:
-        """The node will not come back, and nor will what was on it."""
+    async def forget_node(self, node: str) -> int:
+        """The node will not come back, and nor will what was on it. Returns how many volumes that were."""
         gone = [record.volume.id for record in self.all() if record.node == node]
         if gone:
             await self._store.transaction(*(Delete(PREFIX + volume_id) for volume_id in gone))
         for volume_id in gone:
             log.info("volume is lost", volume=volume_id, node=node)
             self._publish(volume_id, None)
+        return len(gone)
 
     def _usable(self, node: str, framework: str) -> Iterator[VolumeRecord]:
         for record in self._records.values():

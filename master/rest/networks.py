@@ -5,7 +5,7 @@ a route that it has or a plug-in that it lacks, it is made nowhere.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Network, IPv6Network
 from typing import Annotated, Any, Literal
@@ -21,6 +21,7 @@ from master.networks import Networks
 from master.nodes import Nodes
 from master.rest.errors import ApiError
 from master.tasks import Tasks, active
+from model.metrics import Family, Kind
 from model.network import LONGEST_BLOCK, Network, NetworkKind, Subnet
 
 CREATE_DEADLINE_S = 10.0
@@ -116,6 +117,23 @@ def networks_router(parts: NetworkParts) -> APIRouter:
         return {"network": removed}
 
     return router
+
+
+def network_families(parts: NetworkParts) -> Iterator[Family]:
+    """Metrics: how full each network is."""
+    counts = {network.name: _counts(parts, network) for network in parts.networks.all() if network.subnets}
+    yield Family(
+        "tepui_network_addresses_used",
+        Kind.GAUGE,
+        "Addresses that tasks have, by network.",
+        tuple(((("network", name),), float(used)) for name, (used, _) in sorted(counts.items())),
+    )
+    yield Family(
+        "tepui_network_addresses_free",
+        Kind.GAUGE,
+        "Addresses that are left for tasks on all nodes together, by network.",
+        tuple(((("network", name),), float(free or 0)) for name, (_, free) in sorted(counts.items())),
+    )
 
 
 def _network(wanted: NewNetwork, parts: NetworkParts) -> Network:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import socket
 from collections.abc import AsyncIterator
+from ipaddress import ip_network
 from pathlib import Path
 
 import httpx2
@@ -24,6 +25,7 @@ from master.rest.app import create_app
 from master.rest.observe import observe_router
 from master.store import metrics as store_metrics
 from model.metrics import Family, Kind, container_families, expose, gauge
+from model.network import Network, NetworkKind
 from model.task import TaskState, Usage
 from tests.unit.cluster import node, until
 from tests.unit.control import Master, master, task
@@ -57,7 +59,7 @@ def words(event: Event) -> list[object]:
 
 
 async def test_each_change_is_told_once_and_in_order(parts: Master) -> None:
-    events = Events(parts.tasks, parts.nodes)
+    events = Events(parts.tasks, parts.nodes, parts.networks)
     await parts.run("a.1", "n1")
     await parts.saw("a.1", TaskState.RUNNING)
     await parts.saw("a.1", TaskState.RUNNING)
@@ -73,7 +75,7 @@ async def test_each_change_is_told_once_and_in_order(parts: Master) -> None:
 
 
 async def test_a_reader_goes_on_where_it_was(parts: Master) -> None:
-    events = Events(parts.tasks, parts.nodes)
+    events = Events(parts.tasks, parts.nodes, parts.networks)
     for name in ("a", "b", "c"):
         await parts.tasks.add("n1", [task(name)])
     first, *rest = await kept(events)
@@ -83,7 +85,7 @@ async def test_a_reader_goes_on_where_it_was(parts: Master) -> None:
 
 
 async def test_a_reader_that_was_away_too_long_is_told_how_much_it_missed(parts: Master) -> None:
-    events = Events(parts.tasks, parts.nodes, kept=3)
+    events = Events(parts.tasks, parts.nodes, parts.networks, kept=3)
     await parts.tasks.add("n1", [task("0")])
     (first,) = await kept(events)
     for number in range(1, 7):
@@ -95,7 +97,7 @@ async def test_a_reader_that_was_away_too_long_is_told_how_much_it_missed(parts:
 
 
 async def test_a_follower_hears_of_what_comes(parts: Master) -> None:
-    events = Events(parts.tasks, parts.nodes)
+    events = Events(parts.tasks, parts.nodes, parts.networks)
     heard: list[object] = []
 
     async def follow() -> None:
@@ -117,7 +119,7 @@ def client(parts: Master, events: Events) -> httpx2.AsyncClient:
 
 
 async def test_events_as_the_api_sends_and_the_command_prints_them(parts: Master) -> None:
-    events = Events(parts.tasks, parts.nodes)
+    events = Events(parts.tasks, parts.nodes, parts.networks)
     await parts.tasks.add("n1", [task("a.1")])
     await parts.saw("a.1", TaskState.FAILED, reason="exited with 1")
     async with client(parts, events) as http:
@@ -139,7 +141,7 @@ async def test_metrics_of_the_master(parts: Master) -> None:
     await parts.run("a.1", "n1")
     await parts.saw("a.1", TaskState.RUNNING)
     parts.tasks.measure("n1", {"a.1": Usage(cpu_s=1.5, net_sent_bytes=7)})
-    async with client(parts, Events(parts.tasks, parts.nodes)) as http:
+    async with client(parts, Events(parts.tasks, parts.nodes, parts.networks)) as http:
         refused = await http.get("/metrics", headers={"Authorization": "Bearer bad"})
         lines = (await http.get("/metrics")).text.splitlines()
     assert refused.status_code == 401
@@ -213,3 +215,14 @@ def test_metrics_are_written_as_prometheus_reads_them() -> None:
     usages = [((("task", "a"),), Usage(mem_limit_bytes=None, mem_bytes=5))]
     text = expose(container_families(usages))
     assert 'container_memory_usage_bytes{task="a"} 5\n' in text and "container_spec_memory_limit_bytes{" not in text
+
+
+async def test_networks_that_come_and_go(tmp_path: Path) -> None:
+    async with master(tmp_path) as parts:
+        events = Events(parts.tasks, parts.nodes, parts.networks)
+        prod = Network("prod", NetworkKind.BRIDGE, (ip_network("10.20.0.0/16"),))
+        await parts.networks.create(prod, [], ip_network("100.127.0.0/16"))
+        await parts.networks.remove("prod")
+        told = [json.loads(event.data) for event in [event async for event in events.read("", follow=False)]]
+        assert [(each["network"], each["state"]) for each in told] == [("prod", "created"), ("prod", "removed")]
+        assert describe("network", told[0]).endswith("  network prod: created")
