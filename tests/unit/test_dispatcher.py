@@ -42,7 +42,7 @@ async def test_a_task_from_assignment_to_oblivion(tmp_path: Path) -> None:
     async with cluster(tmp_path) as (parts, dial), dial("n1") as agent:
         await agent.join()
         assert connected(parts, "n1")
-        assert set(agent.items) == {"network/overlay", "network/host", "network/none"}
+        assert set(agent.items) == {f"network/{name}" for name in ("bridge", "host", "none", "overlay")}
         await parts.tasks.add("n1", [task("a")])
         await agent.until(lambda agent: "task/a" in agent.items)
         assert not agent.kills("a")
