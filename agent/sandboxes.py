@@ -70,8 +70,16 @@ class Sandboxes:
         return None if task.address or task.interfaces else self.take(task.network)
 
     async def make_for(self, task: TaskSpec) -> Made:
-        """Raises as `make` does."""
-        return await self.make(task.network, task.address, task.interfaces)
+        """Raises as `make` does. Spares yield to it: they may have the last addresses of a network."""
+        networks = [task.network, *(interface.network for interface in task.interfaces)]
+        try:
+            return await self.make(task.network, task.address, task.interfaces)
+        except FAILURES:
+            if not any(map(self._spares.get, networks)):
+                raise
+            for network in networks:
+                await self.drop(network)
+            return await self.make(task.network, task.address, task.interfaces)
 
     def take(self, network: str) -> Made | None:
         """At once; None when none is ready."""

@@ -227,7 +227,7 @@ def test_a_network_that_overlaps_another_is_refused(networks: Cluster) -> None:
 
 
 def test_a_full_network_makes_a_task_wait_and_says_so(cluster: Cluster) -> None:
-    small = {"name": "small", "subnets": ["100.114.0.0/29"], "block_prefix": 30}
+    small = {"name": "small", "subnets": ["100.114.0.0/29"], "block_prefix": 30, "static": []}
     cluster.call("POST", "/api/v1/networks", json=small)
     app = bed.command("/many", "sleep 3600", 4, networks=[{"mode": "container", "name": "small"}])
     cluster.run(app)

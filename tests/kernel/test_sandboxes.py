@@ -149,6 +149,21 @@ async def test_who_is_given_a_spare_has_its_address_and_process(node: Node) -> N
         assert node.networks.addresses(made.sandbox.id) == made.addresses
 
 
+async def test_spares_have_no_address_that_a_task_lacks(node: Node) -> None:
+    small = block(f"100.64.1.0/{32 - (SPARES + 3).bit_length()}")
+    await node.networks.configure(NetworkSpec(NETWORK, (small,)))
+    async with recovered(node.agent()) as agent:
+        for number in range(len(small.leasable()) - SPARES):
+            await agent.with_spares("prod") if number else None
+            agent.reconciler.assign(spec(f"web.{number}"), kill=False)
+            await agent.reached(f"web.{number}", TaskState.RUNNING)
+        spares = await agent.with_spares("prod")
+        assert len(node.leased()) == len(small.leasable())
+        wanted = str(spares[0].addresses[0])
+        agent.reconciler.assign(spec("db.1", address=wanted), kill=False)
+        assert (await agent.reached("db.1", TaskState.RUNNING)).addresses == (wanted,)
+
+
 async def test_a_task_runs_since_it_was_started_and_not_since_its_sandbox_was_made(node: Node) -> None:
     """Or checks would have no patience left with a task whose sandbox has waited for long; also the next agent's."""
     async with recovered(node.agent()) as agent:
