@@ -22,6 +22,7 @@ from model.policy import APP, APP_LENGTH, MOST_PORTS, MOST_SOURCES, POLICY_NAME,
 from model.task import Protocol
 
 SPAN = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?")
+SUBNET_LENGTH = 64
 STRICT = ConfigDict(extra="forbid", strict=True)
 NAME = "must be up to 63 small letters, digits and dashes, with no dash at an end"
 
@@ -38,7 +39,7 @@ def _app(value: str) -> str:
 
 
 def _subnet(value: object) -> Subnet:
-    if not isinstance(value, str) or "%" in value:
+    if not isinstance(value, str) or "%" in value or len(value) > SUBNET_LENGTH:
         raise _invalid("must be a subnet, as in 192.0.2.0/24 or 2001:db8::/32")
     try:
         return ip_network(value)

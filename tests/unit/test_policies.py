@@ -1,4 +1,4 @@
-"""Policies at the master: on disk first, then sent to every node, with the addresses of just the apps that they name."""
+"""Policies at the master: on disk first, then sent to all nodes, with the addresses of just the apps that they name."""
 
 from __future__ import annotations
 
