@@ -17,7 +17,7 @@ def events(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until interrupted.")] = False,
     json: Json = False,
 ) -> None:
-    """What happened to tasks, nodes and networks, as far back as the master remembers."""
+    """What happened to tasks, nodes, networks and policies, as far back as the master remembers."""
     with connect().stream("/api/v1/events", follow=follow) as chunks:
         for kind, data in parse(chunks):
             print(codec.dumps({"kind": kind, **data}) if json else describe(kind, data), flush=True)
@@ -41,7 +41,7 @@ def describe(kind: str, data: dict[str, Any]) -> str:
     if kind == "node":
         state = data["state"] if data["connected"] else f"{data['state']}, not connected"
         return f"{at}  node {data['node']}: {'; '.join([state, *data['errors']])}"
-    if kind == "network":
-        return f"{at}  network {data['network']}: {data['state']}"
+    if kind in ("network", "policy"):
+        return f"{at}  {kind} {data[kind]}: {data['state']}"
     words = [data["state"], "ending" * data["killing"], "unhealthy" * (data["healthy"] is False), data["reason"]]
     return f"{at}  task {data['task']} on {data['node']}: {'; '.join(filter(None, words))}"

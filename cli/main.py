@@ -9,7 +9,7 @@ import sys
 
 import typer
 
-from cli import agent, events, image, lab, master, network, node, pod, service, task, token, vip, volume
+from cli import agent, events, image, lab, master, network, node, pod, policy, service, task, token, vip, volume
 from cli.problem import Problem
 from lab.errors import LabError
 
@@ -23,6 +23,7 @@ app.add_typer(node.app, name="node", help="The nodes of the cluster.")
 app.add_typer(image.app, name="image", help="The images that nodes have.")
 app.add_typer(vip.app, name="vip", help="Virtual addresses.")
 app.add_typer(network.app, name="network", help="Networks of containers.")
+app.add_typer(policy.app, name="policy", help="Who may connect to whom.")
 app.add_typer(volume.app, name="volume", help="Persistent volumes.")
 app.add_typer(token.app, name="token", help="What a new node joins with.")
 app.add_typer(lab.app, name="lab", help="A whole cluster on this machine, to try and to test.")

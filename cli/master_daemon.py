@@ -40,6 +40,7 @@ from master.events import Events
 from master.logs import Logs
 from master.networks import Networks
 from master.nodes import Nodes
+from master.policies import Policies
 from master.rest.adjustments import adjustments_router
 from master.rest.app import create_app
 from master.rest.cluster import cluster_router
@@ -47,6 +48,7 @@ from master.rest.images import images_router
 from master.rest.networks import NetworkParts, network_families, networks_router
 from master.rest.nodes import nodes_router
 from master.rest.observe import observe_router
+from master.rest.policies import policies_router
 from master.rest.server import ServerError, listen, serving
 from master.rest.streams import streams_router
 from master.rest.volumes import volumes_router
@@ -197,6 +199,8 @@ class _Master:
         self.tokens = Tokens(store, authority.fingerprint)
         desired = Desired()
         self.discovery = Discovery(store, self.tasks, self.nodes, desired, settings.vip_pool)
+        self.policies = Policies(store, self.tasks, self.networks, self.blocks, desired)
+        self.policies.listen(self.events.policy_changed)
         self.dispatcher = Dispatcher(self.tasks, self.nodes, self.networks, self.blocks, self.volumes, desired)
         self.logs = Logs(self.dispatcher.streams)
         self.allocator = Allocator(self.tasks, self.nodes, self.networks, self.blocks, self.addresses, self.volumes)
@@ -206,7 +210,7 @@ class _Master:
         """Until cancelled."""
         self.refuse_ports_in_use()
         loaded = (self.tasks, self.volumes, self.networks, self.nodes, self.blocks, self.addresses)
-        for part in (*loaded, self.discovery, self.dispatcher):
+        for part in (*loaded, self.discovery, self.policies, self.dispatcher):
             await part.load()
         host = str(self.settings.listen)
         enrolment = enrolment_app(self.authority, self.tokens.redeem)
@@ -252,7 +256,8 @@ class _Master:
         volumes = volumes_router(self.volumes, self.nodes)
         removal = nodes_router(self.nodes, self.dispatcher)
         parts = [cluster, streams, observe, adjustments, images, volumes, networks_router(networks), removal]
-        everything = [*parts, *routers(self.store, self.services)]
+        policies = policies_router(self.policies, FRAMEWORK)
+        everything = [*parts, policies, *routers(self.store, self.services)]
         return create_app(lambda token: admin_token.matches(token, self.digest), everything, PUBLIC)
 
     def network_parts(self) -> NetworkParts:
@@ -264,7 +269,7 @@ class _Master:
             self.nodes,
             self.dispatcher,
             self.settings.vip_pool,
-            lambda name: [],
+            lambda name: [f"policy {policy}" for policy in self.policies.uses(name)],
         )
 
     @asynccontextmanager

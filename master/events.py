@@ -1,5 +1,5 @@
 """What happened, in order, for whoever wants to follow: tasks that change their state, nodes that come and go,
-networks that are made and removed.
+networks and policies that are made and removed.
 
 The last `KEPT` events are in memory. Each has an id, `RUN-NUMBER`, by which a reader who was away goes on where it was:
 RUN tells this life of the master from others, whose numbers mean nothing here. A reader who is too slow, or away for
@@ -21,13 +21,14 @@ from master.networks import Networks
 from master.nodes import Nodes, NodeView
 from master.tasks import TaskRecord, Tasks
 from model.network import Network
+from model.policy import Policy
 
 KEPT = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """`kind` is `task`, `node`, `network` or `missed`; `data` is JSON."""
+    """`kind` is `task`, `node`, `network`, `policy` or `missed`; `data` is JSON."""
 
     id: str
     kind: str
@@ -87,6 +88,10 @@ class Events:
 
     def _network_changed(self, name: str, network: Network | None) -> None:
         self._publish("network", {"network": name, "state": "removed" if network is None else "created"})
+
+    def policy_changed(self, name: str, policy: Policy | None) -> None:
+        """For whoever has the policies to call."""
+        self._publish("policy", {"policy": name, "state": "removed" if policy is None else "set"})
 
     def _node_changed(self, view: NodeView) -> None:
         said = {"state": view.state.value, "connected": view.connected, "errors": list(view.errors)}

@@ -14,6 +14,11 @@ from model.network import Subnet
 from model.task import Protocol
 
 POLICY_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+APP = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9._-]+)+")
+APP_LENGTH = 256
+MOST_SOURCES = 32  # of one policy
+MOST_PORTS = 32
+MOST_PAIRS = 10_000  # of all policies together: a node has a rule for each, and compiles all of them anew
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -45,6 +50,16 @@ class Policy:
     app: str = ""
     sources: tuple[Source, ...] = ()
     ports: tuple[PortRange, ...] = ()
+
+    @property
+    def networks(self) -> frozenset[str]:
+        """All that it names."""
+        return frozenset({self.network, *(source.network for source in self.sources)} - {""})
+
+    @property
+    def pairs(self) -> int:
+        """Of a source and ports: so much it costs a node."""
+        return max(1, len(self.sources)) * max(1, len(self.ports))
 
 
 @dataclass(frozen=True, slots=True)
