@@ -35,7 +35,7 @@ from netns.overlay.offload import reconcile_offload
 from netns.overlay.vxlan import overlay_mtu, overlay_state, peers_state
 from netns.reconcile import State, diff, perform, reconcile
 from netns.route import read_foreign_routes
-from netns.spec import NATIVE, first_block, mtu_of, refuse_bad, refuse_routes
+from netns.spec import KERNEL_IPV6, NATIVE, first_block, mtu_of, refuse_bad, refuse_routes, without_ipv6
 from netns.sysctl import Sysctl, ipv6_router
 from netns.underlay import Underlay, read_underlay
 from netns.vip_route import reconcile_vip_routes
@@ -102,6 +102,8 @@ class Networks:
         if spec.network.kind is NetworkKind.CNI:
             return await self._cni.configure(spec)
         self.validate(spec)
+        if not KERNEL_IPV6.exists():
+            spec = without_ipv6(spec)
         name = spec.network.name
         async with self._configuring:
             with _while(f'configure {spec.network.kind} "{name}"'):

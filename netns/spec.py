@@ -5,7 +5,9 @@ anything is changed, and named by its field.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 from model.network import LONGEST_BLOCK, NETWORK_NAME, Address, Block, NetworkKind, Subnet
 from netns.driver import NetworkError, NetworkSpec
@@ -14,6 +16,7 @@ from netns.route import Route
 
 NATIVE = (NetworkKind.HOST, NetworkKind.NONE)  # need nothing on the node
 MAX_VNI = (1 << 24) - 1  # RFC 7348 section 5
+KERNEL_IPV6 = Path("/proc/net/if_inet6")  # is there when the kernel has IPv6
 LEAST_MTU = {4: 68, 6: 1280}  # RFC 791 and RFC 8200 section 5
 
 
@@ -24,6 +27,22 @@ def refuse_bad(spec: NetworkSpec, node: str, underlay: Address, others: Iterable
     for other in others:
         if other.network.name != spec.network.name:
             _refuse_conflict(spec, other)
+
+
+def without_ipv6(spec: NetworkSpec) -> NetworkSpec:
+    """What is left of the network on a node whose kernel was told to do without IPv6 (ipv6.disable=1). Raises
+    NetworkError when that is nothing."""
+    subnets = tuple(subnet for subnet in spec.network.subnets if subnet.version == 4)
+    if spec.network.subnets and not subnets:
+        raise NetworkError(f'network "{spec.network.name}": subnets: this node\'s kernel has no IPv6')
+    peers = (replace(peer, blocks=_ipv4(peer.blocks)) for peer in spec.peers)
+    return replace(
+        spec,
+        network=replace(spec.network, subnets=subnets),
+        blocks=_ipv4(spec.blocks),
+        retiring=_ipv4(spec.retiring),
+        peers=tuple(peer for peer in peers if peer.blocks),
+    )
 
 
 def refuse_routes(spec: NetworkSpec, routes: Iterable[Route]) -> None:
@@ -53,6 +72,10 @@ def usable(spec: NetworkSpec, version: int) -> tuple[Block, ...]:
 
 def first_block(blocks: Iterable[Block], version: int) -> Block | None:
     return next((block for block in blocks if block.subnet.version == version), None)
+
+
+def _ipv4(blocks: Iterable[Block]) -> tuple[Block, ...]:
+    return tuple(block for block in blocks if block.subnet.version == 4)
 
 
 def _problems(spec: NetworkSpec, node: str, underlay: Address) -> Iterator[tuple[str, str]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from model.network import NetworkKind
-from netns.driver import Attachment
+from netns.driver import Attachment, NetworkError
 from netns.gateway import GATEWAY_MAC
 from netns.link import gateway_name, veth_name
 from netns.neighbour import mac_of
@@ -67,6 +67,20 @@ async def test_without_ipv6_a_link_has_none(spawn: Spawn, tmp_path: Path, host: 
     await plain.attach("web", spawn(), plain.spec())
     assert host.process.run("cat", f"/proc/sys/net/ipv6/conf/{veth_name('web')}/disable_ipv6") == "1\n"
     assert host.process.run("cat", FORWARDING) == "0\n"
+
+
+async def test_on_a_kernel_that_does_without_ipv6_a_network_is_what_is_left_of_it(
+    host: Host, spawn: Spawn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("netns.networks.KERNEL_IPV6", Path("/proc/net/nothing"))
+    web = spawn()
+    if host.network.versions == (6,):
+        with pytest.raises(NetworkError, match='network "prod": subnets: this node.s kernel has no IPv6'):
+            await host.attach("web", web, host.spec())
+        return
+    (address,) = await host.attach("web", web, host.spec())
+    assert address.version == 4
+    assert host.process.run("cat", f"/proc/sys/net/ipv6/conf/{veth_name('web')}/disable_ipv6") == "1\n"
 
 
 async def test_where_new_links_have_no_ipv6_ours_have(
