@@ -50,7 +50,7 @@ def test_example_runs_spread_over_all_nodes(cluster: Cluster) -> None:
     assert sorted(spread.values()) == [1, 1, 2] and spread.keys() == set(cluster.names)
     app = cluster.get("/v2/apps/web")["app"]
     assert (app["tasksRunning"], app["tasksStaged"], app["deployments"]) == (4, 0, [])
-    assert len({address for task in tasks.values() for address in task["addresses"]}) == 4
+    assert len({address for task in tasks.values() for address in task["addresses"]}) == 8  # of both versions
 
 
 def test_limits_are_the_kernels_and_what_was_asked_for(cluster: Cluster) -> None:
