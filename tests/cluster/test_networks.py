@@ -36,7 +36,7 @@ async def main():
     for port in (8080, 8081):
         for address in ("0.0.0.0", "::"):
             await asyncio.start_server(tcp, address, port)
-            await loop.create_datagram_endpoint(Udp, (address, port))
+        await loop.create_datagram_endpoint(Udp, ("::", port))  # of both versions
     print("ready", flush=True)
     await asyncio.Event().wait()
 asyncio.run(main())
