@@ -234,7 +234,7 @@ def test_a_full_network_makes_a_task_wait_and_says_so(cluster: Cluster) -> None:
     eventually(lambda: len(cluster.running("/many")) == 2, "as many tasks run as there are addresses")
 
     def told() -> bool:
-        return 'address of network "small"' in json.dumps(cluster.get("/api/v1/services/many")["waiting"])
+        return 'address of network "small"' in " ".join(cluster.get("/api/v1/services/many")["waiting"])
 
     eventually(told, "the others wait for an address")
     cluster.remove("/many")
