@@ -102,6 +102,10 @@ class NodeNetwork:
         self._stale |= {name for name in self._driver.known() if f"network/{name}" not in keys}
         self._tables |= {VIPS, FIREWALL}
 
+    def released(self) -> frozenset[Block]:
+        """Blocks that retire, of which nothing is in use any more. It may change when a container is gone."""
+        return frozenset(self._driver.released())
+
     async def apply(self) -> list[str]:
         """Everything that was put or removed since the last time. Returns what could not be done, in words; that, and
         what a cancelled call had begun, is tried again the next time. Items may be put meanwhile. The firewall comes

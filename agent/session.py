@@ -20,6 +20,7 @@ from agent.reconciler import Reconciler
 from agent.renewal import Dial, describe
 from agent.streams import Streams
 from agent.volumes import VolumeRemovals
+from model.network import Block
 from model.node import Node
 from model.task import TaskStatus, Usage
 from pki.credentials import CredentialError
@@ -111,6 +112,7 @@ class _Conversation:
         self._reconciler = reconciler
         self._removals = removals
         self._told_removed: set[str] = set()
+        self._told_released: frozenset[Block] = frozenset()
         self._streams = streams
         self._network = session._network
         self._stub = stub
@@ -234,6 +236,10 @@ class _Conversation:
             for volume in sorted(self._removals.removed - self._told_removed):
                 await call.write(pb.AgentMessage(volume_removed=volume))
                 self._told_removed.add(volume)
+            released = self._network.released()
+            for block in sorted(released - self._told_released, key=str):
+                await call.write(pb.AgentMessage(block_released=networks.released_to_wire(block)))
+            self._told_released = released
             usages = session._usages
             if changed := dict(usages.items() - self._told_usages.items()):
                 await call.write(pb.AgentMessage(usage=convert.usages_to_wire(changed)))

@@ -238,7 +238,8 @@ class Networks:
         return (*self._endpoints.addresses(container), *self._cni.addresses(container))
 
     def released(self) -> tuple[Block, ...]:
-        return self._endpoints.unused(block for spec in self._specs.values() for block in spec.retiring)
+        retiring = tuple(block for spec in self._specs.values() for block in spec.retiring)
+        return self._endpoints.unused(retiring) if retiring else ()
 
     async def _configure_peers(self, spec: NetworkSpec) -> list[str] | None:
         """When nothing but peers of an overlay has changed since the last time, change them and nothing else: there may

@@ -364,6 +364,7 @@ class Driver:
     def __init__(self) -> None:
         self.configured: dict[str, NetworkSpec] = {}
         self.earlier: frozenset[str] = frozenset()  # networks of an agent before this one
+        self.in_use: set[Block] = set()  # although they retire
         self.log: list[str] = []
         self.failing: set[str] = set()
         self.held = ""
@@ -402,7 +403,8 @@ class Driver:
     async def gc(self, valid: frozenset[str]) -> None: ...
 
     def released(self) -> tuple[Block, ...]:
-        return ()
+        retiring = (block for spec in self.configured.values() for block in spec.retiring)
+        return tuple(block for block in retiring if block not in self.in_use)
 
     async def work(self, name: str) -> None:
         self.log.append(name)

@@ -178,6 +178,28 @@ async def test_no_container_before_the_networks_are_there(bed: Bed) -> None:
             await until(lambda: state(parts, "a") is TaskState.RUNNING)
 
 
+async def test_a_block_that_retires_is_given_back_when_nothing_of_it_is_in_use(bed: Bed) -> None:
+    async with bed.master() as (parts, target):
+        agent = bed.agent("n1", target)
+        async with agent.running():
+            await until(lambda: "overlay" in agent.driver.configured)
+            await parts.tasks.add("n1", [replace(task(name), argv=("sleep",)) for name in "ab"])
+            both = [replace(task(f"t{number}"), argv=("sleep",)) for number in range(253)]
+            await parts.blocks.ensure("n1", both)
+            first, second = (block for block in parts.blocks.of("overlay", "n1") if block.subnet.version == 4)
+            agent.driver.in_use.add(second)
+            await until(lambda: state(parts, "a") is TaskState.RUNNING)
+            await parts.tasks.mark("a")
+            await until(lambda: agent.driver.configured["overlay"].retiring == (second,))
+            assert parts.blocks.of("overlay", "n1")[:2] == [first, second]
+            agent.driver.in_use.clear()
+            await parts.tasks.mark("b")
+            await until(lambda: parts.blocks.of("overlay", "n1")[:1] == [first])
+            await until(lambda: second not in parts.blocks.of("overlay", "n1"))
+            await until(lambda: agent.driver.configured["overlay"].blocks[0] == first)
+            await until(lambda: second not in agent.driver.configured["overlay"].blocks)
+
+
 async def test_it_waits_for_credentials(bed: Bed) -> None:
     async with bed.master() as (parts, target):
         agent = bed.agent("n1", target)
