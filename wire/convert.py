@@ -14,6 +14,7 @@ from model.adjustment import Adjustment, adjustment_of
 from model.fetch import Fetch
 from model.image import ImageSpec, NodeImage, PullProgress, Rules
 from model.limits import Device, HugePages, IoLimit, TaskLimits, Tmpfs
+from model.network import Address
 from model.node import HOST_PORTS, Node
 from model.pod import Pod
 from model.resources import Resources
@@ -268,7 +269,7 @@ def status_from_wire(message: pb.Status) -> TaskStatus:
         at=_finite(message.at),
         reason=message.reason,
         message=message.message,
-        addresses=tuple(str(ip_address(address)) for address in message.addresses),
+        addresses=tuple(str(_address(address)) for address in message.addresses),
         pid=message.pid if message.HasField("pid") else None,
         exit_code=message.exit_code if message.HasField("exit_code") else None,
         healthy=message.healthy if message.HasField("healthy") else None,
@@ -357,7 +358,7 @@ def hello_from_wire(node_id: str, message: pb.Hello) -> tuple[Node, list[TaskSta
         id=node_id,
         hostname=message.hostname,
         boot_id=message.boot_id,
-        address=ip_address(message.address),
+        address=_address(message.address),
         resources=resources_from_wire(message.resources),
         attributes=tuple(sorted(message.attributes.items())),
         version=message.version,
@@ -398,3 +399,10 @@ def _pairs_to_wire(pairs: tuple[tuple[str, str], ...]) -> list[pb.Pair]:
 
 def _pairs_from_wire(pairs: Iterable[pb.Pair]) -> tuple[tuple[str, str], ...]:
     return tuple((pair.key, pair.value) for pair in pairs)
+
+
+def _address(text: str) -> Address:
+    """Without a zone: that of another machine means nothing here, and no rule or route can have it."""
+    if "%" in text:
+        raise ValueError(f"{text!r} is an address with a zone")
+    return ip_address(text)
