@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -50,6 +50,7 @@ from isolators.standard import standard_isolators
 from model.network import Address
 from model.node import Node
 from model.resources import Resources
+from netns.driver import NetworkError
 from netns.firewall.nftables import NftFirewall
 from netns.mend import Mender, keep_mended, keep_vips
 from netns.networks import Networks
@@ -135,6 +136,8 @@ async def _run(state: Path) -> None:
         )
         networks = await stack.enter_async_context(driver)
         vips, firewall = IptablesVips(), NftFirewall()
+        with suppress(NetworkError):  # whoever needs it will say so
+            firewall.open()
         stack.push_async_callback(vips.close)
         watch = await stack.enter_async_context(watch_of(networks))
         launcher = Launcher(settings.runtime)

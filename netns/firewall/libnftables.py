@@ -1,20 +1,25 @@
 """nftables by its own library, in this process: a command costs a tenth of what starting nft(8) does.
 
 Each call is one transaction: all of it or nothing. The library's socket stays in the network namespace in which the
-context was made. libnftables(3) names the functions; it is not for two threads at once.
+context was made. libnftables(3) names the functions; it is not for two threads at once, and it waits for its socket by
+select(2), which ends the process when the descriptor is not below 1024: a context is to be made while few files are
+open.
 """
 
 from __future__ import annotations
 
 import ctypes
 import json
+import os
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from netns.driver import NetworkError
 
 LIBRARY, PACKAGE = "libnftables.so.1", "nftables"
 SEPARATOR = "; "
+FD_SETSIZE = 1024  # select(2)
 SHOWN = 100  # characters of a command that failed
 # nftables/libnftables.h
 NFT_CTX_DEFAULT = 0
@@ -28,6 +33,7 @@ class Nftables:
 
     def __init__(self) -> None:
         self._library = _load()
+        _refuse_late()
         self._context = self._library.nft_ctx_new(NFT_CTX_DEFAULT)
         if not self._context:
             raise NetworkError("open nftables: the library has no memory")
@@ -71,6 +77,12 @@ def _complaint(said: str) -> str:
     command = place[0][place[0].rfind(SEPARATOR, 0, at) + 1 :].partition(SEPARATOR)[0]
     word = place[0][at:].partition(SEPARATOR)[0]
     return f"{problem.removeprefix('Error: ')}: {word[:SHOWN]} in {command[:SHOWN].strip()}"
+
+
+def _refuse_late() -> None:
+    with Path(os.devnull).open() as next_free:
+        if next_free.fileno() >= FD_SETSIZE:
+            raise NetworkError(f"open nftables: the library can not use a descriptor above {FD_SETSIZE - 1}")
 
 
 @cache

@@ -50,6 +50,13 @@ class NftFirewall:
         self._generation: int | None = None  # after our last change; None: somebody else came between
         self._frame: Listing | None = None  # None: not known for certain
 
+    def open(self) -> None:
+        """For the network namespace of the calling thread. Whoever will have many files open does so before; else it is
+        done when first needed. Raises NetworkError."""
+        with self._lock:
+            if self._nft is None or self._netfilter is None:
+                self._nft, self._netfilter = Nftables(), Netfilter()
+
     async def configure(
         self,
         zones: tuple[Zone, ...],
@@ -60,7 +67,7 @@ class NftFirewall:
         table = Table(zones, policies, dict(members), peers=peers)
         if table == self._table:
             return
-        self._open()
+        self.open()
         if self._table is not None and table == replace(self._table, members=table.members):
             self._put(table, with_members(table, self._ruleset), self._elements)
         else:
@@ -95,18 +102,12 @@ class NftFirewall:
         return await asyncio.to_thread(self._mend)
 
     async def remove(self) -> None:
-        self._open()
+        self.open()
         with self._lock:
             self._run(drop())
             self._close()
             self._table, self._ruleset = None, compile_rules(Table())
             self._guests, self._owners, self._elements = {}, {}, Counter()
-
-    def _open(self) -> None:
-        """In the caller's thread: where its namespace is."""
-        with self._lock:
-            if self._nft is None or self._netfilter is None:
-                self._nft, self._netfilter = Nftables(), Netfilter()
 
     def _close(self) -> None:
         if self._nft is not None and self._netfilter is not None:

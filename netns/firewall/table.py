@@ -36,14 +36,13 @@ class Guest:
 @dataclass(frozen=True, slots=True)
 class Table:
     """All of it. `members` are the addresses of apps that policies name as sources; an app that is not there yet has
-    none. `peers` are the underlay addresses of the other nodes: nobody else's VXLAN is let in. `vnis` are ours."""
+    none. `peers` are the underlay addresses of the other nodes: nobody else's VXLAN is let in."""
 
     zones: tuple[Zone, ...] = ()
     policies: tuple[Policy, ...] = ()
     members: Mapping[str, frozenset[Address]] = field(default_factory=dict)
     guests: tuple[Guest, ...] = ()
     peers: frozenset[Address] = frozenset()
-    underlay: str = ""  # the name of the link that has the node's address among nodes
 
 
 class Firewall(Protocol):

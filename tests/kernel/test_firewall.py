@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import resource
 import socket
 from collections.abc import AsyncIterator, Callable
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from pathlib import Path
@@ -428,6 +430,25 @@ async def test_what_nft_refuses_changes_nothing_and_names_the_operation(lan: Sit
     assert listing(lan.one) == before
     await lan.one.admit(one, Port(80, host=8081))
     assert ask_tcp(lan.outside.process.pid, lan.one.host.address, 8081).endswith(" 80")
+
+
+async def test_who_has_many_files_open_opens_it_before(host_netns: None) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2048), hard))
+    early, late = NftFirewall(), NftFirewall()
+    early.open()
+    zone = Zone(Network("prod", NetworkKind.BRIDGE, (ip_network("10.9.0.0/16"),)), (ip_network("10.9.1.0/24"),))
+    with ExitStack() as files:
+        try:
+            for _ in range(1100):
+                files.enter_context(open(os.devnull))  # noqa: ASYNC230 - that it stays open is what matters
+            await early.configure((zone,), (), {}, frozenset())
+            await early.admit(Guest("web", "prod", (ip_address("10.9.1.2"),)))
+            with pytest.raises(NetworkError, match="open nftables: the library can not use a descriptor above 1023"):
+                await late.configure((zone,), (), {}, frozenset())
+            await early.remove()
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 async def test_removed_nothing_is_left(lan: Site) -> None:
