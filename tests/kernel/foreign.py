@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,7 +51,7 @@ class Runtime:
     network: str = "prod"
     version: str = "1.1.0"
     plugin: Path = PLUGIN
-    environment: dict[str, str | None] = field(default_factory=dict)
+    environment: Mapping[str, str | None] = field(default_factory=dict)
 
     async def call(
         self, command: str, netns: str | None = None, container: str = "web", valid: Any = None, **changes: Any
