@@ -122,9 +122,9 @@ class CniSocket:
     def _refuse_unready(self, request: Request, early: int, unknown: int) -> None:
         if not self._ready.is_set():
             raise Refused(early, "the agent is starting, and does not know its networks yet")
-        if request.network not in self._networks.names:
-            known = ", ".join(self._networks.names) or "none"
-            raise Refused(unknown, f'network "{request.network}": is not on this node, which has {known}')
+        if request.network not in (linked := self._networks.linked):
+            others = f"what does: {', '.join(linked)}" if linked else "nothing does"
+            raise Refused(unknown, f'network "{request.network}": gives no link on this node; {others}')
 
 
 def _listen(path: Path) -> socket.socket:

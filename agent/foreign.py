@@ -83,16 +83,15 @@ class Foreign:
         agent."""
         for path in sorted(self._directory.glob(f"{PREFIX}*")):
             record = _read(path, self._boot_id)
-            if record.boot_id != self._boot_id:
-                path.unlink()
-                continue
-            self._records[record.id] = record
-            if not record.complete or _is_gone(record):
-                log.info("releasing what a container of another runtime had", container=record.container, id=record.id)
-                try:
-                    await self._undo(record)
-                except (NetworkError, OSError) as error:
-                    log.error("not released", container=record.container, id=record.id, reason=str(error))
+            if record.boot_id == self._boot_id:
+                self._records[record.id] = record
+                if record.complete and not _is_gone(record):
+                    continue
+            log.info("releasing what a container of another runtime had", container=record.container, id=record.id)
+            try:
+                await self._undo(record)
+            except (NetworkError, OSError) as error:
+                log.error("not released", container=record.container, id=record.id, reason=str(error))
         self._networks.recall(map(_attachment, self._records.values()))
 
     def guests(self) -> tuple[Guest, ...]:

@@ -10,7 +10,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_net
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -38,6 +38,12 @@ def _port_range(value: object) -> object:
     if not (first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last) <= 65535):
         raise ValueError(f"{value!r} must be the first and the last of a range of ports, like 31000-32000")
     return int(first), int(last)
+
+
+def _absolute(path: Path) -> Path:
+    if not path.is_absolute():
+        raise ValueError(f"{str(path)!r} must be an absolute path")
+    return path
 
 
 class SettingsError(Exception):
@@ -119,7 +125,7 @@ class AgentSettings(_Settings):
     log_keep_h: float = Field(24.0, ge=0)
     log_keep_mib: int = Field(1024, ge=0)
     cni_path: list[Path] = [Path("/opt/cni/bin"), Path("/usr/lib/cni")]
-    cni_socket: Path = Path(CNI_SOCKET)
+    cni_socket: Annotated[Path, AfterValidator(_absolute)] = Path(CNI_SOCKET)
     host_ports: Annotated[tuple[int, int], NoDecode, BeforeValidator(_port_range)] = HOST_PORTS
     metrics_port: int = Field(9464, ge=1, le=65535)
 

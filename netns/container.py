@@ -24,7 +24,7 @@ from netns.address import AddAddress, LinkAddress, read_addresses
 from netns.gateway import GATEWAY_MAC
 from netns.link import INTERFACES, CreateVeth, RemoveLink, SetDown, SetUp, veth_name, veth_names
 from netns.namespace import run_inside
-from netns.neighbour import AddNeighbour, Neighbour, mac_of
+from netns.neighbour import AddNeighbour, Neighbour, mac_of, read_neighbours
 from netns.netlink import Netlink, Operation, link_exists, link_index, link_is_up, open_socket
 from netns.route import NETWORK_PROTOCOL, RT_TABLE_MAIN, AddRoute, Route, read_routes
 from netns.rule import AddRule, RemoveRule
@@ -163,6 +163,7 @@ async def _lacking(endpoint: Endpoint) -> list[str]:
         return [f"link {dev} is gone"]
     async with Netlink() as inside:
         addresses = await read_addresses(inside, dev)
+        neighbours = await read_neighbours(inside, dev)
         routes = await read_routes(inside, dev, NETWORK_PROTOCOL)
     made: list[Operation] = []
     for operation in _inside(endpoint):
@@ -170,6 +171,8 @@ async def _lacking(endpoint: Endpoint) -> list[str]:
             case SetUp(name) if not link_is_up(name):
                 made.append(operation)
             case AddAddress(address) if address not in addresses:
+                made.append(operation)
+            case AddNeighbour(neighbour) if neighbour not in neighbours:
                 made.append(operation)
             case AddRoute(route) if route.table == RT_TABLE_MAIN and route not in routes:
                 made.append(operation)

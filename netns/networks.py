@@ -148,6 +148,11 @@ class Networks:
         return tuple(sorted(self._specs))
 
     @property
+    def linked(self) -> tuple[str, ...]:
+        """Those of them that give a container a link."""
+        return tuple(name for name in self.names if self._specs[name].network.kind not in NATIVE)
+
+    @property
     def port(self) -> int:
         """Of the netlink socket through which this node's own links are changed."""
         return self._host.port

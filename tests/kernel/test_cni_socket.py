@@ -175,6 +175,7 @@ async def test_an_address_that_is_asked_for(node: Door, spawn: Spawn) -> None:
         (["{web}", "ip", "addr", "del", "{v4}", "dev", "eth0"], "inside: add address"),
         (["{web}", "ip", "-6", "addr", "flush", "dev", "eth0"], "inside: add address fd00:1::"),
         (["{web}", "ip", "route", "del", "default"], "inside: add route 0.0.0.0/0 via 10.1.1.1 dev eth0"),
+        (["{web}", "ip", "neigh", "del", "10.1.1.1", "dev", "eth0"], "inside: add neighbour 10.1.1.1"),
         (["{web}", "ip", "link", "set", "eth0", "down"], "inside: set eth0 up"),
         (["", "ip", "link", "set", VETH, "down"], f"set {VETH} up"),
         (["", "ip", "route", "del", "{v4}"], f"add route {{v4}} dev {VETH}"),
@@ -231,10 +232,12 @@ async def test_status_and_version(node: Door, spawn: Spawn) -> None:
     version = (await node.runtime.call("VERSION", cniVersion="1.0.0", socket=None)).result
     assert version == {"cniVersion": "1.0.0", "supportedVersions": ["1.0.0", "1.1.0"]}
     assert (await node.runtime.call("STATUS")).result is None
-    unknown = 'network "nowhere": is not on this node, which has back, prod'
-    assert (await node.runtime.call("STATUS", network="nowhere")).error == (50, unknown)
     netns = netns_of(spawn().pid)
-    assert (await node.runtime.call("ADD", netns, network="nowhere")).error == (100, unknown)
+    await node.networks.configure(NetworkSpec(Network("host", NetworkKind.HOST), ()))
+    for network in ("nowhere", "host"):
+        unknown = f'network "{network}": gives no link on this node; what does: back, prod'
+        assert (await node.runtime.call("STATUS", network=network)).error == (50, unknown)
+        assert (await node.runtime.call("ADD", netns, network=network)).error == (100, unknown)
     node.ready.clear()
     early = "the agent is starting, and does not know its networks yet"
     assert (await node.runtime.call("STATUS")).error == (50, early)
