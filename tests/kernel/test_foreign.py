@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -362,6 +363,9 @@ async def test_with_the_agent_itself(tmp_path: Path, spawn: Spawn) -> None:
         assert (node.cni_socket.stat().st_mode & 0o777, node.cni_socket.stat().st_uid) == (0o600, 0)
         result = await runtime.add(web.pid)
         await runtime.add(ended.pid, "ended")
+        records = node.state / "foreign"
+        assert [stat.S_IMODE(path.stat().st_mode) for path in (records, *records.iterdir())] == [0o700, 0o600, 0o600]
+        assert " @" not in run("cat", "/proc/net/unix")  # abstract sockets, which have no owner
         node.kill()
         assert (await runtime.call("DEL", netns_of(web.pid))).error[0] == 11
         ended.stop()
