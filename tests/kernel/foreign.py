@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from agent.cni_socket import CniSocket
@@ -78,16 +79,19 @@ class Runtime:
         return await self.execute(text.encode(), {k: v for k, v in variables.items() if v is not None})
 
     async def execute(self, text: bytes, variables: dict[str, str]) -> Answer:
-        process = await asyncio.create_subprocess_exec(
-            self.plugin,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", **variables},
-        )
+        with TemporaryFile() as said:  # a pipe would break when it is not read to its end
+            said.write(text)
+            said.seek(0)
+            process = await asyncio.create_subprocess_exec(
+                self.plugin,
+                stdin=said,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+                env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", **variables},
+            )
         try:
             async with asyncio.timeout(DEADLINE_S):
-                stdout, stderr = await process.communicate(text)
+                stdout, stderr = await process.communicate()
         finally:
             if process.returncode is None:
                 process.kill()
