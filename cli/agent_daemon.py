@@ -16,11 +16,13 @@ import structlog
 from agent import metrics, preflight
 from agent.attached import attachments
 from agent.checkpoint import Checkpoint
+from agent.cni_socket import CniSocket
 from agent.commands import Commands
 from agent.containers import Containers, Directories
 from agent.exec import ExecFeed
 from agent.fetch.fetcher import Fetcher
 from agent.files import FileFeed
+from agent.foreign import Foreign
 from agent.images.feed import ImageFeed
 from agent.images.images import Images, Places
 from agent.images.secrets import PullSecrets
@@ -146,7 +148,9 @@ async def _run(state: Path) -> None:
         ready = asyncio.Event()
         await networks.configure_vip_route(settings.vip_pools)
         volumes = PersistentVolumes(state)
-        isolators = standard_isolators(state, networks, firewall, volumes, settings.cgroup, rights)
+        foreign = Foreign(state / "foreign", node.boot_id, networks, firewall)
+        guests = foreign.guests
+        isolators = standard_isolators(state, networks, firewall, volumes, settings.cgroup, rights, guests)
         local = tuple(settings.local_sources)
         images = Images(Places(state / "images", directories.bundles, state / "registries", local))
         await images.open()
@@ -176,6 +180,7 @@ async def _run(state: Path) -> None:
         stack.push_async_callback(streams.close)
         stack.push_async_callback(sandboxes.close)
         stack.push_async_callback(reconciler.close)
+        await foreign.recover()
         await reconciler.recover()
         for misfit in reconciler.books.misfits(node.resources, node.rights):
             log.warning("tasks no longer fit this node", reason=misfit)
@@ -185,6 +190,7 @@ async def _run(state: Path) -> None:
             group.create_task(_tell_when_reconciled(ready, reconciler))
             group.create_task(_keep_mended(ready, watch, menders(networks, firewall)))
             group.create_task(keep_vips(vips))
+            group.create_task(CniSocket(settings.cni_socket, foreign, networks, ready).run())
             group.create_task(session.run(reconciler, removals, streams))
             group.create_task(removals.run())
             group.create_task(images.keep_tidy())

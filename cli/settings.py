@@ -10,7 +10,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_net
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -19,6 +19,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from cli.cni_plugin import SOCKET as CNI_SOCKET
 from model.node import HOST_PORTS, LOST_AFTER_S, UNREACHABLE_AFTER_S
 from model.volume import HostVolume, parse_host_volume
 
@@ -37,6 +38,12 @@ def _port_range(value: object) -> object:
     if not (first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last) <= 65535):
         raise ValueError(f"{value!r} must be the first and the last of a range of ports, like 31000-32000")
     return int(first), int(last)
+
+
+def _absolute(path: Path) -> Path:
+    if not path.is_absolute():
+        raise ValueError(f"{str(path)!r} must be an absolute path")
+    return path
 
 
 class SettingsError(Exception):
@@ -85,7 +92,8 @@ class AgentSettings(_Settings):
     (`agent/log_limits.py`), which may be up to `log_stream_mib` in all; and when the task has ended, for
     `log_keep_h` hours, or until the logs of ended tasks take more than `log_keep_mib`.
 
-    `cni_path` are the directories in which CNI plug-ins are looked for, each root's alone.
+    `cni_path` are the directories in which CNI plug-ins are looked for, each root's alone. At `cni_socket` our own
+    plug-in, `tepui-cni`, asks for what other runtimes want.
     Of `host_ports` one is taken for a task that asks for any port of the node.
 
     `metrics_port` is on loopback (`agent/metrics.py`). `local_sources` are directories of the node from which tasks may
@@ -117,6 +125,7 @@ class AgentSettings(_Settings):
     log_keep_h: float = Field(24.0, ge=0)
     log_keep_mib: int = Field(1024, ge=0)
     cni_path: list[Path] = [Path("/opt/cni/bin"), Path("/usr/lib/cni")]
+    cni_socket: Annotated[Path, AfterValidator(_absolute)] = Path(CNI_SOCKET)
     host_ports: Annotated[tuple[int, int], NoDecode, BeforeValidator(_port_range)] = HOST_PORTS
     metrics_port: int = Field(9464, ge=1, le=65535)
 

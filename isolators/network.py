@@ -36,19 +36,22 @@ LOOPBACK = "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n"
 class NetworkIsolator(Isolator):
     name = "network"
 
-    def __init__(self, driver: Driver, firewall: Firewall) -> None:
+    def __init__(self, driver: Driver, firewall: Firewall, others: Callable[[], tuple[Guest, ...]] = tuple) -> None:
+        """`others` are guests that are no tasks' containers: after a restart they are here too."""
         self._driver = driver
         self._firewall = firewall
+        self._others = others
         self._traffic: dict[str, Traffic] = {}  # by link, of the last look
         self._looked_at = -FRESH_S
 
     async def recover(self, known: list[Container], orphans: list[str]) -> None:
-        connected = frozenset(
+        others = self._others()
+        connected = frozenset(guest.container for guest in others) | frozenset(
             container.id
             for container in known
             if container.task.network not in UNCONNECTED and container.sandbox.holder is None
         )
-        guests = tuple(filter(None, map(self._guest, known)))
+        guests = (*filter(None, map(self._guest, known)), *others)
         await _all([partial(self._firewall.recover, guests), partial(self._driver.gc, connected)])
 
     async def isolate(self, sandbox: Sandbox, pid: int) -> tuple[Address, ...]:

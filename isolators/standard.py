@@ -5,6 +5,7 @@ The process comes after the file system, in which it looks up its user. Clean-up
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from isolators.base import Isolator
@@ -25,7 +26,7 @@ from isolators.sysctls import SysctlsIsolator
 from isolators.volumes import VolumesIsolator
 from isolators.workspace import WorkspaceIsolator
 from netns.driver import Driver
-from netns.firewall.table import Firewall
+from netns.firewall.table import Firewall, Guest
 
 
 def standard_isolators(
@@ -35,9 +36,10 @@ def standard_isolators(
     volumes: PersistentVolumes,
     cgroup: str,
     rights: Rights,
+    other_guests: Callable[[], tuple[Guest, ...]] = tuple,
 ) -> tuple[Isolator, ...]:
     """`cgroup` is the subtree, relative to each hierarchy's root, in which containers get theirs; `rights` is what
-    tasks may ask for beyond the defaults."""
+    tasks may ask for beyond the defaults; `other_guests` are on the networks too, and no tasks' containers."""
     return (
         CgroupIsolator(cgroup, rights),
         NamespacesIsolator(rights),
@@ -52,5 +54,5 @@ def standard_isolators(
         VolumesIsolator(state_directory, volumes, rights),
         ProcessIsolator(),
         SecretsIsolator(state_directory),
-        NetworkIsolator(networks, firewall),
+        NetworkIsolator(networks, firewall, other_guests),
     )

@@ -20,13 +20,13 @@ from dataclasses import dataclass
 from ipaddress import ip_network
 
 from model.network import Address, Subnet
-from netns.address import AddAddress, LinkAddress
+from netns.address import AddAddress, LinkAddress, read_addresses
 from netns.gateway import GATEWAY_MAC
 from netns.link import INTERFACES, CreateVeth, RemoveLink, SetDown, SetUp, veth_name, veth_names
 from netns.namespace import run_inside
-from netns.neighbour import AddNeighbour, Neighbour, mac_of
-from netns.netlink import Netlink, Operation, link_exists, link_index, open_socket
-from netns.route import AddRoute, Route
+from netns.neighbour import AddNeighbour, Neighbour, mac_of, read_neighbours
+from netns.netlink import Netlink, Operation, link_exists, link_index, link_is_up, open_socket
+from netns.route import NETWORK_PROTOCOL, RT_TABLE_MAIN, AddRoute, Route, read_routes
 from netns.rule import AddRule, RemoveRule
 from netns.sysctl import Sysctl, forwarding, ipv6, quiet, write
 
@@ -126,6 +126,20 @@ async def vanish(host: Netlink, links: Iterable[str]) -> None:
     await host.apply([RemoveLink(name) for name in sorted(links)])
 
 
+async def forget_rules(namespace: int, interface: str) -> None:
+    """Those that `connect` made for an interface in a namespace that goes on."""
+    if interface == INTERFACES[0]:
+        return
+    table = FIRST_TABLE + INTERFACES.index(interface)
+    async with Netlink(await run_inside(namespace, open_socket), LOOPBACK.__getitem__) as inside:
+        await inside.apply([RemoveRule(version, table) for version in DEFAULT])
+
+
+async def lacking_inside(namespace: int, endpoint: Endpoint) -> list[str]:
+    """What `connect` made in the namespace and somebody took away, in words."""
+    return await run_inside(namespace, lambda: asyncio.run(_lacking(endpoint)))
+
+
 async def loopback_only(namespace: int) -> None:
     async with Netlink(await run_inside(namespace, open_socket), LOOPBACK.__getitem__) as inside:
         await inside.apply([SetUp("lo")])
@@ -140,6 +154,29 @@ def _enter(endpoint: Endpoint) -> tuple[socket.socket, int]:
         for sysctl in ipv6(dev, True):
             write(sysctl)
     return open_socket(), link_index(dev)
+
+
+async def _lacking(endpoint: Endpoint) -> list[str]:
+    """Run inside, in a thread of its own: names of links are those of where it runs."""
+    dev = endpoint.interface
+    if not link_exists(dev):
+        return [f"link {dev} is gone"]
+    async with Netlink() as inside:
+        addresses = await read_addresses(inside, dev)
+        neighbours = await read_neighbours(inside, dev)
+        routes = await read_routes(inside, dev, NETWORK_PROTOCOL)
+    made: list[Operation] = []
+    for operation in _inside(endpoint):
+        match operation:
+            case SetUp(name) if not link_is_up(name):
+                made.append(operation)
+            case AddAddress(address) if address not in addresses:
+                made.append(operation)
+            case AddNeighbour(neighbour) if neighbour not in neighbours:
+                made.append(operation)
+            case AddRoute(route) if route.table == RT_TABLE_MAIN and route not in routes:
+                made.append(operation)
+    return [f"inside: {operation.describe()}" for operation in made]
 
 
 def _inside(endpoint: Endpoint) -> Iterator[Operation]:

@@ -32,15 +32,17 @@ class NetworkSpec:
 
 @dataclass(frozen=True, slots=True)
 class Attachment:
-    """One container on one network. `netns_pid` is a process in the container's network namespace. By `eth0` it reaches
-    everything, by any other interface (up to `eth7`) its own network only. `address` is the one it is to have; None:
-    any."""
+    """One container on one network. `netns_pid` is a process in the container's network namespace; with `netns_path`
+    it is the namespace that is found there (`netns/namespace.py`), which goes on without the container. By `eth0` it
+    reaches everything, by any other interface (up to `eth7`) its own network only. `address` is the one it is to have;
+    None: any."""
 
     container: str
     network: str
     netns_pid: int
     interface: str = "eth0"
     address: Address | None = None
+    netns_path: str = ""
 
 
 class Driver(Protocol):
@@ -70,7 +72,7 @@ class Driver(Protocol):
     async def detach(self, container: str) -> None:
         """Undo every `attach` of it, in part or whole. Accepts a container that was never attached. When it returns,
         nothing gets to the container or away from it, and somebody else may have its addresses; its links follow,
-        which takes the kernel a while."""
+        which takes the kernel a while. Out of a namespace that was named by a path they are gone by then."""
 
     async def limit(self, container: str, bandwidth: Bandwidth | None) -> None:
         """Limit what goes to and from the container by all its links together; None: no longer. Connections go on, and

@@ -11,20 +11,20 @@ import asyncio
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from weakref import WeakValueDictionary
 
 import structlog
 
 from model.network import Address, Block, Lease
-from netns.container import Endpoint, Reach, connect, cut_off, vanish
+from netns.container import Endpoint, Reach, connect, cut_off, forget_rules, lacking_inside, vanish
 from netns.driver import Attachment, NetworkError, NetworkSpec
 from netns.ipam.leases import Leases
-from netns.link import INTERFACES, VETH_PREFIX, RemoveLink, read_names, veth_names
+from netns.link import INTERFACES, VETH_PREFIX, RemoveLink, read_names, veth_name, veth_names
 from netns.namespace import NoNamespace, namespace_of
 from netns.netlink import Netlink, link_exists
-from netns.node_end import mend_links
+from netns.node_end import lacking_links, mend_links
 from netns.spec import first_block, usable
 
 log = structlog.get_logger()
@@ -41,8 +41,8 @@ class Endpoints:
         self._leasing: Counter[str] = Counter()  # by network
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # by container
         self._vanishing: dict[str, asyncio.Task[None]] = {}  # by container
-        # A process in the network namespace of each endpoint that this agent made, and the namespace's inode.
-        self._inside: dict[tuple[str, str], tuple[int, int]] = {}
+        # How each endpoint was attached by this agent, and the inode of the container's network namespace.
+        self._inside: dict[tuple[str, str], tuple[Attachment, int]] = {}
 
     async def settle(self) -> None:
         """Returns when the links of all that were detached are gone."""
@@ -56,15 +56,16 @@ class Endpoints:
             self._refuse_taken(attachment)
             lease = await self._lease(spec, attachment)
             await connect(self._host, namespace, _endpoint(spec, mtu, lease))
-            process = attachment.netns_pid, os.fstat(namespace).st_ino
-            self._inside[attachment.container, attachment.interface] = process
+            self._note(attachment, namespace)
             return lease.addresses
 
     async def detach(self, container: str) -> None:
         async with self._lock(container):
-            for interface in INTERFACES:
-                self._inside.pop((container, interface), None)
+            known = [self._inside.pop((container, interface), None) for interface in INTERFACES]
             links = await cut_off(self._host, container)
+            for attachment, inode in filter(None, known):
+                if attachment.netns_path:
+                    links -= await self._take_out(attachment, inode)
             if links and container not in self._vanishing:
                 self._vanishing[container] = asyncio.create_task(self._vanish(container, links))
             if self._leases.of(container):
@@ -82,9 +83,11 @@ class Endpoints:
     def recall(self, attachments: Iterable[Attachment]) -> None:
         """These were attached by an earlier agent."""
         for attachment in attachments:
-            with suppress(NetworkError), namespace_of(attachment.netns_pid) as namespace:
-                process = attachment.netns_pid, os.fstat(namespace).st_ino
-                self._inside[attachment.container, attachment.interface] = process
+            with (
+                suppress(NetworkError),
+                namespace_of(attachment.netns_pid, attachment.netns_path) as namespace,
+            ):
+                self._note(attachment, namespace)
 
     async def mend(self, spec: NetworkSpec, mtu: int, links: frozenset[str] | None = None) -> list[str]:
         """Make the links (None: all) of the network's containers what `attach` made them. Returns what was done, in
@@ -98,6 +101,25 @@ class Endpoints:
     def addresses(self, container: str) -> tuple[Address, ...]:
         """What the container has leased: known after a restart too."""
         return tuple(address for lease in self._leases.of(container) for address in lease.addresses)
+
+    def of(self, container: str, specs: Mapping[str, NetworkSpec], mtus: Mapping[str, int]) -> tuple[Endpoint, ...]:
+        """What `attach` made for the container, as long as its networks are configured. Raises NetworkError when an
+        address is in none of the node's blocks any more."""
+        leases = [lease for lease in self._leases.of(container) if lease.network in mtus and lease.network in specs]
+        return tuple(_endpoint(specs[lease.network], mtus[lease.network], lease) for lease in leases)
+
+    async def wrong(self, endpoint: Endpoint) -> list[str]:
+        """What somebody changed of what `attach` made, on the node and inside, in words. Nothing is mended."""
+        if not link_exists(endpoint.veth):
+            return [f"link {endpoint.veth} is gone"]
+        attachment, inode = self._inside.get((endpoint.container, endpoint.interface), (None, 0))
+        if attachment is None:
+            return [f"{endpoint.interface} was not attached"]
+        with namespace_of(attachment.netns_pid, attachment.netns_path) as namespace:
+            if os.fstat(namespace).st_ino != inode:
+                return ["its network namespace is another one"]
+            inside = await lacking_inside(namespace, endpoint)
+        return [*await lacking_links(self._host, [endpoint]), *inside]
 
     def unused(self, blocks: Iterable[Block]) -> tuple[Block, ...]:
         """Those of `blocks` of which nothing is leased, nor about to be."""
@@ -155,17 +177,30 @@ class Endpoints:
     async def _reconnect(self, endpoint: Endpoint) -> list[str]:
         """A link that somebody removed is made again, unless it is gone because the container's namespace is."""
         async with self._lock(endpoint.container):
-            pid, inode = self._inside.get((endpoint.container, endpoint.interface), (0, 0))
-            if not pid or link_exists(endpoint.veth):
+            attachment, inode = self._inside.get((endpoint.container, endpoint.interface), (None, 0))
+            if attachment is None or link_exists(endpoint.veth):
                 return []
             try:
-                with namespace_of(pid) as namespace:
+                with namespace_of(attachment.netns_pid, attachment.netns_path) as namespace:
                     if os.fstat(namespace).st_ino != inode:
                         return []
                     await connect(self._host, namespace, endpoint)
             except NoNamespace:
                 return []
             return [f"create veth {endpoint.veth} to {endpoint.interface}"]
+
+    def _note(self, attachment: Attachment, namespace: int) -> None:
+        self._inside[attachment.container, attachment.interface] = attachment, os.fstat(namespace).st_ino
+
+    async def _take_out(self, attachment: Attachment, inode: int) -> frozenset[str]:
+        """Of a namespace that goes on without the container: the link, and what does not go with it."""
+        link = veth_name(attachment.container, attachment.interface)
+        with suppress(NoNamespace), namespace_of(0, attachment.netns_path) as namespace:
+            if os.fstat(namespace).st_ino == inode:
+                await forget_rules(namespace, attachment.interface)
+        if link_exists(link):
+            await self._host.apply([RemoveLink(link)])
+        return frozenset({link})
 
     async def _vanish(self, container: str, links: frozenset[str]) -> None:
         try:

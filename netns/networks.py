@@ -22,7 +22,7 @@ from model.network import NETWORK_NAME, Address, Block, NetworkKind, Subnet
 from model.task import Bandwidth
 from netns.bandwidth import limit, remove_strays, unlimit
 from netns.cni.driver import CniDriver
-from netns.container import loopback_only
+from netns.container import Endpoint, loopback_only
 from netns.driver import Attachment, NetworkError, NetworkSpec
 from netns.durable import write_durably
 from netns.endpoints import Endpoints
@@ -150,6 +150,11 @@ class Networks:
         return tuple(sorted(self._specs))
 
     @property
+    def linked(self) -> tuple[str, ...]:
+        """Those of them that give a container a link."""
+        return tuple(name for name in self.names if self._specs[name].network.kind not in NATIVE)
+
+    @property
     def port(self) -> int:
         """Of the netlink socket through which this node's own links are changed."""
         return self._host.port
@@ -181,19 +186,35 @@ class Networks:
 
     async def attach(self, attachment: Attachment) -> tuple[Address, ...]:
         if attachment.network in self._cni.known():
+            if attachment.netns_path:
+                raise NetworkError(f'cni "{attachment.network}": other runtimes execute its plug-ins themselves')
             return await self._cni.attach(attachment)
         spec = self._specs.get(attachment.network)
         kind = spec.network.kind if spec else "network"
         with _while(f'attach {attachment.container} to {kind} "{attachment.network}"'):
             if spec is None:
                 raise NetworkError("not configured on this node")
+            if attachment.netns_path and spec.network.kind in NATIVE:
+                raise NetworkError("it gives containers of other runtimes no link")
             if spec.network.kind is NetworkKind.HOST:
                 return ()
-            with namespace_of(attachment.netns_pid) as namespace:
+            with namespace_of(attachment.netns_pid, attachment.netns_path) as namespace:
                 if spec.network.kind is NetworkKind.NONE:
                     await loopback_only(namespace)
                     return ()
                 return await self._endpoints.attach(spec, self._mtus[attachment.network], attachment, namespace)
+
+    def endpoints(self, container: str) -> tuple[Endpoint, ...]:
+        """What `attach` made for the container, as long as its networks are configured."""
+        with _while(f"endpoints of {container}"):
+            return self._endpoints.of(container, self._specs, self._mtus)
+
+    async def check(self, container: str) -> None:
+        """Raises NetworkError when what `attach` made is not as it was. Nothing is changed."""
+        with _while(f"check {container}"):
+            wrong = [words for endpoint in self.endpoints(container) for words in await self._endpoints.wrong(endpoint)]
+            if wrong:
+                raise NetworkError("; ".join(wrong))
 
     async def detach(self, container: str) -> None:
         try:

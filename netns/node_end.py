@@ -19,8 +19,24 @@ async def mend_links(host: Netlink, endpoints: Sequence[Endpoint]) -> list[str]:
     """Of `endpoints` whose links exist. Returns what was done, in words."""
     if not endpoints:
         return []
-    down = [SetUp(end.veth, alias=end.container) for end in endpoints if not link_is_up(end.veth)]
+    down = _down(endpoints)
     await host.apply(down)
+    actual, desired = await _states(host, endpoints)
+    return [operation.describe() for operation in down] + await perform(host, diff(desired, actual))
+
+
+async def lacking_links(host: Netlink, endpoints: Sequence[Endpoint]) -> list[str]:
+    """What `mend_links` would do, in words."""
+    actual, desired = await _states(host, endpoints)
+    return [operation.describe() for operation in _down(endpoints)] + diff(desired, actual).describe()
+
+
+def _down(endpoints: Sequence[Endpoint]) -> list[SetUp]:
+    return [SetUp(end.veth, alias=end.container) for end in endpoints if not link_is_up(end.veth)]
+
+
+async def _states(host: Netlink, endpoints: Sequence[Endpoint]) -> tuple[State, State]:
+    """(actual, desired)"""
     ours = {end.veth for end in endpoints}
     desired = State(
         sysctls=tuple(sysctl for end in endpoints for sysctl in node_end(end)),
@@ -32,4 +48,4 @@ async def mend_links(host: Netlink, endpoints: Sequence[Endpoint]) -> list[str]:
         neighbours=frozenset(each for each in await read_neighbours(host) if each.dev in ours),
         routes=frozenset(each for each in await read_routes(host, None, NETWORK_PROTOCOL) if each.dev in ours),
     )
-    return [operation.describe() for operation in down] + await perform(host, diff(desired, actual))
+    return actual, desired

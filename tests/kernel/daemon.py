@@ -62,6 +62,10 @@ class NodeDaemon:
         return Directories(self.state)
 
     @property
+    def cni_socket(self) -> Path:
+        return self.state / "cni.sock"
+
+    @property
     def log(self) -> Path:
         return self.state.with_name("agent.log")
 
@@ -73,6 +77,7 @@ class NodeDaemon:
             "CPUS": "4000",
             "MEM": "4096",
             "DISK": "4096",
+            "CNI_SOCKET": str(self.cni_socket),
             **self.settings,
         }
         env = {

@@ -18,8 +18,8 @@ from netns.cni.driver import CniDriver
 from netns.cni.execute import execute
 from netns.driver import Attachment
 from tests.kernel.cni import DEBIAN, conflist, host_local, links, mounts_below, reserved, spec
+from tests.kernel.faults import MOST_STEPS, Crash, Steps
 from tests.kernel.namespaces import NetnsProcess, run
-from tests.kernel.test_network_faults import MOST_STEPS, Crash, Steps
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("host_mounts")]
 

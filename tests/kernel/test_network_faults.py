@@ -1,14 +1,11 @@
 """A crash between any two steps: whatever was done until then, starting again mends it and nothing is left.
 
-Every change to the kernel or the disk counts as a step. An action is repeated on a fresh host, crashing one step later
-each time, until it gets through.
+An action is repeated on a fresh host, crashing one step later each time, until it gets through.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
-from functools import wraps
+from collections.abc import Awaitable, Callable
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
@@ -16,11 +13,9 @@ from typing import Any
 import pytest
 
 from model.network import Block, Network, NetworkKind, Vtep, vtep_mac
-from netns import container, durable, reconcile
 from netns.driver import Attachment, NetworkSpec
-from netns.ipam import leases
-from netns.netlink import Netlink, Operation
 from netns.networks import Networks
+from tests.kernel.faults import MOST_STEPS, Crash, Steps, steps_of
 from tests.kernel.namespaces import Echo, NetnsProcess, echo, ip, run
 
 pytestmark = pytest.mark.anyio
@@ -34,58 +29,14 @@ SPEC = NetworkSpec(NETWORK, BLOCKS, (PEER,))
 BACK = NetworkSpec(
     Network("back", NetworkKind.BRIDGE, (ip_network("10.9.0.0/16"),)), (Block("back", "n1", ip_network("10.9.1.0/24")),)
 )
-MOST_STEPS = 400
 
 Spawn = Callable[[], NetnsProcess]
 Action = Callable[[Networks], Awaitable[Any]]
 
 
-class Crash(Exception):
-    """As if the process had been killed here."""
-
-
-@dataclass
-class Steps:
-    """Lets `left` steps happen."""
-
-    left: int = MOST_STEPS
-
-    def step(self) -> None:
-        if self.left == 0:
-            raise Crash
-        self.left -= 1
-
-
 @pytest.fixture
 def steps(monkeypatch: pytest.MonkeyPatch) -> Steps:
-    counting = Steps()
-    apply = Netlink.apply
-
-    async def stepwise(self: Netlink, operations: Sequence[Operation]) -> None:
-        for operation in operations:
-            counting.step()
-            await apply(self, [operation])
-
-    def counted(function: Callable[..., Any]) -> Callable[..., Any]:
-        @wraps(function)
-        def call(*arguments: Any) -> Any:
-            counting.step()
-            return function(*arguments)
-
-        return call
-
-    monkeypatch.setattr(Netlink, "apply", stepwise)
-    for module, name in (
-        (reconcile, "write"),
-        (container, "write"),
-        (durable, "write_synced"),
-        (durable, "sync_directory"),
-        (leases, "write_synced"),
-        (leases, "sync_directory"),
-        (leases, "_rest"),
-    ):
-        monkeypatch.setattr(module, name, counted(getattr(module, name)))
-    return counting
+    return steps_of(monkeypatch)
 
 
 @pytest.fixture

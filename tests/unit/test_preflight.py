@@ -99,3 +99,11 @@ def test_the_range_of_ports_that_are_chosen(tmp_path: Path, monkeypatch: pytest.
         file.write_text(f'host_ports = "{bad}"\n')
         with pytest.raises(SettingsError, match="host_ports.*range of ports, like 31000-32000"):
             load(AgentSettings, file)
+
+
+def test_where_other_runtimes_ask(tmp_path: Path) -> None:
+    file = tmp_path / "agent.toml"
+    assert load(AgentSettings, file).cni_socket == Path("/run/tepui/cni.sock")
+    file.write_text('cni_socket = "cni.sock"\n')
+    with pytest.raises(SettingsError, match=r"agent.toml: cni_socket: .*'cni.sock' must be an absolute path"):
+        load(AgentSettings, file)
