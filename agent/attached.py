@@ -13,12 +13,14 @@ from netns.driver import Attachment
 
 
 def attachments(living: Iterable[Container]) -> list[Attachment]:
-    """A pod has one, its holder's. Those whose first process has ended have none."""
-    places = {container.sandbox.holder or container.sandbox: container.sandbox.network for container in living}
+    """Of each of their links. A pod has its holder's. Those whose first process has ended have none."""
+    places = {container.sandbox.holder or container.sandbox: container.task for container in living}
     found = []
-    for place, network in places.items():
+    for place, task in places.items():
         keeper = record.read_keeper(str(place.directory))
         process = keeper.container if keeper is not None else None
-        if network not in UNCONNECTED and process is not None and record.identify(process.pid) == process:
-            found.append(Attachment(place.id, network, process.pid))
+        if task.network in UNCONNECTED or process is None or record.identify(process.pid) != process:
+            continue
+        networks = (task.network, *(each.network for each in task.interfaces))
+        found += [Attachment(place.id, name, process.pid, f"eth{number}") for number, name in enumerate(networks)]
     return found

@@ -8,11 +8,13 @@ its holder: its containers have the addresses of that, and each is a guest with 
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
+
+import structlog
 
 from isolators.base import BundlePart, Container, Isolator, IsolatorError, Sandbox, Unsupported
 from isolators.namespaces import hostname
@@ -21,8 +23,10 @@ from model.policy import app_of
 from model.task import Usage
 from netns.driver import Attachment, Driver, NetworkError
 from netns.firewall.table import Firewall, Guest
-from netns.link import VETH_PREFIX, veth_name
+from netns.link import VETH_PREFIX, veth_name, veth_names
 from netns.traffic import Traffic, read_traffic
+
+log = structlog.get_logger()
 
 Mount = dict[str, object]
 
@@ -53,6 +57,8 @@ class NetworkIsolator(Isolator):
         )
         guests = (*filter(None, map(self._guest, known)), *others)
         await _all([partial(self._firewall.recover, guests), partial(self._driver.gc, connected)])
+        for container in known:
+            await self._recall_limit(container)
 
     async def isolate(self, sandbox: Sandbox, pid: int) -> tuple[Address, ...]:
         if sandbox.network in UNCONNECTED:
@@ -79,22 +85,24 @@ class NetworkIsolator(Isolator):
         return {"mounts": [_bind(_written(container, path, text), path) for path, text in files.items()]}
 
     async def usage(self, container: Container, usage: Usage) -> Usage:
-        """One look at all links serves all containers that are asked about at about the same time. A link goes with
-        the container's last process: what it counted until the last look remains. A pod's counts for its first task."""
+        """Of all its links. One look at all of the node's serves all containers that are asked about at about the same
+        time. A link goes with the container's last process: what it counted until the last look remains. A pod's counts
+        for its first task."""
         if container.task.network in UNCONNECTED or not _speaks_for_all(container):
             return usage
         if (now := time.monotonic()) - self._looked_at >= FRESH_S:
             self._traffic |= _read_traffic()
             self._looked_at = now
-        traffic = self._traffic.get(veth_name(_connected(container.sandbox)))
-        return usage if traffic is None else _counted(usage, traffic)
+        links = _links(_connected(container.sandbox), len(container.task.interfaces))
+        return _counted(usage, [self._traffic[name] for name in links if name in self._traffic])
 
     async def cleanup(self, sandbox: Sandbox) -> None:
         if sandbox.network in UNCONNECTED:
             return
         undone = [partial(self._firewall.dismiss, sandbox.id)]
         if sandbox.holder is None:
-            self._traffic.pop(veth_name(sandbox.id), None)
+            for name in veth_names(sandbox.id):
+                self._traffic.pop(name, None)
             undone.append(partial(self._driver.detach, sandbox.id))
         await _all(undone)
 
@@ -107,6 +115,15 @@ class NetworkIsolator(Isolator):
                 await self._driver.limit(_connected(container.sandbox), container.task.bandwidth)
         except NetworkError as error:
             raise IsolatorError(str(error)) from error
+
+    async def _recall_limit(self, container: Container) -> None:
+        """It holds still, and is to be known, so that it is put back should somebody take it away."""
+        if container.task.bandwidth is None or not _speaks_for_all(container):
+            return
+        try:
+            await self._driver.limit(_connected(container.sandbox), container.task.bandwidth)
+        except NetworkError as error:  # its links are gone with its last process, as a rule
+            log.info("bandwidth not looked after", container=container.id, reason=str(error))
 
     def _guest(self, container: Container) -> Guest | None:
         """None: it is on no network of ours."""
@@ -175,16 +192,22 @@ def _read_traffic() -> dict[str, Traffic]:
         raise IsolatorError(str(error)) from error
 
 
-def _counted(usage: Usage, traffic: Traffic) -> Usage:
-    """Of the container's end of the link."""
+def _links(container: str, more: int) -> list[str]:
+    return [veth_name(container, f"eth{number}") for number in range(1 + more)]
+
+
+def _counted(usage: Usage, links: Sequence[Traffic]) -> Usage:
+    """Of the container's ends of its links; nothing is known of one that has none."""
+    if not links:
+        return usage
     return replace(
         usage,
-        net_received_bytes=traffic.sent_bytes,
-        net_sent_bytes=traffic.received_bytes,
-        net_received_packets=traffic.sent_packets,
-        net_sent_packets=traffic.received_packets,
-        net_received_dropped=traffic.sent_dropped,
-        net_sent_dropped=traffic.received_dropped,
+        net_received_bytes=sum(link.sent_bytes for link in links),
+        net_sent_bytes=sum(link.received_bytes for link in links),
+        net_received_packets=sum(link.sent_packets for link in links),
+        net_sent_packets=sum(link.received_packets for link in links),
+        net_received_dropped=sum(link.sent_dropped for link in links),
+        net_sent_dropped=sum(link.received_dropped for link in links),
     )
 
 

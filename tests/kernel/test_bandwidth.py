@@ -10,15 +10,20 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager
+from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 import pytest
 
+from isolators.base import Container, Sandbox
+from isolators.network import NetworkIsolator
 from model.network import Address, Block, Network, NetworkKind
-from model.task import Bandwidth
+from model.resources import Resources
+from model.task import Bandwidth, TaskSpec
 from netns.bandwidth import burst, limit, remove_strays, shaper_name
 from netns.driver import Attachment, NetworkError, NetworkSpec
+from netns.firewall.nftables import NftFirewall
 from netns.link import veth_name
 from netns.netlink import Netlink
 from netns.networks import Networks
@@ -302,3 +307,24 @@ async def counted_in(chain: str) -> str:
         assert time.monotonic() < deadline, text
         await asyncio.sleep(0.02)
     return text
+
+
+async def test_the_next_agent_looks_after_the_limits_of_the_one_before(
+    host_netns: None, tmp_path: Path, spawn: Spawn
+) -> None:
+    limits = Bandwidth(20 * MBIT, 20 * MBIT)
+    task = TaskSpec("web.1", "services", "/web", ("true",), Resources(), "local", bandwidth=limits)
+    container = Container(task, Sandbox(NAME, tmp_path, tmp_path, 100_000, "local"))
+    gone = replace(container, sandbox=replace(container.sandbox, id="gone"))
+    async with networks(tmp_path) as driver:
+        await attached(driver, spawn())
+        await driver.limit(NAME, limits)
+    before = (queues(veth_name(NAME)), {link["ifname"]: link["ifindex"] for link in ip("link")})
+    async with Networks(tmp_path, "n1", "boot-1", ip_address("192.0.2.1")) as driver:
+        await NetworkIsolator(driver, NftFirewall()).recover([container, gone], [])
+        after = (queues(veth_name(NAME)), {link["ifname"]: link["ifindex"] for link in ip("link")})
+        assert after == before
+        for name in IFBS:
+            run("ip", "link", "del", name)
+        await driver.restore()
+        assert ifbs() == IFBS

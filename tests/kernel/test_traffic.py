@@ -13,7 +13,7 @@ import pytest
 from isolators.base import Container, Sandbox
 from isolators.network import NetworkIsolator
 from model.resources import Resources
-from model.task import TaskSpec, Usage
+from model.task import Interface, TaskSpec, Usage
 from netns.firewall.nftables import NftFirewall
 from netns.link import veth_name
 from netns.traffic import read_traffic
@@ -27,12 +27,13 @@ DEADLINE_S = 20.0
 LINKS = 300  # more than one packet of answers
 
 
-def pair(process: NetnsProcess, name: str) -> None:
-    run("ip", "link", "add", name, "type", "veth", "peer", "name", "eth0", "netns", str(process.pid))
-    run("ip", "addr", "add", "192.0.2.1/24", "dev", name)
+def pair(process: NetnsProcess, name: str, number: int = 0) -> None:
+    inside = f"eth{number}"
+    run("ip", "link", "add", name, "type", "veth", "peer", "name", inside, "netns", str(process.pid))
+    run("ip", "addr", "add", f"192.0.{2 + number}.1/24", "dev", name)
     run("ip", "link", "set", name, "up")
-    process.run("ip", "addr", "add", "192.0.2.2/24", "dev", "eth0")
-    process.run("ip", "link", "set", "eth0", "up")
+    process.run("ip", "addr", "add", f"192.0.{2 + number}.2/24", "dev", inside)
+    process.run("ip", "link", "set", inside, "up")
 
 
 def send(link: str, address: str, size: int) -> None:
@@ -83,3 +84,15 @@ async def test_a_container_received_what_its_node_sent(spawn: Callable[..., Netn
     after = await isolator.usage(container, Usage(pids=7))  # what is gone has counted
     assert after.net_received_packets >= usage.net_received_packets and after.net_sent_bytes >= usage.net_sent_bytes
     assert await isolator.usage(Container(task, sandbox("other")), Usage()) == Usage()
+
+
+async def test_all_of_a_containers_links_count(spawn: Callable[..., NetnsProcess]) -> None:
+    task = TaskSpec("web.1", "services", "/web", ("true",), Resources(), "overlay", interfaces=(Interface("front"),))
+    isolator = NetworkIsolator(driver=None, firewall=NftFirewall())  # type: ignore[arg-type]
+    process = spawn()
+    for number in range(2):
+        link = veth_name("web.1", f"eth{number}")
+        pair(process, link, number)
+        send(link, f"192.0.{2 + number}.2", size=1000)
+    usage = await isolator.usage(Container(task, sandbox("web.1")), Usage())
+    assert usage.net_received_bytes >= 2 * 1000 * PACKETS

@@ -10,7 +10,7 @@ from agent.attached import attachments
 from agent.launcher import record
 from isolators.base import Container, Holder, Sandbox
 from model.resources import Resources
-from model.task import TaskSpec
+from model.task import Interface, TaskSpec
 from netns.driver import Attachment
 
 
@@ -34,6 +34,19 @@ def test_those_whose_process_lives_are_attached(tmp_path: Path) -> None:
         _keep(tmp_path / name, me)
     _keep(tmp_path / "other", replace(me, start=me.start + 1))  # its process id was given to somebody else
     assert attachments(containers) == [Attachment("lives", "prod", me.pid)]
+
+
+def test_every_link_is_known(tmp_path: Path) -> None:
+    me = record.identify(os.getpid())
+    assert me is not None
+    one = _container(tmp_path / "lives")
+    _keep(tmp_path / "lives", me)
+    both = replace(one, task=replace(one.task, interfaces=(Interface("front"), Interface("back"))))
+    assert attachments([both]) == [
+        Attachment("lives", "prod", me.pid),
+        Attachment("lives", "front", me.pid, "eth1"),
+        Attachment("lives", "back", me.pid, "eth2"),
+    ]
 
 
 def test_a_pod_is_attached_once_by_its_holder(tmp_path: Path) -> None:
