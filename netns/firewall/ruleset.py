@@ -119,7 +119,14 @@ def _fixed_sets(table: Table, zones: Sequence[Zone]) -> dict[str, Set]:
     sets = {"overlays": Set("ifname", frozenset(f'"{zone.dev}"' for zone in table.zones if zone.dev))}
     for version in (4, 6):
         kind = ADDRESS[version]
-        for name, subnets in (("local", local), ("cluster", cluster), ("internal", internal), ("leaving", leaving)):
+        remote = _without(_collapsed(cluster, version), _collapsed(local, version))
+        for name, subnets in (
+            ("local", local),
+            ("cluster", cluster),
+            ("remote", remote),
+            ("internal", internal),
+            ("leaving", leaving),
+        ):
             sets[f"{name}{version}"] = Set(kind, frozenset(_collapsed(subnets, version)), interval=True)
         ways = (f"{subnet} : goto {zone_chain(zone)}" for zone in zones for subnet in _collapsed(zone.local, version))
         sets |= {
@@ -153,12 +160,14 @@ def _fixed_chains(zones: Sequence[Zone]) -> dict[str, tuple[str, ...]]:
         "refuse": ("meta l4proto tcp reject with tcp reset", "reject with icmpx admin-prohibited"),
         "spoofed": (
             f"icmpv6 type {DISCOVERY} drop",
+            *(f"{IP[version]} daddr {net} drop" for version, net in LOOPBACK.items()),
             "ip saddr 0.0.0.0 drop",
             # By the route back, which each container's link has for its own addresses. What it says of its MAC address
             # changes nothing: the link leads to the node only, and nothing is learnt from it.
             "fib saddr . iif oif missing drop",
         ),
-        "stray": tuple(_each("{ip} saddr @local{v} drop", "{ip} saddr != @cluster{v} drop")),
+        "stray": tuple(_each("{ip} saddr != @remote{v} drop")),
+        "outer": (*_each("{ip} saddr @peers{v} accept"), "drop"),
         "forged": tuple(_forged(zones)),
         "to_node": (
             "ct state established,related accept",
@@ -201,19 +210,20 @@ _PUBLISH = tuple(
 
 
 def _forged(zones: Iterable[Zone]) -> Iterable[str]:
-    yield 'iifname "lo" accept'
-    for version, net in LOOPBACK.items():
-        yield f"{IP[version]} daddr {net} drop"
-        yield f"{IP[version]} saddr {net} drop"
+    """Every packet passes here, so what carries containers' comes first."""
     yield f"{CONTAINERS} goto spoofed"
     # Of any of our networks, not of the device's own alone: where a policy lets another network in, its packets come by
     # the destination's device. Which container of it sent them, the node that it runs on has made sure of.
     yield "iifname @overlays goto stray"
-    yield from _each("{ip} daddr @local{v} drop")
     vnis = sorted({zone.network.vni for zone in zones if zone.dev and zone.network.vni is not None})
     if vnis:  # others' VXLAN may use the same port
         ours = "{ " + ", ".join(f"{vni:#x}" for vni in vnis) + " }"
-        yield from _each(f"udp dport {VXLAN_PORT} {VNI_BITS} {ours} {{ip}} saddr != @peers{{v}} drop")
+        yield f"udp dport {VXLAN_PORT} {VNI_BITS} {ours} goto outer"
+    yield 'iifname "lo" accept'
+    for version, net in LOOPBACK.items():
+        yield f"{IP[version]} daddr {net} drop"
+        yield f"{IP[version]} saddr {net} drop"
+    yield from _each("{ip} daddr @local{v} drop")
 
 
 def _leave(zones: Iterable[Zone]) -> Iterable[str]:
@@ -281,6 +291,17 @@ def _collapsed(subnets: Iterable[Subnet], version: int) -> list[Subnet]:
     if version == 4:
         return list(collapse_addresses(subnet for subnet in subnets if isinstance(subnet, IPv4Network)))
     return list(collapse_addresses(subnet for subnet in subnets if isinstance(subnet, IPv6Network)))
+
+
+def _without(subnets: Iterable[Subnet], holes: Iterable[Subnet]) -> list[Subnet]:
+    """What is left of `subnets`, all of one version of IP, when the `holes` in them are not theirs."""
+    left = list(subnets)
+    for hole in holes:
+        around = next((subnet for subnet in left if hole.network_address in subnet), None)
+        if around is not None:
+            left.remove(around)
+            left += around.address_exclude(hole)  # type: ignore[arg-type]
+    return left
 
 
 def _braced(subnets: Iterable[Subnet]) -> str:
