@@ -34,6 +34,7 @@ from agent.log_limits import MIB, LogPolicy
 from agent.log_retention import Retention, keep_bounded
 from agent.logs import LogFeed
 from agent.node_network import NodeNetwork
+from agent.plugged import keep_checked
 from agent.ports import PortFeed
 from agent.provision import Provision
 from agent.reconciler import Reconciler
@@ -190,6 +191,7 @@ async def _run(state: Path) -> None:
             group.create_task(_tell_when_reconciled(ready, reconciler))
             group.create_task(_keep_mended(ready, watch, menders(networks, firewall)))
             group.create_task(keep_vips(vips))
+            group.create_task(keep_checked(networks, ready))
             group.create_task(CniSocket(settings.cni_socket, foreign, networks, ready).run())
             group.create_task(session.run(reconciler, removals, streams))
             group.create_task(removals.run())

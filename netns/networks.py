@@ -211,10 +211,15 @@ class Networks:
 
     async def check(self, container: str) -> None:
         """Raises NetworkError when what `attach` made is not as it was. Nothing is changed."""
+        await self._cni.check(container)
         with _while(f"check {container}"):
             wrong = [words for endpoint in self.endpoints(container) for words in await self._endpoints.wrong(endpoint)]
             if wrong:
                 raise NetworkError("; ".join(wrong))
+
+    def plugged(self) -> list[str]:
+        """Containers that plug-ins have connected."""
+        return self._cni.containers()
 
     async def detach(self, container: str) -> None:
         try:

@@ -101,6 +101,10 @@ class CniDriver:
         complete = [record for record in self._cache.of(container) if record.complete]
         return tuple(address for record in complete for address in addresses(record.result or {}, record.interface))
 
+    def containers(self) -> list[str]:
+        """That are attached, or were begun to be."""
+        return sorted({container for container, _ in self._cache.records})
+
     async def check(self, container: str) -> None:
         """Raises NetworkError when a plug-in finds that what it made is not as it was. Nothing is changed."""
         async with self._turn(container):

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
+from agent.plugged import keep_checked
 from netns.cni.driver import CniDriver
 from netns.driver import Attachment, NetworkError
 from netns.networks import Networks
 from tests.kernel.cni import DEBIAN, conflist, host_local, links, mounts_below, reserved, spec
 from tests.kernel.namespaces import Echo, NetnsProcess, echo, ip, run
+from tests.kernel.sandbox import until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("host_mounts")]
 
@@ -81,6 +85,33 @@ async def test_attach_again_is_the_same_also_after_a_restart(
     assert "eth0" not in {link["ifname"] for link in web.ip("link")}
     await again.detach("web")
     assert reserved(data) == {}
+
+
+async def test_what_plug_ins_find_wrong_is_said_once(
+    tmp_path: Path, data: Path, spawn: Spawn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.plugged.INTERVAL_S", 0.01)
+    web, ready = spawn(), asyncio.Event()
+    async with Networks(tmp_path / "state", "n1", "boot-1", ip_address("192.0.2.1"), cni_path=[DEBIAN]) as networks:
+        await networks.configure(spec(conflist(bridge(data))))
+        await networks.attach(Attachment("web", "sdn", web.pid))
+        assert networks.plugged() == ["web"]
+        with capture_logs() as logs:
+            looking = asyncio.create_task(keep_checked(networks, ready))
+            ready.set()
+            await asyncio.sleep(0.1)
+            assert logs == []
+            web.run("ip", "link", "set", "eth0", "name", "eth7")
+            await until(lambda: bool(logs), "it is said")
+            await asyncio.sleep(0.1)
+            web.run("ip", "link", "set", "eth7", "name", "eth0")
+            await until(lambda: len(logs) == 2, "it is said that it is well")
+            looking.cancel()
+            await asyncio.gather(looking, return_exceptions=True)
+        wrong, right = logs
+        assert wrong["event"] == "network is not as it was made" and "plug-in bridge: CHECK" in wrong["reason"]
+        assert right["event"] == "network is as it was made again"
+        await networks.detach("web")
 
 
 async def test_check_finds_what_somebody_removed(driver: CniDriver, data: Path, spawn: Spawn) -> None:
