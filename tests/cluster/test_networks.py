@@ -226,6 +226,22 @@ def test_a_network_that_overlaps_another_is_refused(networks: Cluster) -> None:
     assert "front" in refused.text and "100.112.0.0/16" in refused.text
 
 
+def test_what_one_node_has_a_route_to_is_a_network_nowhere(cluster: Cluster) -> None:
+    cluster.lab.exec("n2", ["ip", "link", "add", "site", "type", "dummy"])
+    cluster.lab.exec("n2", ["sh", "-c", "ip addr add 10.77.3.1/24 dev site && ip link set site up"])
+    try:
+        refused = cluster.request("POST", "/api/v1/networks", json={"name": "clash", "subnets": ["10.77.0.0/16"]})
+        assert refused.status_code == 409
+        assert "node n2" in refused.text and "10.77.3.0/24 dev site" in refused.text
+        known = [network["name"] for network in cluster.get("/api/v1/networks")["networks"]]
+        assert known == ["bridge", "host", "none", "overlay"]
+        eventually(lambda: not any(node["errors"] for node in cluster.nodes().values()), "nobody has errors")
+    finally:
+        cluster.lab.exec("n2", ["ip", "link", "del", "site"])
+    cluster.call("POST", "/api/v1/networks", json={"name": "clash", "subnets": ["10.77.0.0/16"]})
+    cluster.call("DELETE", "/api/v1/networks/clash")
+
+
 def test_a_full_network_makes_a_task_wait_and_says_so(cluster: Cluster) -> None:
     small = {"name": "small", "subnets": ["100.114.0.0/29"], "block_prefix": 30, "static": []}
     cluster.call("POST", "/api/v1/networks", json=small)

@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 
 from model.network import Block, Network, NetworkKind, Vtep, vtep_mac
+from model.task import Bandwidth
 from netns.driver import Attachment, NetworkSpec
+from netns.link import veth_name
 from netns.networks import Networks
 from tests.kernel.faults import MOST_STEPS, Crash, Steps, steps_of
 from tests.kernel.namespaces import Echo, NetnsProcess, echo, ip, run
@@ -29,6 +31,9 @@ SPEC = NetworkSpec(NETWORK, BLOCKS, (PEER,))
 BACK = NetworkSpec(
     Network("back", NetworkKind.BRIDGE, (ip_network("10.9.0.0/16"),)), (Block("back", "n1", ip_network("10.9.1.0/24")),)
 )
+
+LIMITS = Bandwidth(20_000_000, 10_000_000)
+VETH = veth_name("web")
 
 Spawn = Callable[[], NetnsProcess]
 Action = Callable[[Networks], Awaitable[Any]]
@@ -185,6 +190,34 @@ async def test_detach_then_collected(card: None, tmp_path: Path, steps: Steps, s
         assert leased(tmp_path) == []
 
     await after_crash_at_each_step(tmp_path, steps, lambda driver: driver.detach("web"), collect, before=attach)
+
+
+async def test_limit_then_collected(card: None, tmp_path: Path, steps: Steps, spawn: Spawn) -> None:
+    """Also what limits a container's links is gone with it, and one that is half made keeps nobody from it."""
+    web = spawn()
+    async with opened(tmp_path) as driver:
+        await driver.configure(SPEC)
+    good = kernel()
+
+    async def attach(driver: Networks) -> None:
+        await driver.configure(SPEC)
+        await driver.attach(Attachment("web", "prod", web.pid))
+
+    async def again(driver: Networks) -> None:
+        await driver.limit("web", LIMITS)
+        limited = run("tc", "-s", "qdisc").count("qdisc tbf"), run("tc", "filter", "show", "dev", VETH, "ingress")
+        assert limited[0] == 2 and "mirred" in limited[1]
+        await collect(driver)
+
+    async def collect(driver: Networks) -> None:
+        await driver.gc(frozenset())
+        assert (kernel(), leased(tmp_path), run("tc", "qdisc").count("tbf")) == (good, [], 0)
+
+    def limit(driver: Networks) -> Awaitable[None]:
+        return driver.limit("web", LIMITS)
+
+    assert await after_crash_at_each_step(tmp_path, steps, limit, collect, before=attach) > 5
+    await after_crash_at_each_step(tmp_path, steps, limit, again, before=attach)
 
 
 async def both(driver: Networks, pid: int) -> None:
