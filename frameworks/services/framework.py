@@ -449,6 +449,7 @@ def _demand(app: App, count: int) -> Demand:
         rights,
         sockets=tuple(socket for socket in sockets(ports) if socket[1]),
         chosen=tuple(tuple(protocol.value for protocol in port.protocols) for port in ports if port.host == 0),
+        static=frozenset(each.network for task in tasks for each in task.attachments if each.address),
     )
 
 

@@ -24,8 +24,8 @@ Spread = Mapping[tuple[str, str], int]  # (app, node) -> tasks
 class Demand:
     """`count` instances of an app, each of which needs `resources`, an address on each of `networks`, that a node
     permits `rights`, and ports of the node: `sockets` by protocol and number, and for each of `chosen`, which are
-    protocols, one whose number does not matter. One that is an `instance` of before has volumes on the `node`, and can
-    be nowhere else."""
+    protocols, one whose number does not matter. On `static` networks it asks for an address that is no node's. One that
+    is an `instance` of before has volumes on the `node`, and can be nowhere else."""
 
     app: str
     resources: Resources
@@ -36,6 +36,12 @@ class Demand:
     node: str = ""
     sockets: tuple[tuple[str, int], ...] = ()
     chosen: tuple[tuple[str, ...], ...] = ()
+    static: frozenset[str] = frozenset()
+
+    @property
+    def leased(self) -> tuple[str, ...]:
+        """Networks on which the node is to have an address for it."""
+        return tuple(name for name in self.networks if name not in self.static)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +74,7 @@ def place(demands: Sequence[Demand], offers: Sequence[Offer], running: Spread) -
                 del waiting[demand]
                 continue
             best = min(fitting, key=lambda offer: _rank(demand, offer, rooms[offer.id].free, spread))
-            ports = rooms[best.id].take(demand.app, demand.resources, demand.networks, demand.sockets, demand.chosen)
+            ports = rooms[best.id].take(demand.app, demand.resources, demand.leased, demand.sockets, demand.chosen)
             placements.append(Placement(demand.app, best, demand.instance, ports))
             spread[demand.app, best.node.id] += 1
             waiting[demand] -= 1
@@ -88,7 +94,7 @@ def _refusal(demand: Demand, offer: Offer, room: Room) -> Refusal | None:
         no_network=tuple(name for name in demand.networks if name not in offer.networks),
         forbidden=missing(demand.rights, offer.node.rights),
         taken=room.taken_of(demand.sockets),
-        no_address=room.full_of(demand.networks),
+        no_address=room.full_of(demand.leased),
         no_port=room.choose(demand.app, demand.sockets, demand.chosen) is None,
     )
     return refusal if refusal.causes else None

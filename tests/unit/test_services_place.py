@@ -103,6 +103,8 @@ def test_one_address_on_each_network() -> None:
         'needs network "prod": 1 of 3 nodes do not have it',
         'needs an address of network "prod": none is left on 2 of 3 nodes',
     ]
+    fixed = replace(wanted, count=3, static=frozenset({"prod"}))
+    assert nodes(place([fixed], [none], {}), "/a") == {"n2": 3}  # what it asks for is none of the node's
 
 
 @given(
