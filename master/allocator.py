@@ -270,7 +270,7 @@ class FrameworkSubscription:
                 await self._allocator.blocks.ensure(offer.node.id, addressed, before)
                 await self._tasks.add(offer.node.id, addressed, [*puts, *kept])
             except NetworkFull as error:
-                raise OfferGone(f"{offer_id}: {error}") from error
+                raise ValueError(f"{offer_id}: {error}") from error
             finally:
                 del self._allocator.accepting[offer_id], self._allocator.arriving[offer_id]
                 self._allocator.wake()

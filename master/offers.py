@@ -18,7 +18,7 @@ from model.volume import PersistentVolume
 
 
 class OfferGone(Exception):
-    """The offer was rescinded, used or declined before, or what it offered is gone: wait for the next one."""
+    """The offer was rescinded, used or declined before: wait for the next one."""
 
 
 class UnknownTask(Exception):
@@ -93,7 +93,7 @@ class Subscription(Protocol):
         """Make `volumes` and run `tasks` on the offer's node; on the store's disk when it returns. What they leave of
         the offer is free again. The tasks of a pod come together. Persistent volumes of the tasks are among these or
         were made there before, and nobody else uses them. Raises OfferGone, or ValueError when they need more than was
-        offered, an id was used before, a volume can't be had, or another task has a port of the node."""
+        offered, an id was used before, a volume or an address can't be had, or another task has a port of the node."""
 
     def decline(self, offer_id: str, reason: str, filter_s: float = 5.0) -> None:
         """`reason` is for people. The same node is not offered again for `filter_s`, unless revived."""
