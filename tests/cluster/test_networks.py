@@ -5,14 +5,18 @@ directions, by TCP and UDP, by IPv4 and IPv6, on one node and across two.
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from ipaddress import ip_address
+from pathlib import Path
 
 import pytest
 
+from lab.cluster import MASTER
+from lab.daemons import TEPUI, admin_file
 from tests.cluster import bed
 from tests.cluster.bed import Cluster, Json, eventually
 from tests.cluster.traffic import PYTHON
@@ -240,6 +244,30 @@ def test_what_one_node_has_a_route_to_is_a_network_nowhere(cluster: Cluster) -> 
         cluster.lab.exec("n2", ["ip", "link", "del", "site"])
     cluster.call("POST", "/api/v1/networks", json={"name": "clash", "subnets": ["10.77.0.0/16"]})
     cluster.call("DELETE", "/api/v1/networks/clash")
+
+
+def test_networks_by_command(cluster: Cluster, tmp_path: Path) -> None:
+    def tepui(*arguments: str, code: int = 0) -> str:
+        environment = {"TEPUI_ADMIN": str(admin_file(cluster.lab)), "COLUMNS": "200"}
+        argv = cluster.lab.command(MASTER, [*TEPUI, *arguments], environment)
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=60)
+        assert done.returncode == code, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    made = tepui("network", "create", "shop", "--subnet", "10.88.0.0/24", "--subnet", "fd88::/64", "--mtu", "1300")
+    assert "subnets    10.88.0.0/24 fd88::/64" in made and "static     10.88.0.240/28" in made
+    assert "10.88.0.0/28" in made and "n3" in made
+    json.loads(tepui("network", "show", "shop", "--json"))
+    (line,) = (line for line in tepui("network", "list").splitlines() if line.startswith("shop"))
+    assert line.split()[:4] == ["shop", "overlay", "10.88.0.0/24", "fd88::/64"]
+    refused = tepui("network", "create", "other", "--subnet", "10.88.0.0/16", code=1)
+    assert "10.88.0.0/16 overlaps 10.88.0.0/24 of network" in " ".join(refused.split())
+    plugins = tmp_path / "site.conflist"
+    plugins.write_text(json.dumps({"cniVersion": "1.0.0", "name": "site", "plugins": [{"type": "no-such-plug-in"}]}))
+    assert "no-such-plug-in" in tepui("network", "create", "site", "--cni", str(plugins), code=1)
+    assert tepui("network", "remove", "shop") == "shop: removed\n"
+    assert "shop" not in tepui("network", "list") and "site" not in tepui("network", "list")
+    assert "is connected: stop its agent first" in " ".join(tepui("node", "remove", "n1", code=1).split())
 
 
 def test_a_full_network_makes_a_task_wait_and_says_so(cluster: Cluster) -> None:
