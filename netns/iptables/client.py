@@ -12,6 +12,7 @@ import os
 import struct
 import sys
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,9 @@ class Worker:
         except TimeoutError:
             process.kill()
             await process.wait()
+            assert process.stdin is not None
+            with suppress(OSError):  # what could not be written to it any more is no news
+                await process.stdin.wait_closed()
 
     async def _request(self, operation: str, request: list[Any]) -> Any:
         async with self._turn:
@@ -108,9 +112,14 @@ class Worker:
 
     async def _kill(self) -> None:
         process, self._process = self._process, None
-        if process is not None and process.returncode is None:
+        if process is None:
+            return
+        if process.returncode is None:
             process.kill()
             await process.wait()
+        assert process.stdin is not None
+        with suppress(OSError):  # that it could not read what was written is no news
+            await process.stdin.wait_closed()
 
 
 def wanted_body(

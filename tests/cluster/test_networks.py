@@ -231,18 +231,23 @@ def test_a_network_that_overlaps_another_is_refused(networks: Cluster) -> None:
 
 
 def test_what_one_node_has_a_route_to_is_a_network_nowhere(cluster: Cluster) -> None:
-    cluster.lab.exec("n2", ["ip", "link", "add", "site", "type", "dummy"])
-    cluster.lab.exec("n2", ["sh", "-c", "ip addr add 10.77.3.1/24 dev site && ip link set site up"])
+    for line in (
+        "ip link add site type veth peer site-end",
+        "ip addr add 10.66.3.1/24 dev site",
+        "ip link set site up",
+        "ip link set site-end up",
+    ):
+        cluster.lab.exec("n2", line.split())
     try:
-        refused = cluster.request("POST", "/api/v1/networks", json={"name": "clash", "subnets": ["10.77.0.0/16"]})
+        refused = cluster.request("POST", "/api/v1/networks", json={"name": "clash", "subnets": ["10.66.0.0/16"]})
         assert refused.status_code == 409
-        assert "node n2" in refused.text and "10.77.3.0/24 dev site" in refused.text
+        assert "node n2" in refused.text and "10.66.3.0/24 dev site" in refused.text
         known = [network["name"] for network in cluster.get("/api/v1/networks")["networks"]]
         assert known == ["bridge", "host", "none", "overlay"]
         eventually(lambda: not any(node["errors"] for node in cluster.nodes().values()), "nobody has errors")
     finally:
         cluster.lab.exec("n2", ["ip", "link", "del", "site"])
-    cluster.call("POST", "/api/v1/networks", json={"name": "clash", "subnets": ["10.77.0.0/16"]})
+    cluster.call("POST", "/api/v1/networks", json={"name": "clash", "subnets": ["10.66.0.0/16"]})
     cluster.call("DELETE", "/api/v1/networks/clash")
 
 
