@@ -90,7 +90,7 @@ def _shown(events: Iterable[Event]) -> Iterator[Event]:
 def _bars() -> Iterator[Progress]:
     """None when standard output is no terminal: what is written there are the outcomes alone."""
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(binary_units=True))
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, emoji=False, soft_wrap=True)
     with Progress(*columns, console=console, transient=True, disable=not sys.stdout.isatty()) as bars:
         yield bars
 

@@ -10,11 +10,12 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 # Piped into a file or another program, a row stays one line.
-console = Console(highlight=False, width=None if sys.stdout.isatty() else 240)
+console = Console(highlight=False, emoji=False, width=None if sys.stdout.isatty() else 240)
 
 
 def print_json(value: Any) -> None:
@@ -27,7 +28,8 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Non
     for column in columns:
         table.add_column(column.lstrip("#"), justify="right" if column.startswith("#") else "left", overflow="fold")
     for row in rows:
-        table.add_row(*("-" if cell is None or cell == "" else str(cell) for cell in row))
+        # As text: an IPv6 address has in it what would be markup or an emoji.
+        table.add_row(*(Text("-" if cell is None or cell == "" else str(cell)) for cell in row))
     console.print(table)
 
 

@@ -43,7 +43,7 @@ for _ in range(int(sys.argv[3])):
 print(json.dumps({"counts": counts, "failures": failures}), flush=True)
 """
 
-console = Console(highlight=False, soft_wrap=True)
+console = Console(highlight=False, emoji=False, soft_wrap=True)
 Tasks = dict[str, dict[str, Any]]  # by id
 
 

@@ -261,7 +261,7 @@ def test_networks_by_command(cluster: Cluster, tmp_path: Path) -> None:
 
     made = tepui("network", "create", "shop", "--subnet", "10.88.0.0/24", "--subnet", "fd88::/64", "--mtu", "1300")
     assert "subnets    10.88.0.0/24 fd88::/64" in made and "static     10.88.0.240/28" in made
-    assert "10.88.0.0/28" in made and "n3" in made
+    assert "10.88.0.0/28 fd88::/80" in made and "n3" in made
     json.loads(tepui("network", "show", "shop", "--json"))
     (line,) = (line for line in tepui("network", "list").splitlines() if line.startswith("shop"))
     assert line.split()[:4] == ["shop", "overlay", "10.88.0.0/24", "fd88::/64"]
