@@ -165,6 +165,8 @@ def _fixed_chains(zones: Sequence[Zone]) -> dict[str, tuple[str, ...]]:
             # By the route back, which each container's link has for its own addresses. What it says of its MAC address
             # changes nothing: the link leads to the node only, and nothing is learnt from it.
             "fib saddr . iif oif missing drop",
+            # Outside of the cluster it would have its node's address, which other nodes believe.
+            *(f"{overlay} {rule}" for overlay in _ours(zones) for rule in _each("{ip} daddr != @cluster{v} drop")),
         ),
         "stray": tuple(_each("{ip} saddr != @remote{v} drop")),
         "outer": (*_each("{ip} saddr @peers{v} accept"), "drop"),
@@ -215,15 +217,19 @@ def _forged(zones: Iterable[Zone]) -> Iterable[str]:
     # Of any of our networks, not of the device's own alone: where a policy lets another network in, its packets come by
     # the destination's device. Which container of it sent them, the node that it runs on has made sure of.
     yield "iifname @overlays goto stray"
-    vnis = sorted({zone.network.vni for zone in zones if zone.dev and zone.network.vni is not None})
-    if vnis:  # others' VXLAN may use the same port
-        ours = "{ " + ", ".join(f"{vni:#x}" for vni in vnis) + " }"
-        yield f"udp dport {VXLAN_PORT} {VNI_BITS} {ours} goto outer"
+    yield from (f"{overlay} goto outer" for overlay in _ours(zones))
     yield 'iifname "lo" accept'
     for version, net in LOOPBACK.items():
         yield f"{IP[version]} daddr {net} drop"
         yield f"{IP[version]} saddr {net} drop"
     yield from _each("{ip} daddr @local{v} drop")
+
+
+def _ours(zones: Iterable[Zone]) -> list[str]:
+    """What matches packets of our overlays. Others' VXLAN may use the same port."""
+    vnis = sorted({zone.network.vni for zone in zones if zone.dev and zone.network.vni is not None})
+    ours = "{ " + ", ".join(f"{vni:#x}" for vni in vnis) + " }"
+    return [f"udp dport {VXLAN_PORT} {VNI_BITS} {ours}"] if vnis else []
 
 
 def _leave(zones: Iterable[Zone]) -> Iterable[str]:

@@ -20,7 +20,7 @@ from tests.kernel.site import ANSWER_S, OPEN, PATIENCE_S, REFUSED, SILENT, Site,
 
 pytestmark = pytest.mark.anyio
 
-ETH_P_IP, ETH_P_IPV6 = 0x0800, 0x86DD
+ETH_P_IP, ETH_P_ARP, ETH_P_IPV6 = 0x0800, 0x0806, 0x86DD
 PAYLOAD = b"forged"
 UDP_PORT = 9000
 
@@ -183,6 +183,86 @@ async def test_cve_2023_28840_overlays_of_others_are_left_alone(lan: Site) -> No
         theirs.settimeout(ANSWER_S)
         send_frame(lan.outside.process.pid, "card", mac(lan.one.host.process, "card"), forged)
         assert theirs.recv(2048)[20:] == forged[20:]  # it got past our rules
+
+
+async def test_cve_2023_28840_a_container_makes_no_overlay_packets(lan: Site) -> None:
+    """What leaves the cluster has its node's address, as containers' packets have with the masquerade of VIPs: to the
+    other node it would come from a peer."""
+    thief = await lan.container(lan.one, "thief.1", "prod", serves=False)
+    victim = await lan.container(lan.two, "web.1", "prod", serves=False)
+    one, two = lan.one.host, lan.two.host
+    one.run("nft", "add table ip t; add chain ip t post { type nat hook postrouting priority srcnat; }")
+    one.run("nft", "add rule ip t post ip saddr 100.64.0.0/16 ip daddr != 100.64.0.0/16 masquerade")
+    inner = datagram(ip_address("100.64.1.77"), victim.address, UDP_PORT)
+    macs = bytes.fromhex((vtep_mac("n2", 1024) + vtep_mac("n1", 1024)).replace(":", ""))
+    overlay = struct.pack("!II", 8 << 24, 1024 << 8) + macs + struct.pack("!H", ETH_P_IP) + inner
+    forged = datagram(thief.address, two.address, VXLAN_PORT, overlay)
+    with receiver(victim.pid) as inside:
+        send_frame(thief.pid, "eth0", GATEWAY_MAC, forged)
+        send_frame(thief.pid, "eth0", GATEWAY_MAC, datagram(thief.address, one.address, VXLAN_PORT, overlay))
+        assert not arrives(inside)
+        one.run("nft", "flush chain inet tepui spoofed")
+        send_frame(thief.pid, "eth0", GATEWAY_MAC, forged)
+        assert arrives(inside, ANSWER_S)  # the packet is good
+
+
+def arp(sender: Address, sender_mac: str, target: Address) -> bytes:
+    """RFC 826: an answer that nobody asked for."""
+    macs = bytes.fromhex(sender_mac.replace(":", ""))
+    fixed = struct.pack("!HHBBH", 1, ETH_P_IP, 6, 4, 2)
+    return fixed + macs + sender.packed + macs + target.packed
+
+
+async def test_cve_2021_32575_arp_of_a_container_is_believed_by_nobody(lan: Site) -> None:
+    thief = await lan.container(lan.one, "thief.1", "prod", serves=False)
+    victim = await lan.container(lan.one, "victim.1", "prod")
+    client = await lan.container(lan.one, "client.1", "prod", serves=False)
+    gateway, own_mac = lan.one.block("prod").gateway, "02:00:00:00:00:99"
+
+    def known() -> list[str]:
+        return [
+            process.run("ip", "neigh", "show", "nud", "permanent")
+            for process in (lan.one.host.process, victim.process, client.process)
+        ]
+
+    before = (
+        [each.host.run("ip", "neigh") for each in (lan.one,)],
+        [c.process.run("ip", "neigh") for c in (victim, client)],
+    )
+    for claimed in (victim.address, client.address, gateway, lan.one.host.address, lan.two.host.address):
+        for target, to_mac in ((claimed, "ff:ff:ff:ff:ff:ff"), (gateway, GATEWAY_MAC), (victim.address, GATEWAY_MAC)):
+            frame = bytes.fromhex((to_mac + own_mac).replace(":", "")) + struct.pack("!H", ETH_P_ARP)
+            with network_of(thief.pid), socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as wire:
+                wire.bind(("eth0", 0))
+                wire.send(frame + arp(claimed, own_mac, target))
+    assert ask_tcp(client.pid, victim.address, 80) == f"{client.address} 80"  # after them in line
+    after = (
+        [each.host.run("ip", "neigh") for each in (lan.one,)],
+        [c.process.run("ip", "neigh") for c in (victim, client)],
+    )
+    assert own_mac not in str(after)
+    assert before == after
+
+
+async def test_what_is_for_everybody_is_for_nobody(lan: Site) -> None:
+    """Broadcast and multicast of a container reach neither its node nor other containers."""
+    web = await lan.container(lan.one, "web.1", "prod", serves=False)
+    near = await lan.container(lan.one, "web.2", "prod", serves=False)
+    with receiver(lan.one.pid) as node, receiver(near.pid) as other:
+        for sock, pid in ((node, lan.one.pid), (other, near.pid)):
+            with network_of(pid):
+                link = web.link if pid == lan.one.pid else "eth0"
+                member = struct.pack("4s4si", socket.inet_aton("224.0.0.9"), bytes(4), socket.if_nametoindex(link))
+                sock.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, member)
+        for text, to_mac in (
+            ("255.255.255.255", "ff:ff:ff:ff:ff:ff"),
+            ("100.64.1.255", "ff:ff:ff:ff:ff:ff"),
+            ("224.0.0.9", "01:00:5e:00:00:09"),
+        ):
+            send_frame(web.pid, "eth0", to_mac, datagram(web.address, ip_address(text), UDP_PORT))
+        assert not arrives(node) and not arrives(other)
+        send_frame(web.pid, "eth0", GATEWAY_MAC, datagram(web.address, near.address, UDP_PORT))
+        assert arrives(other, ANSWER_S)
 
 
 async def test_cve_2023_28840_inner_packets_are_of_the_cluster_and_not_from_here(lan: Site) -> None:
