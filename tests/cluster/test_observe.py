@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+from itertools import groupby
 from typing import Any
 
 from lab import daemons
@@ -56,8 +57,9 @@ def events(cluster: Cluster) -> list[dict[str, Any]]:
 
 
 def connections(cluster: Cluster, node: str) -> list[bool]:
-    """Whether it was connected, as told time and again."""
-    return [event["connected"] for event in events(cluster) if event["kind"] == "node" and event["node"] == node]
+    """Whether it was connected, as told whenever that changed. Events tell of a node's errors too."""
+    told = [event["connected"] for event in events(cluster) if event["kind"] == "node" and event["node"] == node]
+    return [connected for connected, _ in groupby(told)]
 
 
 def tepui(cluster: Cluster, *words: str) -> str:

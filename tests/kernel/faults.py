@@ -32,9 +32,9 @@ class Steps:
         self.left -= 1
 
 
-def steps_of(monkeypatch: pytest.MonkeyPatch, *more: tuple[Any, str]) -> Steps:
+def steps_of(monkeypatch: pytest.MonkeyPatch, *more: tuple[Any, str], counting: Steps | None = None) -> Steps:
     """`more` are further functions, by where they are and their names, each call of which is a step."""
-    counting = Steps()
+    counting = counting or Steps()
     apply = Netlink.apply
 
     async def stepwise(self: Netlink, operations: Sequence[Operation]) -> None:

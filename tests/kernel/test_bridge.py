@@ -266,7 +266,8 @@ async def test_detach_leaves_nothing(underlay: None, tmp_path: Path, spawn: Spaw
 def _everything(state: Path) -> object:
     leases = sorted(path.name for path in state.rglob("*") if path.is_file() and not path.name.endswith(".rested"))
     routes = [(route["dst"], route["dev"]) for route in ip("route")]
-    return [link["ifname"] for link in ip("link")], ip("neigh"), run("bridge", "fdb"), routes, leases
+    neighbours = run("ip", "neigh", "show", "nud", "permanent")
+    return [link["ifname"] for link in ip("link")], neighbours, run("bridge", "fdb"), routes, leases
 
 
 async def test_detach_by_name_after_a_restart(underlay: None, tmp_path: Path, spawn: Spawn) -> None:
@@ -321,14 +322,14 @@ async def test_reboot_frees_every_lease(underlay: None, tmp_path: Path, spawn: S
 
 
 async def test_remove_leaves_nothing(underlay: None, tmp_path: Path) -> None:
-    before = [link["ifname"] for link in ip("link")], ip("route")
+    before = _everything(tmp_path)
     async with networks(tmp_path) as driver:
         await driver.configure(SPEC)
     async with networks(tmp_path) as driver:  # knows nothing of it but its name
         await driver.remove("local")
         await driver.remove("local")
         await driver.remove("never")
-    assert ([link["ifname"] for link in ip("link")], ip("route")) == before
+    assert _everything(tmp_path) == before
     assert not list((tmp_path / "networks").iterdir())
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -92,5 +93,6 @@ async def test_a_task_that_asks_for_nothing_is_refused(node: Agent) -> None:
 def gone_when_told(pid: int) -> bool:
     """Again and again: what comes before the handler is there is ignored."""
     if alive(pid):
-        os.kill(pid, signal.SIGUSR1)
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGUSR1)
     return not alive(pid)

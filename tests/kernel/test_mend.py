@@ -99,7 +99,7 @@ def state() -> dict[str, Any]:
     links = [_link(link) for link in ip("addr") if link["ifname"][:2] in ("tg", "tx", "tv", "ti", "te")]
     return {
         "links": sorted(links),
-        "routes": sorted(line.strip() for line in run("ip", "route").splitlines()),
+        "routes": sorted(line.replace("linkdown", "").strip() for line in run("ip", "route").splitlines()),
         "neighbours": sorted(line.strip() for line in run("ip", "neigh", "show", "nud", "permanent").splitlines()),
         "fdb": sorted(line for line in run("bridge", "fdb", "show").splitlines() if DEV in line.split()),
         "rules": _rules(),

@@ -130,6 +130,7 @@ def kernel(host: Host) -> object:
     links = [(link["ifname"], link["mtu"], link["address"]) for link in host.process.ip("link")]
     addresses = [a["local"] for link in host.process.ip("addr") for a in link["addr_info"]]
     routes = [(r["dst"], r["dev"]) for version in ("-4", "-6") for r in host.process.ip(version, "route")]
+    routes = [route for route in routes if not route[0].startswith("fe80")]
     neighbours = [(n["dst"], n["dev"]) for n in host.process.ip("neigh", "show", "nud", "permanent")]
     fdb = [line for line in host.process.run("bridge", "fdb").split("\n") if " dst " in line]
     return sorted(links), sorted(addresses), sorted(routes), sorted(neighbours), sorted(fdb)
