@@ -160,11 +160,7 @@ class Networks:
         return self._host.port
 
     def known(self) -> frozenset[str]:
-        try:
-            recorded = {path.name for path in self._records.iterdir() if NETWORK_NAME.fullmatch(path.name)}
-        except FileNotFoundError:
-            recorded = set()
-        return frozenset(recorded | self._specs.keys()) | self._cni.known()
+        return self._of_own() | self._specs.keys() | self._cni.known()
 
     async def remove(self, network: str) -> None:
         await self._cni.remove(network)
@@ -316,7 +312,8 @@ class Networks:
         return way_back | gateway_state(spec.network.name, spec.blocks, mtu_of(spec, underlay.mtu))
 
     async def _reconcile_vip_routes(self) -> list[str]:
-        return await reconcile_vip_routes(self._host, tuple(self._specs.values()), self._vip_pools)
+        awaited = self._of_own() - self._specs.keys()
+        return await reconcile_vip_routes(self._host, tuple(self._specs.values()), self._vip_pools, awaited)
 
     async def _record(self, network: str, links: set[str]) -> None:
         """Remember the links of a network whose names do not follow from its own, and remove those it had before."""
@@ -325,6 +322,13 @@ class Networks:
             return
         await self._host.apply([RemoveLink(name) for name in sorted(before - links) if link_exists(name)])
         write_durably(self._records / network, "\n".join(sorted(links)).encode())
+
+    def _of_own(self) -> frozenset[str]:
+        """Networks whose links are this driver's, since it or one before it configured them."""
+        try:
+            return frozenset(path.name for path in self._records.iterdir() if NETWORK_NAME.fullmatch(path.name))
+        except FileNotFoundError:
+            return frozenset()
 
     def _recorded(self, network: str) -> set[str]:
         try:

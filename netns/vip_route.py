@@ -2,7 +2,8 @@
 translation. What is not translated ends at the gateway's link.
 
 A pool has one route, by the network that is its home: an overlay if there is one, since backends may be on other nodes.
-The node talks to VIPs with the gateway's address of that network. So the route moves as networks come and go.
+The node talks to VIPs with the gateway's address of that network. So the route moves as networks come and go. After a
+restart it stays where it is until that network is configured again: meanwhile nothing says that another is its home.
 """
 
 from __future__ import annotations
@@ -18,9 +19,17 @@ from netns.route import VIP_PROTOCOL, Route, read_routes
 from netns.spec import NATIVE, first_block
 
 
-async def reconcile_vip_routes(netlink: Netlink, specs: Collection[NetworkSpec], pools: Iterable[Subnet]) -> list[str]:
-    """Make it so. Returns what was done, in words. A destination has one route: all that go, go before any is added."""
-    desired = vip_routes(specs, pools)
+async def reconcile_vip_routes(
+    netlink: Netlink, specs: Collection[NetworkSpec], pools: Iterable[Subnet], awaited: Iterable[str]
+) -> list[str]:
+    """Make it so. Returns what was done, in words. A destination has one route: all that go, go before any is added.
+
+    `awaited`: networks that an agent before this one had configured, and this one has not yet.
+    """
+    taken: set[Subnet] = set()
+    for dev in filter(link_exists, map(gateway_name, awaited)):
+        taken |= {route.destination for route in await read_routes(netlink, dev, VIP_PROTOCOL)}
+    desired = vip_routes(specs, [pool for pool in pools if pool not in taken])
     withdrawn: list[Operation] = []
     added: list[Operation] = []
     for dev in sorted(filter(link_exists, map(gateway_name, _names(specs)))):

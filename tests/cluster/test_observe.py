@@ -27,6 +27,7 @@ def test_events_tell_of_a_task_from_beginning_to_end(cluster: Cluster) -> None:
     cluster.lab.kill_daemon(task["node"], "agent")
     eventually(lambda: connections(cluster, task["node"])[-2:] == [False, True], "the node was away, and is back")
     seen = events(cluster)
+    assert [event["errors"] for event in seen if event["kind"] == "node" and event["errors"]] == []
     states = [event["state"] for event in seen if event.get("task") == task["id"]]
     assert [state for state in states if state in ("ASSIGNED", "RUNNING", "KILLED")] == sorted(
         ["ASSIGNED", *["RUNNING"] * states.count("RUNNING"), "KILLED"], key=["ASSIGNED", "RUNNING", "KILLED"].index
@@ -57,7 +58,7 @@ def events(cluster: Cluster) -> list[dict[str, Any]]:
 
 
 def connections(cluster: Cluster, node: str) -> list[bool]:
-    """Whether it was connected, as told whenever that changed. Events tell of a node's errors too."""
+    """Whether it was connected, as told whenever that changed."""
     told = [event["connected"] for event in events(cluster) if event["kind"] == "node" and event["node"] == node]
     return [connected for connected, _ in groupby(told)]
 

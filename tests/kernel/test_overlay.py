@@ -260,6 +260,32 @@ async def test_node_reaches_virtual_addresses_with_its_gateways_address(
             assert one.process.ip("route", "show", "100.127.0.0/16") == []
 
 
+async def test_the_next_agent_leaves_the_way_to_virtual_addresses_until_it_knows_better(
+    hosts: tuple[Host, Host],
+) -> None:
+    one, _ = hosts
+    pools = (ip_network("100.127.0.0/16"),)
+    lan = Network("lan", NetworkKind.BRIDGE, (ip_network("10.9.0.0/16"),))
+
+    def ways() -> list[tuple[str, str]]:
+        return [(route["dev"], route["prefsrc"]) for route in one.process.ip("route", "show", "100.127.0.0/16")]
+
+    with one.inside():
+        for _ in ("the first", "the next"):
+            async with Networks(one.state, one.name, "boot-1", one.underlay) as driver:
+                await driver.configure_vip_route(pools)
+                await driver.configure(NetworkSpec(lan, (Block("lan", one.name, ip_network("10.9.1.0/24")),)))
+                between = ways()
+                await driver.configure(one.spec())
+                assert ways() == [(GATEWAY, "100.64.1.1")]
+        assert between == [(GATEWAY, "100.64.1.1")]
+        async with Networks(one.state, one.name, "boot-1", one.underlay) as driver:
+            await driver.configure_vip_route(pools)
+            await driver.configure(NetworkSpec(lan, (Block("lan", one.name, ip_network("10.9.1.0/24")),)))
+            await driver.remove("prod")
+            assert ways() == [(gateway_name("lan"), "10.9.1.1")]
+
+
 async def test_container_finds_virtual_addresses_through_its_gateway(
     hosts: tuple[Host, Host], spawn: Spawn, echo_server: Callable[[int], Echo]
 ) -> None:
