@@ -20,7 +20,7 @@ from isolators.base import BundlePart, Container, Isolator, IsolatorError, Sandb
 from isolators.namespaces import hostname
 from model.network import Address
 from model.policy import app_of
-from model.task import Usage
+from model.task import Bandwidth, Usage
 from netns.driver import Attachment, Driver, NetworkError
 from netns.firewall.table import Firewall, Guest
 from netns.link import VETH_PREFIX, veth_name, veth_names
@@ -57,8 +57,9 @@ class NetworkIsolator(Isolator):
         )
         guests = (*filter(None, map(self._guest, known)), *others)
         await _all([partial(self._firewall.recover, guests), partial(self._driver.gc, connected)])
-        for container in known:
-            await self._recall_limit(container)
+        limits = {_connected(each.sandbox): limit for each in known if (limit := each.task.bandwidth) is not None}
+        for container, limit in limits.items():  # every task of a pod says what is its pod's
+            await self._recall_limit(container, limit)
 
     async def isolate(self, sandbox: Sandbox, pid: int) -> tuple[Address, ...]:
         if sandbox.network in UNCONNECTED:
@@ -116,14 +117,12 @@ class NetworkIsolator(Isolator):
         except NetworkError as error:
             raise IsolatorError(str(error)) from error
 
-    async def _recall_limit(self, container: Container) -> None:
+    async def _recall_limit(self, container: str, limit: Bandwidth) -> None:
         """It holds still, and is to be known, so that it is put back should somebody take it away."""
-        if container.task.bandwidth is None or not _speaks_for_all(container):
-            return
         try:
-            await self._driver.limit(_connected(container.sandbox), container.task.bandwidth)
+            await self._driver.limit(container, limit)
         except NetworkError as error:  # its links are gone with its last process, as a rule
-            log.info("bandwidth not looked after", container=container.id, reason=str(error))
+            log.info("bandwidth not looked after", container=container, reason=str(error))
 
     def _guest(self, container: Container) -> Guest | None:
         """None: it is on no network of ours."""

@@ -16,9 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from isolators.base import Container, Sandbox
+from isolators.base import Container, Holder, Sandbox
 from isolators.network import NetworkIsolator
 from model.network import Address, Block, Network, NetworkKind
+from model.pod import Pod
 from model.resources import Resources
 from model.task import Bandwidth, TaskSpec
 from netns.bandwidth import burst, limit, remove_strays, shaper_name
@@ -309,19 +310,26 @@ async def counted_in(chain: str) -> str:
     return text
 
 
+@pytest.mark.parametrize("what", ["a container", "what is left of a pod"])
 async def test_the_next_agent_looks_after_the_limits_of_the_one_before(
-    host_netns: None, tmp_path: Path, spawn: Spawn
+    host_netns: None, tmp_path: Path, spawn: Spawn, what: str
 ) -> None:
     limits = Bandwidth(20 * MBIT, 20 * MBIT)
     task = TaskSpec("web.1", "services", "/web", ("true",), Resources(), "local", bandwidth=limits)
-    container = Container(task, Sandbox(NAME, tmp_path, tmp_path, 100_000, "local"))
-    gone = replace(container, sandbox=replace(container.sandbox, id="gone"))
+    sandbox = Sandbox(NAME, tmp_path, tmp_path, 100_000, "local")
+    gone = Container(task, replace(sandbox, id="gone"))
+    known = [Container(task, sandbox), gone]
+    if what == "what is left of a pod":
+        task = replace(task, pod=Pod("web.pod", "second", ("web.0", "web.1")))
+        holder = Holder(NAME, tmp_path, tmp_path, 1, ("network",))
+        held = Container(replace(task, bandwidth=None), sandbox)
+        known = [held, Container(task, replace(sandbox, id="second", holder=holder)), held]
     async with networks(tmp_path) as driver:
         await attached(driver, spawn())
         await driver.limit(NAME, limits)
     before = (queues(veth_name(NAME)), {link["ifname"]: link["ifindex"] for link in ip("link")})
     async with Networks(tmp_path, "n1", "boot-1", ip_address("192.0.2.1")) as driver:
-        await NetworkIsolator(driver, NftFirewall()).recover([container, gone], [])
+        await NetworkIsolator(driver, NftFirewall()).recover(known, [])
         after = (queues(veth_name(NAME)), {link["ifname"]: link["ifindex"] for link in ip("link")})
         assert after == before
         for name in IFBS:
