@@ -53,6 +53,15 @@ def datagram(source: Address, destination: Address, port: int, payload: bytes = 
     return fixed + struct.pack("!H", checksum(fixed + bytes(2) + ends)) + ends + body
 
 
+def fragments(packet: bytes) -> list[bytes]:
+    """Of an IPv4 packet: in the first there is the UDP header alone."""
+    parts = []
+    for payload, offset in ((packet[20:28], 0x2000), (packet[28:], 1)):  # more fragments; in units of 8 bytes
+        head = packet[:2] + struct.pack("!HHH", 20 + len(payload), 1, offset) + packet[8:10]
+        parts.append(head + struct.pack("!H", checksum(head + bytes(2) + packet[12:20])) + packet[12:20] + payload)
+    return parts
+
+
 def send_frame(pid: int, link: str, to_mac: str, packet: bytes, from_mac: str = "02:00:00:00:00:99") -> None:
     kind = ETH_P_IP if packet[0] >> 4 == 4 else ETH_P_IPV6
     macs = bytes.fromhex((to_mac + from_mac).replace(":", ""))
@@ -262,6 +271,19 @@ async def test_what_is_for_everybody_is_for_nobody(lan: Site) -> None:
         lan.one.host.run("nft", "delete", "table", "inet", "tepui")
         send_to_all()
         assert arrives(node, ANSWER_S) and not arrives(other)  # it was our rules that kept it from the node
+
+
+async def test_fragments_are_judged_as_the_whole_they_make(lan: Site) -> None:
+    """Whatever their order, and though only one of them says to which port it goes."""
+    web = await lan.container(lan.one, "web.1", "prod", serves=False)
+    allowed = await lan.container(lan.two, "web.2", "prod", serves=False)
+    other = await lan.container(lan.two, "db.1", "dev", serves=False)
+    for target, reaches in ((other, False), (allowed, True)):
+        for order in (slice(None), slice(None, None, -1)):
+            with receiver(target.pid) as inside:
+                for part in fragments(datagram(web.address, target.address, UDP_PORT))[order]:
+                    send_frame(web.pid, "eth0", GATEWAY_MAC, part)
+                assert arrives(inside, ANSWER_S if reaches else PATIENCE_S) == reaches
 
 
 async def test_cve_2023_28840_inner_packets_are_of_the_cluster_and_not_from_here(lan: Site) -> None:
