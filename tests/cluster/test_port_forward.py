@@ -121,9 +121,9 @@ def test_ports_that_can_not_be(cluster: Cluster) -> None:
 
 
 def test_attach_shows_both_streams_from_now_on_until_the_task_ends(cluster: Cluster) -> None:
-    cluster.run(
-        bed.command("/talk", "echo before; while test ! -e /tmp/go; do sleep 0.05; done; echo out; echo err >&2")
-    )
+    # It stays until the command has ended that tells it to go, which would be killed with it.
+    script = "echo before; while test ! -e /tmp/go; do sleep 0.05; done; echo out; echo err >&2; sleep 2"
+    cluster.run(bed.command("/talk", script))
     (task,) = cluster.await_running("/talk", 1)
     eventually(lambda: cluster.log_of(task) == "before\n", "it has begun")
     with running(cluster, "attach", task) as client:
