@@ -17,7 +17,7 @@ from frameworks.services.rest import ALIASES, PUBLIC, routers
 from master.rest.app import create_app
 from master.store.sqlite import SqliteStore
 from model.task import TaskState
-from tests.unit.cluster import Cluster, node, until
+from tests.unit.cluster import DEADLINE_S, Cluster, node, until
 
 pytestmark = pytest.mark.anyio
 WEB: dict[str, Any] = {
@@ -266,9 +266,11 @@ async def test_in_the_nodes_network_it_waits_for_a_node_that_permits_it(
     created = (await client.post("/v2/apps", json=body)).json()
     assert created["ports"] == [8080] and created["portDefinitions"][0]["port"] == 8080 and has_only(created, APP_KEYS)
     assert created["requirePorts"] is False
-    await until(lambda: sum("network host" in declined.reason for declined in cluster.declined) == 2)
-    own = (await client.get("/api/v1/services/group/web")).json()
-    assert own["waiting"] == ["needs network host: no node permits it, in its agent.toml"]
+    waiting: list[str] = []
+    async with asyncio.timeout(DEADLINE_S):  # offers may be under way in which the network is not yet
+        while waiting != ["needs network host: no node permits it, in its agent.toml"]:
+            await asyncio.sleep(0.01)
+            waiting = (await client.get("/api/v1/services/group/web")).json()["waiting"]
     cluster.add_node(replace(node("n3"), rights=frozenset({"network host"})))
     await settled(cluster, 1)
     (task,) = (await client.get("/v2/apps/group/web/tasks")).json()["tasks"]
