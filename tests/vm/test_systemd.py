@@ -170,6 +170,7 @@ def test_crun_makes_containers_where_the_node_says_so(cluster: Cluster) -> None:
     eventually(cluster.connected, "the agent has come back")
     cluster.scale(3)
     eventually(lambda: cluster.running(3), "a third task runs")
+    eventually(lambda: len(set(cluster.groups()) - set(groups)) == 1, "spare sandboxes are made")
     (group,) = set(cluster.groups()) - set(groups)
     assert limits(cluster, group) == LIMITS
     assert cluster.vm.run(f"cat {BUNDLES}/{Path(group).name}/runtime/name") == "crun"
