@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
@@ -231,9 +232,10 @@ def files(state: Path) -> list[Path]:
     """What is on the agent's disk, but for the secret's own file, and what a pull needs while it goes on."""
     staging = state / "images/staging"
     return [
-        path
-        for path in state.rglob("*")
-        if path.is_file() and path.name != "shop.json" and not path.is_relative_to(staging)
+        Path(directory, name)
+        for directory, _, names in os.walk(state)  # without complaint of what goes meanwhile
+        for name in names
+        if name != "shop.json" and not Path(directory).is_relative_to(staging)
     ]
 
 
