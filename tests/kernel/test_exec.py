@@ -7,6 +7,7 @@ import hashlib
 import os
 import signal
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -292,8 +293,11 @@ def sessions(container: Container, node: Node) -> list[Path]:
 
 def processes(container: Container, node: Node) -> list[int]:
     """Of the container, in the node's numbers."""
-    directory = CGROUPS / "pids" / node.made.prefix / container.id
-    return [int(line) for path in directory.rglob("cgroup.procs") for line in path.read_text().split()]
+    found: list[int] = []
+    for directory, _, _ in os.walk(CGROUPS / "pids" / node.made.prefix / container.id):
+        with suppress(OSError):  # it is gone
+            found += map(int, Path(directory, "cgroup.procs").read_text().split())
+    return found
 
 
 def children(pid: int) -> list[int]:

@@ -231,12 +231,8 @@ async def test_a_pull_secret_is_in_no_file_and_no_report_of_the_agent(tmp_path: 
 def files(state: Path) -> list[Path]:
     """What is on the agent's disk, but for the secret's own file, and what a pull needs while it goes on."""
     staging = state / "images/staging"
-    return [
-        Path(directory, name)
-        for directory, _, names in os.walk(state)  # without complaint of what goes meanwhile
-        for name in names
-        if name != "shop.json" and not Path(directory).is_relative_to(staging)
-    ]
+    there = (Path(directory, name) for directory, _, names in os.walk(state) for name in names)  # some go meanwhile
+    return [path for path in there if path.is_file() and path.name != "shop.json" and not path.is_relative_to(staging)]
 
 
 def content(path: Path) -> bytes:
