@@ -24,6 +24,7 @@ VIPS, FIREWALL = "vips", "firewall"
 class NodeNetwork:
     def __init__(
         self,
+        node: str,
         driver: Driver,
         vips: Backend,
         firewall: Firewall,
@@ -31,6 +32,7 @@ class NodeNetwork:
         vacate: Callable[[str], Awaitable[None]],
     ) -> None:
         """`vacate` is awaited before a network goes, or a block that this node has of it, and when one retires."""
+        self._node = node
         self._driver = driver
         self._vacate = vacate
         self._blocks: dict[str, frozenset[Block]] = {}  # of which there may be spares
@@ -57,7 +59,7 @@ class NodeNetwork:
         self._tables.add(FIREWALL)
 
     def put_vip(self, vip: Vip) -> None:
-        self._vips[vip.key] = vip
+        self._vips[vip.key] = vip.seen_from(self._node)
         self._tables.add(VIPS)
 
     def put_policy(self, policy: Policy) -> None:

@@ -1,8 +1,9 @@
-"""VIPs: what a connection to one costs when there are many, and what changing one of many costs.
+"""VIPs: what a connection to one costs when there are many, and what changing one of many costs, by each back end.
 
-Three routers, each a network namespace between a client and a server: one with 10 VIPs, one with 5,000, and one with
-the 5,000 as a flat list of rules. The connection is to the last VIP of each. Batches of connections take turns, so that
-whatever else the machine does meets all alike. Everything is in namespaces of a child process and goes with it.
+Six routers, each a network namespace between a client and a server: one with 10 VIPs, one with 10,000, and one with the
+10,000 as a flat list of rules; of iptables and of nftables. The connection is to the last VIP of each. Batches of
+connections take turns, so that whatever else the machine does meets all alike. Everything is in namespaces of a child
+process and goes with it.
 """
 
 from __future__ import annotations
@@ -28,8 +29,9 @@ from model.task import Protocol
 from model.vip import Backend, Vip
 from netns.vip.backend import Table
 from netns.vip.iptables import IptablesVips
+from netns.vip.nftables import NftVips
 
-FEW, MANY = 10, 5_000
+FEW, MANY = 10, 10_000
 BATCHES, BATCH = 25, 40  # 1,000 connections a case
 CHANGES = 30
 POOL = IPv4Network("100.127.0.0/16")
@@ -70,39 +72,45 @@ def run() -> Report:
 
 
 async def measure() -> Report:
-    few, many, flat = (_path() for _ in range(3))
-    vips = {path: await _back_end(path.router) for path in (few, many)}
-    await vips[few].apply(_table(FEW))
-    cold = await _timed_apply(vips[many], _table(MANY))
-    tree = _saved(many.router)
-    _restore(flat.router, _flat_rules())
-    with _accepting([few, many, flat]):
-        connects = _connects({few: FEW, many: MANY, flat: MANY})
-    spare = _namespace()
-    restored = _restore(spare, tree)
-    ours, theirs = await _changes(vips[many], spare, tree)
-    for back_end in vips.values():
-        await back_end.close()
-    return Report(
-        "vip",
-        (
-            _connect_row("connect_5000_vs_10", 50, connects[many], connects[few], "ours with 10 VIPs"),
-            _connect_row("connect_5000_vs_10", 99, connects[many], connects[few], "ours with 10 VIPs"),
-            _connect_row("connect_5000_vs_flat", 50, connects[many], connects[flat], "5,000 rules in one chain"),
-            Row(
-                "change_5000_p50",
-                "ms",
-                percentile(ours, 50),
-                percentile(theirs, 50),
-                "iptables-legacy-restore --noflush",
-            ),
-            Row("cold_start_5000", "ms", cold, restored, "iptables-legacy-restore"),
-        ),
-    )
+    cases = [await _case(kind) for kind in (Iptables, Nft)]
+    with _accepting([path for case in cases for path in (case.few, case.many, case.flat)]):
+        connects = _connects(
+            {path: count for case in cases for path, count in ((case.few, FEW), (case.many, MANY), (case.flat, MANY))}
+        )
+    rows = []
+    for case in cases:
+        name, many, few, flat = case.kind.name, *(connects[path] for path in (case.many, case.few, case.flat))
+        ours, theirs = await _changes(case)
+        rows += [
+            _connect_row(f"connect_10000_vs_10_{name}", 50, many, few, "ours with 10 VIPs"),
+            _connect_row(f"connect_10000_vs_10_{name}", 99, many, few, "ours with 10 VIPs"),
+            _connect_row(f"connect_10000_vs_flat_{name}", 50, many, flat, "10,000 rules in one chain"),
+            Row(f"change_10000_{name}_ms", "ms", percentile(ours, 50), percentile(theirs, 50), case.kind.peer),
+            Row(f"change_10000_{name}_p99", "ms", percentile(ours, 99), percentile(theirs, 99), case.kind.peer),
+            Row(f"cold_start_10000_{name}", "ms", case.cold, case.restored, case.kind.peer),
+        ]
+        await case.vips.close()
+    return Report("vip", tuple(rows))
 
 
 def _connect_row(what: str, percent: int, ours: list[float], peer: list[float], peer_name: str) -> Row:
-    return Row(f"{what}_p{percent}", "us", percentile(ours, percent), percentile(peer, percent), peer_name)
+    name = what if percent == 50 else f"{what}_p{percent}"
+    return Row(name, "us", percentile(ours, percent), percentile(peer, percent), peer_name)
+
+
+async def _case(kind: type[Iptables] | type[Nft]) -> Case:
+    few, many, flat = (_path() for _ in range(3))
+    with _inside(few.router):
+        small = await kind.open()
+    await small.apply(_table(FEW))
+    await small.close()
+    with _inside(many.router):
+        vips = await kind.open()
+    cold = await _timed_apply(vips, _table(MANY))
+    kind.restore(flat.router, kind.flat())
+    spare = _namespace()
+    saved = kind.saved(many.router)
+    return Case(kind, few, many, flat, vips, cold, kind.restore(spare, saved), spare, saved)
 
 
 # Connections
@@ -149,33 +157,102 @@ def _accepting(paths: list[Route]) -> Iterator[None]:
 # Changes
 
 
-async def _changes(vips: IptablesVips, spare: int, tree: str) -> tuple[list[float], list[float]]:
-    """Milliseconds to replace a backend of the last VIP, by turns: ours, and the peer's on the same chains."""
+async def _changes(case: Case) -> tuple[list[float], list[float]]:
+    """Milliseconds to replace a backend of the last VIP, by turns: ours, and the peer's on the same rules."""
     ours, theirs = [], []
-    chain = next(line.split()[1] for line in tree.splitlines() if f"--to-destination {SERVER}:{PORT}" in line)
     for number in range(CHANGES):
-        ours.append(await _timed_apply(vips, _table(MANY, 9000 + number)))
-        rule = f"-A {chain} -p tcp -m tcp --dport 80 -j DNAT --to-destination {SERVER}:{9000 + number}"
-        theirs.append(_restore(spare, f"*nat\n:{chain} - [0:0]\n{rule}\nCOMMIT\n"))
+        ours.append(await _timed_apply(case.vips, _table(MANY, 9000 + number)))
+        theirs.append(case.kind.restore(case.spare, case.kind.change(case.saved, 9000 + number)))
     return ours, theirs
 
 
-async def _timed_apply(vips: IptablesVips, table: Table) -> float:
+async def _timed_apply(vips: IptablesVips | NftVips, table: Table) -> float:
     started = time.perf_counter()
     await vips.apply(table)
     return (time.perf_counter() - started) * 1e3
 
 
-def _restore(namespace: int, rules: str) -> float:
+def _timed(namespace: int, argv: list[str], text: str) -> float:
     with _inside(namespace):
         started = time.perf_counter()
-        subprocess.run(["iptables-legacy-restore", "--noflush"], input=rules, text=True, check=True)
+        subprocess.run(argv, input=text, text=True, check=True)
         return (time.perf_counter() - started) * 1e3
 
 
-def _saved(namespace: int) -> str:
+def _said(namespace: int, argv: list[str]) -> str:
     with _inside(namespace):
-        return subprocess.run(["iptables-legacy-save"], stdout=subprocess.PIPE, text=True, check=True).stdout
+        return subprocess.run(argv, stdout=subprocess.PIPE, text=True, check=True).stdout
+
+
+class Iptables:
+    name, peer = "iptables", "iptables-legacy-restore --noflush"
+
+    @staticmethod
+    async def open() -> IptablesVips:
+        """Its worker stays in the namespace in which it was started."""
+        vips = IptablesVips()
+        await vips.installed()
+        return vips
+
+    @staticmethod
+    def restore(namespace: int, rules: str) -> float:
+        return _timed(namespace, ["iptables-legacy-restore", "--noflush"], rules)
+
+    @staticmethod
+    def saved(namespace: int) -> str:
+        return _said(namespace, ["iptables-legacy-save"])
+
+    @staticmethod
+    def change(saved: str, port: int) -> str:
+        chain = next(line.split()[1] for line in saved.splitlines() if f"--to-destination {SERVER}:{PORT}" in line)
+        rule = f"-A {chain} -p tcp -m tcp --dport 80 -j DNAT --to-destination {SERVER}:{port}"
+        return f"*nat\n:{chain} - [0:0]\n{rule}\nCOMMIT\n"
+
+    @staticmethod
+    def flat() -> str:
+        rule = "-A PREROUTING -d {}/32 -p tcp -m tcp --dport 80 -j DNAT --to-destination {}:{}"
+        return "\n".join(["*nat", *_flat(rule), "COMMIT", ""])
+
+
+class Nft:
+    name, peer = "nftables", "nft -f"
+
+    @staticmethod
+    async def open() -> NftVips:
+        vips = NftVips()
+        await vips.installed()
+        return vips
+
+    @staticmethod
+    def restore(namespace: int, rules: str) -> float:
+        return _timed(namespace, ["nft", "-f", "-"], rules)
+
+    @staticmethod
+    def saved(namespace: int) -> str:
+        return _said(namespace, ["nft", "list", "ruleset"])
+
+    @staticmethod
+    def change(_: str, port: int) -> str:
+        slot = f"inet tepui-vips tcp4 {{ {POOL[MANY]} . 80 . 0"
+        return f"delete element {slot} }}\nadd element {slot} : {SERVER} . {port} }}\n"
+
+    @staticmethod
+    def flat() -> str:
+        base = "table ip flat {\nchain pre {\ntype nat hook prerouting priority dstnat;"
+        return "\n".join([base, *_flat("ip daddr {} tcp dport 80 dnat to {}:{}"), "}\n}\n"])
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    kind: type[Iptables] | type[Nft]
+    few: Route
+    many: Route
+    flat: Route
+    vips: IptablesVips | NftVips
+    cold: float  # ms
+    restored: float  # ms
+    spare: int  # a namespace with the rules of `many`
+    saved: str
 
 
 # Tables
@@ -195,18 +272,10 @@ def _table(count: int, port: int = PORT) -> Table:
     return Table({row.key: row for row in rows}, (POOL,), (), (CLUSTER,))
 
 
-def _flat_rules() -> str:
-    rule = "-A PREROUTING -d {}/32 -p tcp -m tcp --dport 80 -j DNAT --to-destination {}:{}"
+def _flat(rule: str) -> list[str]:
+    """As kube-proxy writes them."""
     rules = [rule.format(POOL[number], _ROWS[number].backends[0].address, PORT) for number in range(1, MANY)]
-    return "\n".join(["*nat", *rules, rule.format(POOL[MANY], SERVER, PORT), "COMMIT", ""])
-
-
-async def _back_end(namespace: int) -> IptablesVips:
-    """Its worker stays in the namespace in which it was started."""
-    vips = IptablesVips()
-    with _inside(namespace):
-        await vips.installed()
-    return vips
+    return [*rules, rule.format(POOL[MANY], SERVER, PORT)]
 
 
 # Namespaces

@@ -57,8 +57,9 @@ from netns.driver import NetworkError
 from netns.firewall.nftables import NftFirewall
 from netns.mend import Mender, keep_mended, keep_vips
 from netns.networks import Networks
+from netns.nft.own import NftSession
 from netns.node_mend import menders, watch_of
-from netns.vip.iptables import IptablesVips
+from netns.vip.node import NodeVips
 from netns.watch import Touched, Watch
 from pki.credentials import CredentialError, load_credentials
 from pki.enrolment import EnrolmentError, enrol
@@ -138,9 +139,10 @@ async def _run(state: Path) -> None:
             checksum_offload=settings.vxlan_checksum_offload,
         )
         networks = await stack.enter_async_context(driver)
-        vips, firewall = IptablesVips(), NftFirewall()
+        nft = NftSession()
         with suppress(NetworkError):  # whoever needs it will say so
-            firewall.open()
+            nft.open()
+        vips, firewall = NodeVips(nft, settings.vip_backend), NftFirewall(nft)
         stack.push_async_callback(vips.close)
         watch = await stack.enter_async_context(watch_of(networks))
         launcher = Launcher(settings.runtime)
@@ -161,7 +163,7 @@ async def _run(state: Path) -> None:
         provision = Provision(images, fetcher, PullSecrets(settings.pull_secrets))
         containers = Containers(directories, isolators, launcher, _log_policy(settings), provision)
         sandboxes = Sandboxes(containers, ready)
-        network = NodeNetwork(networks, vips, firewall, tuple(settings.vip_pools), sandboxes.drop)
+        network = NodeNetwork(name, networks, vips, firewall, tuple(settings.vip_pools), sandboxes.drop)
         dial = partial(_dial, state, settings.master)
         session = Session(node, dial, network, ready)
         removals = VolumeRemovals(volumes, session.wake)

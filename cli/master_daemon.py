@@ -51,12 +51,14 @@ from master.rest.observe import observe_router
 from master.rest.policies import policies_router
 from master.rest.server import ServerError, listen, serving
 from master.rest.streams import streams_router
+from master.rest.vips import vips_router
 from master.rest.volumes import volumes_router
 from master.store import metrics as store_metrics
 from master.store.base import StoreError
 from master.store.sqlite import SqliteStore
 from master.tasks import Tasks
 from master.tokens import Tokens
+from master.vip_names import VipNames
 from master.volumes import Volumes
 from pki.authority import Authority, AuthorityError
 from pki.credentials import (
@@ -197,13 +199,17 @@ class _Master:
         self.volumes = Volumes(store, self.tasks)
         self.events = Events(self.tasks, self.nodes, self.networks)
         self.tokens = Tokens(store, authority.fingerprint)
-        desired = Desired()
-        self.discovery = Discovery(store, self.tasks, self.nodes, desired, settings.vip_pool)
+        desired = self.desired = Desired()
+        names = VipNames(store, settings.vip_pools)
+        ranges = tuple(settings.vip_ranges)
+        self.discovery = Discovery(self.tasks, self.nodes, self.networks, desired, names, ranges)
         self.policies = Policies(store, self.tasks, self.networks, self.blocks, desired)
         self.policies.listen(self.events.policy_changed)
         self.dispatcher = Dispatcher(self.tasks, self.nodes, self.networks, self.blocks, self.volumes, desired)
         self.logs = Logs(self.dispatcher.streams)
-        self.allocator = Allocator(self.tasks, self.nodes, self.networks, self.blocks, self.addresses, self.volumes)
+        self.allocator = Allocator(
+            self.tasks, self.nodes, self.networks, self.blocks, self.addresses, self.volumes, self.discovery
+        )
         self.services = Services(store, self.allocator.subscribe(FRAMEWORK))
 
     async def run(self) -> None:
@@ -239,7 +245,6 @@ class _Master:
             self.tasks,
             self.nodes,
             self.allocator,
-            self.discovery,
             self.logs,
             self.tokens,
         )
@@ -256,6 +261,7 @@ class _Master:
         volumes = volumes_router(self.volumes, self.nodes)
         removal = nodes_router(self.nodes, self.dispatcher)
         parts = [cluster, streams, observe, adjustments, images, volumes, networks_router(networks), removal]
+        parts.append(vips_router(self.discovery, self.nodes, self.desired))
         policies = policies_router(self.policies, FRAMEWORK)
         everything = [*parts, policies, *routers(self.store, self.services)]
         return create_app(lambda token: admin_token.matches(token, self.digest), everything, PUBLIC)
@@ -268,7 +274,7 @@ class _Master:
             self.tasks,
             self.nodes,
             self.dispatcher,
-            self.settings.vip_pool,
+            tuple(self.settings.vip_pools),
             lambda name: [f"policy {policy}" for policy in self.policies.uses(name)],
         )
 

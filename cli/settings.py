@@ -63,9 +63,13 @@ class _Settings(BaseSettings):
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
 
 
+VIP_POOLS: list[IPv4Network | IPv6Network] = [ip_network("100.127.0.0/16"), ip_network("fd01:c::/112")]
+
+
 class MasterSettings(_Settings):
-    """`listen` is the address of all three ports. `names` are what clients may call the master besides localhost. What
-    the delays mean is told in `master/nodes.py`."""
+    """`listen` is the address of all three ports. `names` are what clients may call the master besides localhost. Names
+    of VIPs get addresses from `vip_pools`, of which every node has to know; labels may name addresses in these and in
+    `vip_ranges`. What the delays mean is told in `master/nodes.py`."""
 
     model_config = SettingsConfigDict(env_prefix="TEPUI_MASTER_", extra="forbid")
 
@@ -74,7 +78,8 @@ class MasterSettings(_Settings):
     api_port: int = Field(8443, ge=1, le=65535)
     control_port: int = Field(8444, ge=1, le=65535)
     enrol_port: int = Field(8445, ge=1, le=65535)
-    vip_pool: IPv4Network | IPv6Network = ip_network("100.127.0.0/16")
+    vip_pools: list[IPv4Network | IPv6Network] = VIP_POOLS
+    vip_ranges: list[IPv4Network | IPv6Network] = []
     unreachable_after_s: float = Field(UNREACHABLE_AFTER_S, gt=0)
     lost_after_s: float = Field(LOST_AFTER_S, gt=0)
 
@@ -94,7 +99,8 @@ class AgentSettings(_Settings):
 
     `cni_path` are the directories in which CNI plug-ins are looked for, each root's alone. At `cni_socket` our own
     plug-in, `tepui-cni`, asks for what other runtimes want.
-    Of `host_ports` one is taken for a task that asks for any port of the node.
+    `vip_backend` translates virtual addresses; by itself iptables, if another program of the node does so, and else
+    nftables. Of `host_ports` one is taken for a task that asks for any port of the node.
 
     `metrics_port` is on loopback (`agent/metrics.py`). `local_sources` are directories of the node from which tasks may
     have images (`oci:`, `docker-archive:`) and files (`file:`). `pull_secrets` are the files with credentials for
@@ -118,7 +124,8 @@ class AgentSettings(_Settings):
     runtime: Literal["native", "crun", "runc"] = "native"
     local_sources: list[Path] = []
     pull_secrets: dict[str, Path] = {}
-    vip_pools: list[IPv4Network | IPv6Network] = [ip_network("100.127.0.0/16")]
+    vip_pools: list[IPv4Network | IPv6Network] = VIP_POOLS
+    vip_backend: Literal["auto", "iptables", "nftables"] = "auto"
     log_file_mib: int = Field(10, ge=1)
     log_files: int = Field(3, ge=1)
     log_stream_mib: int = Field(256, ge=1)

@@ -14,6 +14,8 @@ from lab.cluster import MASTER, Lab
 from lab.errors import LabError
 from lab.record import Daemon, Node
 
+Settings = Mapping[str, str]
+
 TEPUI = (sys.executable, "-m", "cli.main")
 CPUS_PER_NODE = 2000  # thousandths: all nodes share one machine
 MEM_PER_NODE_MIB = 2048
@@ -21,25 +23,28 @@ DISK_PER_NODE_MIB = 10240
 ENROL_PORT = 8445
 START_DEADLINE_S = 30.0
 POLL_S = 0.1
+NO_SETTINGS: Settings = MappingProxyType({})
 
 
-def start_cluster(lab: Lab, nodes: int, settings: Mapping[str, str] = MappingProxyType({})) -> None:
+def start_cluster(
+    lab: Lab, nodes: int, settings: Settings = NO_SETTINGS, agents: Mapping[str, Settings] = MappingProxyType({})
+) -> None:
     """A lab whose nodes have all joined and are connected. Removes it again when that fails. `settings` are variables
-    (TEPUI_MASTER_...) of the master's environment."""
+    (TEPUI_MASTER_...) of the master's environment, `agents` those (TEPUI_AGENT_...) of nodes' agents by name."""
     lab.up(nodes)
     try:
         members = lab.nodes()[1:]
         token = start_master(lab, nodes, settings)
         for node in members:
             join(lab, node, token)
-            start_agent(lab, node)
+            start_agent(lab, node, agents.get(node.name, NO_SETTINGS))
         wait_until(lambda: len(connected(lab)) == nodes, f"{nodes} nodes are connected", START_DEADLINE_S)
     except BaseException:
         lab.down()
         raise
 
 
-def start_master(lab: Lab, uses: int, settings: Mapping[str, str] = MappingProxyType({})) -> str:
+def start_master(lab: Lab, uses: int, settings: Settings = NO_SETTINGS) -> str:
     """Returns a join token for that many nodes."""
     master = lab.node(MASTER)
     address, state = str(master.address), str(master.state)
@@ -55,8 +60,9 @@ def join(lab: Lab, node: Node, token: str) -> None:
     _run(lab, node, "agent", "join", port, "--token", "-", "--name", node.name, "--state", str(node.state), stdin=token)
 
 
-def start_agent(lab: Lab, node: Node) -> None:
-    lab.start(node.name, Daemon("agent", (*TEPUI, "agent", "run", "--state", str(node.state)), _limits(node)))
+def start_agent(lab: Lab, node: Node, settings: Settings = NO_SETTINGS) -> None:
+    variables = (*_limits(node), *settings.items())
+    lab.start(node.name, Daemon("agent", (*TEPUI, "agent", "run", "--state", str(node.state)), variables))
 
 
 def admin_file(lab: Lab) -> Path:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 
 from master.addresses import Addresses
 from master.blocks import Blocks, NetworkFull
+from master.discovery import Discovery
 from master.networks import Networks
 from master.nodes import Nodes, NodeView
 from master.offers import (
@@ -38,6 +39,7 @@ from model.node import NodeState
 from model.resources import Resources, describe
 from model.rights import missing, needed
 from model.task import TASK_ID, TaskSpec, sockets
+from model.vip import VipLabel
 from model.volume import PersistentVolume
 
 OFFER_DEADLINE_S = 30.0
@@ -75,12 +77,20 @@ class _Inbox:
 
 class Allocator:
     def __init__(
-        self, tasks: Tasks, nodes: Nodes, networks: Networks, blocks: Blocks, addresses: Addresses, volumes: Volumes
+        self,
+        tasks: Tasks,
+        nodes: Nodes,
+        networks: Networks,
+        blocks: Blocks,
+        addresses: Addresses,
+        volumes: Volumes,
+        discovery: Discovery,
     ) -> None:
         self.tasks = tasks
         self.volumes = volumes
         self.blocks = blocks
         self.addresses = addresses
+        self.discovery = discovery
         self.accepting: dict[str, Offer] = {}  # their tasks are on the way to the store
         self.arriving: dict[str, Sequence[TaskSpec]] = {}  # these tasks
         self._nodes = nodes
@@ -232,6 +242,7 @@ class FrameworkSubscription:
         self._tasks = allocator.tasks
         self._volumes = allocator.volumes
         self._addresses = allocator.addresses
+        self._discovery = allocator.discovery
         self._suppressed = False
         self._inbox = _Inbox()
 
@@ -308,11 +319,15 @@ class FrameworkSubscription:
             raise UnknownVolume(volume_id)
         await self._volumes.destroy(volume_id)
 
+    def vip_problem(self, label: VipLabel) -> str:
+        return self._discovery.problem(label)
+
     def owners(self) -> set[str]:
-        return self._addresses.owners(self.framework)
+        return self._addresses.owners(self.framework) | self._discovery.owners(self.framework)
 
     async def forget(self, owner: str) -> None:
         await self._addresses.forget(self.framework, owner)
+        await self._discovery.forget(self.framework, owner)
 
     async def reconcile(self) -> tuple[TaskView, ...]:
         return tuple(self._allocator.view(record) for record in self._own())

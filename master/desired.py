@@ -8,6 +8,7 @@ one set of keys, however often its items change, and it always gets the newest.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -22,11 +23,13 @@ class _Shared:
 
 @dataclass(slots=True, eq=False)
 class Feed:
-    """One session's view. `applied` is what the node says it has; `closed` that the session is over."""
+    """One session's view. `applied` is what the node says it has; `told` are the keys of what it was told and has not
+    said that it has, by revision and with the time of the clock; `closed` that the session is over."""
 
     node: str
     revision: int = 0
     applied: int = 0
+    told: dict[int, tuple[float, frozenset[str]]] = field(default_factory=dict)
     closed: bool = False
     dirty: set[str] = field(default_factory=set)
     wake: asyncio.Event = field(default_factory=asyncio.Event)
@@ -38,6 +41,8 @@ class Feed:
 
     def acknowledge(self, revision: int) -> None:
         self.applied = max(self.applied, revision)
+        for past in [number for number in self.told if number <= self.applied]:
+            del self.told[past]
         self.progress.set()
 
     def close(self) -> None:
@@ -106,11 +111,14 @@ class Desired:
         if feed.revision == 0:
             feed.dirty.clear()
             feed.revision = 1
-            return pb.Change(revision=1, full=True, put=self._items(feed.node))
+            items = self._items(feed.node)
+            feed.told[1] = time.monotonic(), frozenset(item.key for item in items)
+            return pb.Change(revision=1, full=True, put=items)
         if not feed.dirty:
             return None
         keys, feed.dirty = feed.dirty, set()
         feed.revision += 1
+        feed.told[feed.revision] = time.monotonic(), frozenset(keys)
         change = pb.Change(revision=feed.revision)
         for key in sorted(keys):
             item = self._item(feed.node, key)
@@ -119,6 +127,15 @@ class Desired:
             else:
                 change.put.append(item)
         return change
+
+    def behind(self, key: str) -> dict[str, float]:
+        """Nodes with a session that do not have the newest of the item yet, and for how many seconds they know."""
+        now, late = time.monotonic(), {}
+        for node, feed in self._feeds.items():
+            since = [at for at, keys in feed.told.values() if key in keys]
+            if since or key in feed.dirty:
+                late[node] = now - min(since, default=now)
+        return late
 
     async def barrier(self, nodes: Iterable[str], deadline_s: float) -> list[str]:
         """Waits until every one of `nodes` has applied all that was desired up to now. One without a session goes by

@@ -1,40 +1,37 @@
 """Which backends every VIP has, computed from the tasks: their states, health, drain and their nodes' reachability.
 
-A VIP exists for as long as there is a task that asks for it; a named one keeps its address beyond that
-(`vips/<framework>/<name>` in the store). A change of a task changes its VIPs in the desired state at once, before
-anybody who waits for that change goes on: only the first address of a new name has to wait for the store.
+A VIP exists for as long as there is a task that asks for it; what a name has is kept beyond that (`vip_names.py`). A
+change of a task changes its VIPs in the desired state at once, before anybody who waits for that change goes on: only
+the first address of a new name has to wait for the store.
+
+Tasks on nodes that can not be reached are no backends, unless all are on such nodes: then it may as well be the master
+that is cut off, and the last that was known to be good goes on.
 """
 
 from __future__ import annotations
 
-import asyncio
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from ipaddress import ip_address
 
-import structlog
-
 from master.desired import Desired
+from master.networks import Networks
 from master.nodes import Nodes, NodeView
-from master.store.base import Put, Store, StoreError
-from master.store.damaged import readable
 from master.tasks import TaskRecord, Tasks
-from model.network import Address, Subnet
+from master.vip_names import VipNames
+from model.network import Address, NetworkKind, Subnet
 from model.node import NodeState
-from model.task import Protocol, TaskState
-from model.vip import Backend, Vip, is_vip_label, parse_label
+from model.task import Port, Protocol, TaskState
+from model.vip import Backend, Vip, VipLabel, is_vip_label, parse_label
 from wire import control_pb2 as pb
 from wire.networks import vip_to_wire
-
-log = structlog.get_logger()
-
-PREFIX = "vips/"
-STORE_RETRY_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class VipRef:
-    """A VIP as a label asks for it: `name` is `<framework>/<name>` and gets an address, or `address` is given."""
+    """A VIP as a label asks for it: `name` is `<framework>/<name>` and gets addresses, or `address` is given."""
 
     name: str
     address: Address | None
@@ -43,36 +40,73 @@ class VipRef:
 
 
 class Discovery:
-    def __init__(self, store: Store, tasks: Tasks, nodes: Nodes, desired: Desired, pool: Subnet) -> None:
-        self._store = store
+    def __init__(
+        self,
+        tasks: Tasks,
+        nodes: Nodes,
+        networks: Networks,
+        desired: Desired,
+        names: VipNames,
+        ranges: tuple[Subnet, ...] = (),
+    ) -> None:
+        """In `ranges` labels may name addresses outright, and in the pools of `names`."""
         self._tasks = tasks
         self._nodes = nodes
+        self._networks = networks
         self._desired = desired
-        self._pool = pool
-        self._addresses: dict[str, Address] = {}  # by name
-        self._members: dict[VipRef, dict[str, int]] = {}  # task id -> container port
-        self._table: dict[VipRef, Vip] = {}
-        self._naming: dict[str, tuple[Address, asyncio.Task[None]]] = {}  # on their way to the store
-        self._reachable: dict[str, Address | None] = {}  # nodes that are, and where
+        self._names = names
+        self._ranges = ranges
+        self._members: dict[VipRef, dict[str, Port]] = {}  # by task
+        self._given: Counter[Address] = Counter()  # that labels name outright
+        self._named: dict[str, set[VipRef]] = {}
+        self._table: dict[VipRef, tuple[Vip, ...]] = {}  # one of each version of IP
+        self._away: set[str] = set()  # nodes that can not be reached
+        self._where: dict[str, Address] = {}
         tasks.listen(self._task_changed)
         nodes.listen(self._node_changed)
 
     async def load(self) -> None:
-        for key, address in await readable(self._store, PREFIX, lambda value: ip_address(value.decode())):
-            self._addresses[key.removeprefix(PREFIX)] = address
+        await self._names.load()
         for view in self._nodes.all():
-            self._reachable[view.node.id] = _where(view)
+            self._note(view)
         for record in self._tasks.all():
             self._task_changed(None, record)
 
     def table(self) -> list[Vip]:
-        return sorted(self._table.values(), key=lambda vip: vip.key)
+        return sorted((vip for vips in self._table.values() for vip in vips), key=lambda vip: vip.key)
+
+    def problem(self, label: VipLabel) -> str:
+        """Why nobody can have it; empty when one can."""
+        if label.address is None:
+            return ""
+        allowed = (*self._names.pools, *self._ranges)
+        if not any(label.address in each for each in allowed):
+            return f"is in none of {', '.join(map(str, allowed))} (vip_ranges in master.toml allows more)"
+        if name := self._names.holder(label.address):
+            return f"is the address of {name}"
+        node = next((node for node, address in self._where.items() if address == label.address), "")
+        return f"is the address of node {node}" if node else ""
+
+    def owners(self, framework: str) -> set[str]:
+        """Of the framework's, those that have names of VIPs."""
+        return self._names.owners(framework)
+
+    async def forget(self, framework: str, owner: str) -> None:
+        """Names that only this owner has are free again. Raises StoreError."""
+        await self._names.forget(framework, owner, self._heir)
+
+    def _heir(self, name: str) -> str:
+        """An owner of tasks that ask for the name; empty when there is none."""
+        members = (task_id for ref in self._named.get(name, ()) for task_id in self._members[ref])
+        return next((record.spec.owner for task_id in members if (record := self._tasks.get(task_id))), "")
 
     def _task_changed(self, before: TaskRecord | None, after: TaskRecord | None) -> None:
         record = after or before
         assert record is not None
         for ref, port in wanted(record):
-            members = self._members.setdefault(ref, {})
+            if ref not in self._members:
+                self._begin(ref)
+            members = self._members[ref]
             if after is None:
                 members.pop(record.spec.id, None)
             else:
@@ -80,63 +114,89 @@ class Discovery:
             self._publish(ref)
 
     def _node_changed(self, view: NodeView) -> None:
-        where = _where(view)
-        if view.node.id in self._reachable and self._reachable[view.node.id] == where:
+        if self._note(view):
+            refs = {ref for record in self._tasks.on(view.node.id) for ref, _ in wanted(record)}
+            for ref in refs & self._members.keys():
+                self._publish(ref)
+
+    def _note(self, view: NodeView) -> bool:
+        """Whether it is news."""
+        name, before = view.node.id, (self._where.get(view.node.id), view.node.id in self._away)
+        self._where[name] = view.node.address
+        (self._away.discard if view.state is NodeState.ONLINE else self._away.add)(name)
+        return before != (self._where[name], name in self._away)
+
+    def _begin(self, ref: VipRef) -> None:
+        self._members[ref] = {}
+        if ref.address is None:
+            self._named.setdefault(ref.name, set()).add(ref)
+        else:
+            self._given[ref.address] += 1
+
+    def _end(self, ref: VipRef) -> None:
+        del self._members[ref]
+        if ref.address is not None:
+            self._given -= Counter((ref.address,))
             return
-        self._reachable[view.node.id] = where
-        for ref in {ref for record in self._tasks.on(view.node.id) for ref, _ in wanted(record)}:
-            self._publish(ref)
+        self._named[ref.name].discard(ref)
+        if not self._named[ref.name]:
+            del self._named[ref.name]
 
     def _publish(self, ref: VipRef) -> None:
-        members = self._members.get(ref, {})
-        known = self._table.get(ref)
+        members = self._members[ref]
+        known = self._table.pop(ref, ())
         if not members:
-            self._members.pop(ref, None)
-            if known is not None:
-                del self._table[ref]
-                self._desired.unshare(f"vip/{known.key}")
-            return
-        address = ref.address or self._addresses.get(ref.name)
-        if address is None:
-            self._name(ref)
-            return
-        vip = Vip(address, ref.port, ref.protocol, ref.name, tuple(sorted(self._backends(members))))
-        if vip != known:
-            self._table[ref] = vip
-            self._desired.share(pb.Item(key=f"vip/{vip.key}", vip=vip_to_wire(vip)))
+            self._end(ref)
+            vips: tuple[Vip, ...] = ()
+        else:
+            vips = tuple(self._vips(ref, members))
+        if vips:
+            self._table[ref] = vips
+        for vip in known:
+            if vip.key not in {each.key for each in vips}:
+                self._desired.unshare(f"vip/{vip.key}")
+        for vip in vips:
+            if vip not in known:
+                self._desired.share(pb.Item(key=f"vip/{vip.key}", vip=vip_to_wire(vip)))
 
-    def _backends(self, members: dict[str, int]) -> Iterator[Backend]:
+    def _vips(self, ref: VipRef, members: dict[str, Port]) -> Iterator[Vip]:
+        """Of a name, the first address is there always, and one of another version with the first backend that has it:
+        who is told of it goes there."""
+        if ref.address is None and not self._names.complete(ref.name):
+            self._names.give(ref.name, self._heir(ref.name), self._given, partial(self._republish, ref.name))
+        for number, address in enumerate((ref.address,) if ref.address else self._names.get(ref.name)):
+            backends = tuple(sorted(self._backends(members, address.version)))
+            if backends or not number:
+                yield Vip(address, ref.port, ref.protocol, ref.name, backends)
+
+    def _republish(self, name: str) -> None:
+        for ref in tuple(self._named.get(name, ())):
+            self._publish(ref)
+
+    def _backends(self, members: dict[str, Port], version: int) -> list[Backend]:
+        near: list[Backend] = []
+        far: list[Backend] = []
         for task_id, port in members.items():
             record = self._tasks.get(task_id)
-            node = self._reachable.get(record.node) if record is not None else None
-            if record is not None and serving(record) and node is not None:
-                address = node if on_host(record) else ip_address(record.status.addresses[0])
-                if address.version == self._pool.version:
-                    yield Backend(task_id, record.node, address, port)
+            if record is not None and serving(record) and (address := self._address(record, version)) is not None:
+                backend = Backend(
+                    task_id, record.node, address, port.number, outside=self._outside(record, port, version)
+                )
+                (far if record.node in self._away else near).append(backend)
+        return near or far
 
-    def _name(self, ref: VipRef) -> None:
-        """Give a new name its address, which stays its own, and publish its VIPs when that is on disk."""
-        if ref.name in self._naming:
-            return
-        taken = {*self._addresses.values(), *(address for address, _ in self._naming.values())}
-        taken |= {other.address for other in self._members if other.address is not None}
-        address = next((host for host in self._pool.hosts() if host not in taken), None)
-        if address is None:
-            log.error("no VIP address left", pool=str(self._pool), name=ref.name)
-            return
-        self._naming[ref.name] = address, asyncio.create_task(self._store_name(ref.name, address))
+    def _outside(self, record: TaskRecord, port: Port, version: int) -> tuple[Address, int] | None:
+        """Where no other node has a way into the task's network: where its node publishes the port."""
+        network, where = self._networks.get(record.spec.network), self._where.get(record.node)
+        if network is None or network.kind is not NetworkKind.BRIDGE or where is None:
+            return None
+        return where, (port.host or 0) if where.version == version else 0
 
-    async def _store_name(self, name: str, address: Address) -> None:
-        while name not in self._addresses:
-            try:
-                await self._store.transaction(Put(PREFIX + name, str(address).encode()))
-                self._addresses[name] = address
-            except StoreError as error:
-                log.error("VIP name not stored, trying again", name=name, error=str(error))
-                await asyncio.sleep(STORE_RETRY_S)
-        del self._naming[name]
-        for ref in [ref for ref in self._members if ref.name == name]:
-            self._publish(ref)
+    def _address(self, record: TaskRecord, version: int) -> Address | None:
+        if on_host(record):
+            where = self._where.get(record.node)
+            return where if where is not None and where.version == version else None
+        return first_of(record, version)
 
 
 def serving(record: TaskRecord) -> bool:
@@ -157,11 +217,21 @@ def on_host(record: TaskRecord) -> bool:
     return record.spec.network == "host"
 
 
-def _where(view: NodeView) -> Address | None:
-    return view.node.address if view.state is NodeState.ONLINE else None
+def first_of(record: TaskRecord, version: int) -> Address | None:
+    """The task's address of this version of IP on its first network. Where one network gives it both, the one has the
+    other in its last 32 bits; with one network there is no doubt."""
+    addresses = [ip_address(text) for text in record.status.addresses]
+    if not addresses or addresses[0].version == version:
+        return addresses[0] if addresses else None
+    for address in addresses:
+        if address.version == version and (
+            not record.spec.interfaces or int(address) & 0xFFFFFFFF == int(addresses[0]) & 0xFFFFFFFF
+        ):
+            return address
+    return None
 
 
-def wanted(record: TaskRecord) -> Iterator[tuple[VipRef, int]]:
+def wanted(record: TaskRecord) -> Iterator[tuple[VipRef, Port]]:
     """The VIPs that a task's port labels ask for, with the port they lead to. Labels were checked at submission."""
     spec = record.spec
     for port in spec.ports:
@@ -171,4 +241,4 @@ def wanted(record: TaskRecord) -> Iterator[tuple[VipRef, int]]:
             label = parse_label(value)
             name = f"{spec.framework}/{label.name}" if label.name else ""
             for protocol in port.protocols:
-                yield VipRef(name, label.address, label.port, protocol), port.number
+                yield VipRef(name, label.address, label.port, protocol), port

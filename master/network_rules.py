@@ -53,7 +53,9 @@ def refuse_bad(network: Network) -> None:
         raise _bad("mtu", f"{network.mtu} is less than the {least} that its subnets need")
 
 
-def refuse_conflicts(network: Network, others: Iterable[Network], nodes: Sequence[Node], pool: Subnet) -> None:
+def refuse_conflicts(
+    network: Network, others: Iterable[Network], nodes: Sequence[Node], pools: Sequence[Subnet]
+) -> None:
     """Raises Refused for what it can not be beside."""
     for other in others:
         if other.name == network.name:
@@ -64,16 +66,16 @@ def refuse_conflicts(network: Network, others: Iterable[Network], nodes: Sequenc
         for other in others:
             if taken := next((each for each in other.subnets if overlap(subnet, each)), None):
                 raise Refused("subnets", f'{subnet} overlaps {taken} of network "{other.name}"')
-        if overlap(subnet, pool):
+        if pool := next((each for each in pools if overlap(subnet, each)), None):
             raise Refused("subnets", f"{subnet} overlaps {pool}, the pool of virtual addresses")
         for node in nodes:
             if node.address.version == subnet.version and node.address in subnet:
                 raise Refused("subnets", f"{subnet} has in it {node.address}, the address of node {node.id}")
 
 
-def any_subnet(others: Iterable[Network], pool: Subnet) -> Subnet:
+def any_subnet(others: Iterable[Network], pools: Sequence[Subnet]) -> Subnet:
     """One that nobody has. Raises Refused."""
-    taken = [pool, *(subnet for other in others for subnet in other.subnets)]
+    taken = [*pools, *(subnet for other in others for subnet in other.subnets)]
     subnet = free_subnet(ANY_SUBNET, ANY_PREFIX, taken)
     if subnet is None:
         raise Refused("subnets", f"no /{ANY_PREFIX} of {ANY_SUBNET} is left: say which one it is to have")

@@ -70,12 +70,12 @@ class Networks:
     def get(self, name: str) -> Network | None:
         return self._networks.get(name)
 
-    async def create(self, network: Network, nodes: Sequence[Node], pool: Subnet) -> None:
-        """Raises Refused: it can not be, or not together with other networks, with `nodes`, or with the `pool` of
+    async def create(self, network: Network, nodes: Sequence[Node], pools: Sequence[Subnet]) -> None:
+        """Raises Refused: it can not be, or not together with other networks, with `nodes`, or with the `pools` of
         virtual addresses."""
         refuse_bad(network)
         async with self._changing:
-            refuse_conflicts(network, self.all(), nodes, pool)
+            refuse_conflicts(network, self.all(), nodes, pools)
             try:
                 await self._store.transaction(Put(NETWORKS + network.name, NETWORK_CODEC.encode(network), expected=0))
             except Conflict as conflict:

@@ -14,6 +14,7 @@ from typing import Protocol
 from model.node import Node
 from model.resources import Resources
 from model.task import TaskSpec, TaskStatus
+from model.vip import VipLabel
 from model.volume import PersistentVolume
 
 
@@ -114,11 +115,14 @@ class Subscription(Protocol):
     async def destroy(self, volume_id: str) -> None:
         """The volume and what is on it, as soon as no task uses it and its node is there. Raises UnknownVolume."""
 
+    def vip_problem(self, label: VipLabel) -> str:
+        """Why no task can have this VIP; empty when it can."""
+
     def owners(self) -> set[str]:
-        """Of the framework's, those for which addresses are kept."""
+        """Of the framework's, those for which addresses or names of VIPs are kept."""
 
     async def forget(self, owner: str) -> None:
-        """Addresses that were kept for the owner are free again."""
+        """What was kept for the owner is free again."""
 
     async def reconcile(self) -> tuple[TaskView, ...]:
         """Every task of the framework that is not over and acknowledged, as known now."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from ipaddress import ip_address
 
 from model.network import Address
@@ -23,11 +24,14 @@ class VipLabel:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Backend:
+    """`outside` is where other nodes than its own reach it, if that is not its own address; port 0: they do not."""
+
     task_id: str
     node: str
     address: Address
     port: int
     weight: int = 1
+    outside: tuple[Address, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +46,22 @@ class Vip:
 
     @property
     def key(self) -> str:
-        return f"{self.address}:{self.port}/{self.protocol}"
+        host = f"[{self.address}]" if self.address.version == 6 else f"{self.address}"
+        return f"{host}:{self.port}/{self.protocol}"
+
+    def seen_from(self, node: str) -> Vip:
+        """With the backends as that node reaches them."""
+        if all(backend.outside is None for backend in self.backends):
+            return self
+        return replace(self, backends=tuple(_seen_from(node, self.backends)))
+
+
+def _seen_from(node: str, backends: Iterable[Backend]) -> Iterator[Backend]:
+    for backend in backends:
+        if backend.outside is None or backend.node == node:
+            yield replace(backend, outside=None)
+        elif backend.outside[1]:
+            yield replace(backend, address=backend.outside[0], port=backend.outside[1], outside=None)
 
 
 def is_vip_label(key: str) -> bool:

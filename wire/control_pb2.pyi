@@ -1678,11 +1678,16 @@ class Backend(_message.Message):
     ADDRESS_FIELD_NUMBER: _builtins.int
     PORT_FIELD_NUMBER: _builtins.int
     WEIGHT_FIELD_NUMBER: _builtins.int
+    OUTSIDE_FIELD_NUMBER: _builtins.int
+    OUTSIDE_PORT_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
     node: _builtins.str
     address: _builtins.str
     port: _builtins.int
     weight: _builtins.int
+    outside: _builtins.str
+    """Where other nodes reach it, if that is not its own address; without a port they do not."""
+    outside_port: _builtins.int
     def __init__(
         self,
         *,
@@ -1691,12 +1696,16 @@ class Backend(_message.Message):
         address: _builtins.str = ...,
         port: _builtins.int = ...,
         weight: _builtins.int = ...,
+        outside: _builtins.str | None = ...,
+        outside_port: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_outside", b"_outside", "outside", b"outside"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "node", b"node", "port", b"port", "task_id", b"task_id", "weight", b"weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_outside", b"_outside", "address", b"address", "node", b"node", "outside", b"outside", "outside_port", b"outside_port", "port", b"port", "task_id", b"task_id", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__outside: _TypeAlias = _typing.Literal["outside"]  # noqa: Y015
+    _WhichOneofArgType__outside: _TypeAlias = _typing.Literal["_outside", b"_outside"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__outside) -> _WhichOneofReturnType__outside | None: ...
 
 Global___Backend: _TypeAlias = Backend  # noqa: Y015
 

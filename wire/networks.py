@@ -129,6 +129,8 @@ def vip_to_wire(vip: Vip) -> pb.Vip:
                 address=str(backend.address),
                 port=backend.port,
                 weight=backend.weight,
+                outside=str(backend.outside[0]) if backend.outside else None,
+                outside_port=backend.outside[1] if backend.outside else 0,
             )
             for backend in vip.backends
         ],
@@ -141,11 +143,13 @@ def vip_from_wire(message: pb.Vip) -> Vip:
         port=message.port,
         protocol=Protocol(message.protocol),
         name=message.name,
-        backends=tuple(
-            Backend(backend.task_id, backend.node, ip_address(backend.address), backend.port, backend.weight)
-            for backend in message.backends
-        ),
+        backends=tuple(map(_backend_from_wire, message.backends)),
     )
+
+
+def _backend_from_wire(message: pb.Backend) -> Backend:
+    outside = (ip_address(message.outside), message.outside_port) if message.HasField("outside") else None
+    return Backend(message.task_id, message.node, ip_address(message.address), message.port, message.weight, outside)
 
 
 def _blocks(network: str, node: str, subnets: Iterable[str]) -> tuple[Block, ...]:

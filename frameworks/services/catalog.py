@@ -29,6 +29,12 @@ class UnknownApp(Exception):
     """No app of this kind has this id."""
 
 
+async def refuse_taken(store: Store, app_id: str) -> None:
+    """Raises AppExists."""
+    if await store.get(key(app_id)) is not None:
+        raise AppExists(app_id)
+
+
 async def add(store: Store, definition: Definition | PodDefinition) -> App:
     app = create(definition, _now())
     try:

@@ -20,11 +20,15 @@ from datetime import UTC, datetime
 
 import structlog
 
+from frameworks.services import vips
 from frameworks.services.app import CODEC, FRAMEWORK, PREFIX, STAGED_LABEL, App, Place, label, new_tasks
 from frameworks.services.backoff import Backoff, Failure, failed
+from frameworks.services.definition import Definition
+from frameworks.services.fields import Location
 from frameworks.services.instances import Instance, Waiting, idle, remains
 from frameworks.services.networking import addresses_asked, names_of
 from frameworks.services.place import Demand, Placement, place
+from frameworks.services.pods.definition import PodDefinition
 from frameworks.services.refusals import Refusal, explain, reason
 from frameworks.services.volumes import Residency
 from frameworks.services.wanted import Run, illness, missing, settled, surplus
@@ -94,6 +98,11 @@ class Services:
     def apps(self) -> list[App]:
         """Those that can be read."""
         return list(self._apps.values())
+
+    def vip_problems(self, definition: Definition | PodDefinition) -> dict[Location, str]:
+        """Why its labels can not have the VIPs that they ask for."""
+        others = ((app.id, app.definition) for app in self._apps.values())
+        return dict(vips.problems(definition, others, self._subscription.vip_problem))
 
     def deploying(self) -> int:
         """How many apps are not yet as they were asked to be."""

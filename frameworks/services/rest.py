@@ -22,6 +22,7 @@ from frameworks.services.definition import Definition, Scale, TaskIds
 from frameworks.services.framework import Services, TaskFailure, describe_end
 from frameworks.services.health import health_results, readiness_results
 from frameworks.services.pods.rest import PodsApi
+from frameworks.services.vips import refuse_bad
 from frameworks.services.wanted import Run, settled
 from master.rest import cluster
 from master.rest.errors import ApiError
@@ -87,6 +88,8 @@ class MarathonApi:
 
     async def create(self, definition: Definition, response: Response) -> Json:
         try:
+            await catalog.refuse_taken(self._store, definition.id)
+            refuse_bad(self._services.vip_problems(definition))
             app = await catalog.add(self._store, definition)
         except AppExists as error:
             raise ApiError(409, f"An app with id [{definition.id}] already exists.") from error

@@ -11,10 +11,9 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 from fastapi.responses import StreamingResponse
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field
 
 from master.allocator import Allocator
-from master.discovery import Discovery
 from master.logs import LogError, Logs
 from master.nodes import Nodes, NodeView
 from master.offers import TaskView
@@ -25,14 +24,11 @@ from model.fit import misfits
 from model.health import describe
 from model.resources import Resources
 from model.task import TaskState, Usage
-from model.vip import Vip
 from wire import control_pb2 as pb
 
 Stream = Annotated[str, Query(pattern="^(stdout|stderr|both)$")]
 Tail = Annotated[int, Query(ge=-1, lt=2**63)]  # lines; -1: all
 Since = Annotated[float, Query(ge=0, allow_inf_nan=False)]  # seconds since the epoch
-
-VIPS: TypeAdapter[list[Vip]] = TypeAdapter(list[Vip])
 
 
 class NewToken(BaseModel):
@@ -46,7 +42,6 @@ def cluster_router(
     tasks: Tasks,
     nodes: Nodes,
     allocator: Allocator,
-    discovery: Discovery,
     logs: Logs,
     tokens: Tokens,
 ) -> APIRouter:
@@ -83,10 +78,6 @@ def cluster_router(
             nodes_now = [view.node.id for view in nodes.all() if view.connected]
             chunks = await _opened(logs.find(nodes_now, wanted), failure=404)
         return StreamingResponse(chunks, media_type="application/octet-stream")
-
-    @router.get("/vips")
-    async def list_vips() -> dict[str, Any]:
-        return {"vips": VIPS.dump_python(discovery.table(), mode="json")}
 
     @router.post("/tokens", status_code=201)
     async def mint_token(wanted: NewToken) -> dict[str, Any]:

@@ -57,7 +57,7 @@ class NetworkParts:
     tasks: Tasks
     nodes: Nodes
     dispatcher: Dispatcher
-    vip_pool: Subnet
+    vip_pools: tuple[Subnet, ...]
     uses: Callable[[str], list[str]]
 
 
@@ -91,7 +91,7 @@ def networks_router(parts: NetworkParts) -> APIRouter:
     async def create_network(wanted: NewNetwork) -> dict[str, Any]:
         try:
             network = _network(wanted, parts)
-            await networks.create(network, [view.node for view in nodes.all()], parts.vip_pool)
+            await networks.create(network, [view.node for view in nodes.all()], parts.vip_pools)
         except Refused as error:
             status = 409 if error.conflict else 422
             raise ApiError(status, f"Network '{wanted.name}': {error}", {f"/{error.field}": [error.problem]}) from error
@@ -143,7 +143,7 @@ def _network(wanted: NewNetwork, parts: NetworkParts) -> Network:
     if kind is NetworkKind.CNI:
         subnets, static = tuple(wanted.subnets), tuple(wanted.static or ())
         return Network(wanted.name, kind, subnets, vni=wanted.vni, mtu=wanted.mtu, cni=cni, static=static)
-    subnets = tuple(wanted.subnets) or (any_subnet(others, parts.vip_pool),)
+    subnets = tuple(wanted.subnets) or (any_subnet(others, parts.vip_pools),)
     network = Network(
         wanted.name,
         kind,

@@ -49,15 +49,10 @@ class Ruleset:
     members: Mapping[str, frozenset[Address]] = field(repr=False, compare=False)
 
 
-def drop() -> str:
-    """Also where there is none."""
-    return f"add table {TABLE}\ndelete table {TABLE}\n"
-
-
 def load(ruleset: Ruleset, guests: Iterable[GuestElement]) -> str:
-    """The whole table, in the place of whatever is there."""
+    """The whole table, where there is none."""
     empty = Ruleset({}, {}, frozenset(), {})
-    return drop() + f"add table {TABLE}\n" + diff(empty, ruleset, new=guests)
+    return f"add table {TABLE}\n" + diff(empty, ruleset, new=guests)
 
 
 def diff(before: Ruleset, after: Ruleset, gone: Iterable[GuestElement] = (), new: Iterable[GuestElement] = ()) -> str:

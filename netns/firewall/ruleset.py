@@ -20,7 +20,7 @@ import re
 import socket
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from ipaddress import IPv4Network, IPv6Address, IPv6Network, collapse_addresses
+from ipaddress import IPv6Address
 
 from model.network import VXLAN_PORT, Subnet
 from model.policy import Policy, PortRange, Source
@@ -28,6 +28,7 @@ from model.task import Protocol
 from netns.firewall.change import GuestElement, Ruleset, Set
 from netns.firewall.table import Guest, Table, Zone
 from netns.link import VETH_PREFIX
+from netns.nft.listing import collapsed
 
 CONTAINERS = f'iifname "{VETH_PREFIX}*"'
 IP = {4: "ip", 6: "ip6"}
@@ -119,7 +120,7 @@ def _fixed_sets(table: Table, zones: Sequence[Zone]) -> dict[str, Set]:
     sets = {"overlays": Set("ifname", frozenset(f'"{zone.dev}"' for zone in table.zones if zone.dev))}
     for version in (4, 6):
         kind = ADDRESS[version]
-        remote = _without(_collapsed(cluster, version), _collapsed(local, version))
+        remote = _without(collapsed(cluster, version), collapsed(local, version))
         for name, subnets in (
             ("local", local),
             ("cluster", cluster),
@@ -127,8 +128,8 @@ def _fixed_sets(table: Table, zones: Sequence[Zone]) -> dict[str, Set]:
             ("internal", internal),
             ("leaving", leaving),
         ):
-            sets[f"{name}{version}"] = Set(kind, frozenset(_collapsed(subnets, version)), interval=True)
-        ways = (f"{subnet} : goto {zone_chain(zone)}" for zone in zones for subnet in _collapsed(zone.local, version))
+            sets[f"{name}{version}"] = Set(kind, frozenset(collapsed(subnets, version)), interval=True)
+        ways = (f"{subnet} : goto {zone_chain(zone)}" for zone in zones for subnet in collapsed(zone.local, version))
         sets |= {
             f"zones{version}": Set(f"{kind} : verdict", frozenset(ways), interval=True),
             f"peers{version}": Set(kind, frozenset(peer for peer in table.peers if peer.version == version)),
@@ -239,7 +240,7 @@ def _leave(zones: Iterable[Zone]) -> Iterable[str]:
     # they get an answer, and are what its policies expect.
     for zone in zones:
         for version in (4, 6):
-            if zone.dev and (own := _collapsed(zone.network.subnets, version)):
+            if zone.dev and (own := collapsed(zone.network.subnets, version)):
                 yield f'fib saddr type local oifname "{zone.dev}" {IP[version]} saddr != {_braced(own)} masquerade'
 
 
@@ -280,7 +281,7 @@ def _source_rules(
 
 def _from(subnets: Sequence[Subnet], ports: Sequence[PortRange]) -> Iterable[str]:
     for version in (4, 6):
-        if of := _collapsed(subnets, version):
+        if of := collapsed(subnets, version):
             yield from _to_ports(f"{IP[version]} saddr {_braced(of)}", ports)
 
 
@@ -290,13 +291,6 @@ def _to_ports(match: str, ports: Sequence[PortRange]) -> Iterable[str]:
     for each in ports:
         span = f"{each.first}" if each.first == each.last else f"{each.first}-{each.last}"
         yield f"{match} {each.protocol.value} dport {span} accept"
-
-
-def _collapsed(subnets: Iterable[Subnet], version: int) -> list[Subnet]:
-    """Without what others contain: nft refuses intervals that overlap."""
-    if version == 4:
-        return list(collapse_addresses(subnet for subnet in subnets if isinstance(subnet, IPv4Network)))
-    return list(collapse_addresses(subnet for subnet in subnets if isinstance(subnet, IPv6Network)))
 
 
 def _without(subnets: Iterable[Subnet], holes: Iterable[Subnet]) -> list[Subnet]:

@@ -57,6 +57,11 @@ class IptablesVips:
                 await self._install(self._applied)
             return wrong
 
+    async def others(self) -> bool:
+        """Whether another program translates addresses by iptables."""
+        actual = await self._worker.read("read the rules of others", ("nat",))
+        return any("" in targets for targets in actual["nat"]["hooks"].values())
+
     async def remove(self) -> None:
         async with self._turn:
             self._applied = None

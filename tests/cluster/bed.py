@@ -10,18 +10,19 @@ import http.client
 import json
 import ssl
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 from uuid import uuid4
 
 import httpx2
 
 from lab.cluster import MASTER, Lab
-from lab.daemons import admin_file, start_cluster, start_master
+from lab.daemons import NO_SETTINGS, Settings, admin_file, start_cluster, start_master
 from tests.cluster import traces
 
 ROOT = Path(__file__).parents[2]
@@ -63,11 +64,14 @@ def stays(condition: Callable[[], object], what: str, for_s: float) -> None:
 
 
 @contextmanager
-def started(nodes: int, **settings: str) -> Iterator[Cluster]:
-    """A cluster of that many connected nodes, until the block ends. `settings` are variables of the master's."""
+def started(
+    nodes: int, settings: Settings = NO_SETTINGS, agents: Mapping[str, Settings] = MappingProxyType({})
+) -> Iterator[Cluster]:
+    """A cluster of that many connected nodes, until the block ends. `settings` are variables of the master's, `agents`
+    those of nodes' agents."""
     lab = Lab(new_name())
     try:
-        start_cluster(lab, nodes, settings)
+        start_cluster(lab, nodes, settings, agents)
         with _connected(lab) as cluster:
             yield cluster
     finally:

@@ -10,11 +10,12 @@ from tests.cluster import bed
 from tests.cluster.bed import Cluster
 
 NODES = 3
+IPTABLES = "n2"  # has the other back end of VIPs
 
 
 @pytest.fixture(scope="session")
 def shared() -> Iterator[Cluster]:
-    with bed.started(NODES) as cluster:
+    with bed.started(NODES, agents={IPTABLES: {"TEPUI_AGENT_VIP_BACKEND": "iptables"}}) as cluster:
         yield cluster
 
 

@@ -28,7 +28,7 @@ def impatient() -> Iterator[Cluster]:
         "TEPUI_MASTER_UNREACHABLE_AFTER_S": str(UNREACHABLE_AFTER_S),
         "TEPUI_MASTER_LOST_AFTER_S": str(LOST_AFTER_S),
     }
-    with bed.started(3, **settings) as cluster:
+    with bed.started(3, settings) as cluster:
         yield cluster
 
 

@@ -153,3 +153,4 @@ def test_removing_a_service_leaves_nothing_of_it(cluster: Cluster) -> None:
         refused = cluster.lab.exec(node, [PYTHON, "-c", connect]).stderr
         assert "ConnectionRefusedError" in refused
         assert "DNAT" not in cluster.lab.exec(node, ["iptables-legacy-save", "-t", "nat"]).stdout
+        assert "goto of_" not in cluster.lab.exec(node, ["nft", "list", "table", "inet", "tepui-vips"]).stdout

@@ -23,7 +23,7 @@ APP = "/counter"
 
 @pytest.fixture(scope="module")
 def impatient() -> Iterator[Cluster]:
-    with bed.started(2, **SETTINGS) as cluster:
+    with bed.started(2, SETTINGS) as cluster:
         yield cluster
 
 

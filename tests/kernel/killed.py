@@ -25,11 +25,11 @@ from model.network import Block, Network, NetworkKind
 from model.resources import Resources
 from model.task import Bandwidth, Interface, Port, TaskSpec
 from netns.driver import NetworkSpec
-from netns.firewall.libnftables import Nftables
 from netns.firewall.nftables import NftFirewall
 from netns.firewall.table import Zone
 from netns.link import vxlan_name
 from netns.networks import Networks
+from netns.nft.libnftables import Nftables
 from tests.kernel.faults import Steps, steps_of
 
 UNDERLAY = ip_address("192.0.2.1")

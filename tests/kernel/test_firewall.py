@@ -17,9 +17,10 @@ from model.network import Address, Network, NetworkKind
 from model.policy import Policy, PortRange, Source
 from model.task import Port, Protocol
 from netns.driver import NetworkError
-from netns.firewall.netfilter import Netfilter
 from netns.firewall.nftables import NftFirewall
 from netns.firewall.table import Guest, Zone
+from netns.nft.netfilter import Netfilter
+from netns.nft.own import NftSession
 from tests.kernel.namespaces import NetnsProcess, network_of, run
 from tests.kernel.site import OPEN, REFUSED, SILENT, Container, Node, Site, ask_tcp, ask_udp, ping, site, tcp, udp
 
@@ -435,8 +436,9 @@ async def test_what_nft_refuses_changes_nothing_and_names_the_operation(lan: Sit
 async def test_who_has_many_files_open_opens_it_before(host_netns: None) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2048), hard))
-    early, late = NftFirewall(), NftFirewall()
-    early.open()
+    session = NftSession()
+    early, late = NftFirewall(session), NftFirewall()
+    session.open()
     zone = Zone(Network("prod", NetworkKind.BRIDGE, (ip_network("10.9.0.0/16"),)), (ip_network("10.9.1.0/24"),))
     with ExitStack() as files:
         try:

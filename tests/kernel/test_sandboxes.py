@@ -287,7 +287,7 @@ async def test_a_task_whose_sandbox_was_claimed_and_not_started_begins_again_in_
 
 async def test_spares_are_in_the_blocks_that_the_node_has_now(node: Node) -> None:
     async with recovered(node.agent()) as agent:
-        network = NodeNetwork(node.networks, Vips(Driver()), NftFirewall(), (), agent.sandboxes.drop)
+        network = NodeNetwork("n1", node.networks, Vips(Driver()), NftFirewall(), (), agent.sandboxes.drop)
         for subnet in ("100.64.1.0/24", "100.64.2.0/24"):
             network.put_network(Share(NETWORK, (block(subnet),)))
             assert await network.apply() == []

@@ -1,4 +1,4 @@
-"""VIPs in a real kernel: containers behind veths, TCP servers that say who they are, and other programs' rules."""
+"""VIPs by iptables: beside other programs' rules, and whatever becomes of the worker."""
 
 from __future__ import annotations
 
@@ -7,88 +7,35 @@ import fcntl
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
-from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
-from model.task import Protocol
-from model.vip import Backend, Vip
+from model.vip import Backend
 from netns.driver import NetworkError
 from netns.iptables.client import Worker, wanted_body
 from netns.iptables.rule import Extension, Rule, chain_name
 from netns.iptables.worker import XTABLES_LOCK
-from netns.vip.backend import Table
 from netns.vip.iptables import IptablesVips, request
 from netns.vip.ruleset import compile_rules
-from tests.kernel.namespaces import NetnsProcess, network_of, run
+from tests.kernel.namespaces import NetnsProcess, run
+from tests.kernel.vips import CLUSTER, Container, ask, containers, many, table, vip
 
 pytestmark = pytest.mark.anyio
 
-POOL = IPv4Network("100.127.0.0/16")
-LOCAL = IPv4Network("100.64.1.0/24")
-CLUSTER = IPv4Network("100.64.0.0/11")
-GATEWAY = "100.64.1.1"
-OUTSIDE = "192.0.2.2"
-VIP = "100.127.3.7"
 PROJECT = str(Path(__file__).resolve().parents[2])
 POLL_S = 0.01
-SERVER_DEADLINE_S = 5.0
-CONNECT_DEADLINE_S = 2.0
 FAULT_DEADLINE_S = 20.0
-
-NAMED_SERVER = """
-import socketserver, sys
-class Named(socketserver.StreamRequestHandler):
-    def handle(self):
-        self.wfile.write(f"{sys.argv[1]} {self.client_address[0]}\\n".encode())
-        while line := self.rfile.readline():
-            self.wfile.write(line)
-class Server(socketserver.ThreadingTCPServer):
-    allow_reuse_address = daemon_threads = True
-    request_queue_size = 128
-with Server(("0.0.0.0", 8080), Named) as server:
-    print("ready", flush=True)
-    server.serve_forever()
-"""
-
-
-@dataclass(frozen=True, slots=True)
-class Container:
-    """Routed by the host alone, as containers are. Its server answers with its address and the client's."""
-
-    namespace: NetnsProcess
-    address: str
-
-    def backend(self, weight: int = 1) -> Backend:
-        return Backend(f"task-{self.address}", "node", IPv4Address(self.address), 8080, weight)
 
 
 @pytest.fixture
 def container(spawn: Callable[[], NetnsProcess]) -> Iterator[Callable[[int], Container]]:
-    """Makes container number N with address 100.64.1.N and starts its server."""
-    Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
-    # A redirect counts against the rate of ICMP errors, so the refusal that follows it would not be sent.
-    for scope in ("all", "default"):
-        Path(f"/proc/sys/net/ipv4/conf/{scope}/send_redirects").write_text("0")
-    with ExitStack() as stack:
-
-        def make(number: int) -> Container:
-            made = Container(spawn(), f"100.64.1.{number}")
-            _wire(made.namespace, f"tv{number}", GATEWAY, made.address)
-            run("ip", "route", "add", f"{made.address}/32", "dev", f"tv{number}", "src", GATEWAY)
-            run("ip", "route", "replace", str(POOL), "dev", f"tv{number}", "src", GATEWAY)
-            stack.callback(_end, _server(made.namespace, made.address))
-            return made
-
+    with containers(spawn) as make:
         yield make
 
 
@@ -97,60 +44,6 @@ async def vips() -> AsyncIterator[IptablesVips]:
     backend = IptablesVips()
     yield backend
     await backend.close()
-
-
-def _wire(peer: NetnsProcess, link: str, host: str, address: str) -> None:
-    run("ip", "link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", str(peer.pid))
-    run("ip", "address", "add", f"{host}/32", "dev", link)
-    run("ip", "link", "set", link, "up")
-    for command in (
-        f"address add {address}/32 dev eth0",
-        "link set lo up",
-        "link set eth0 up",
-        f"route add {host}/32 dev eth0",
-        f"route add default via {host}",
-    ):
-        peer.run("ip", *command.split())
-
-
-def _server(namespace: NetnsProcess, name: str) -> subprocess.Popen[str]:
-    argv = ["nsenter", "-t", str(namespace.pid), "-n", sys.executable, "-I", "-S", "-c", NAMED_SERVER, name]
-    process = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    with process.stdout as stdout:
-        assert stdout.readline() == "ready\n"
-    return process
-
-
-def _end(process: subprocess.Popen[str]) -> None:
-    process.kill()
-    process.wait(SERVER_DEADLINE_S)
-
-
-def connect(source: Container | None, address: str, port: int = 80) -> socket.socket:
-    """From a container, or from the host itself."""
-    with network_of(source.namespace.pid) if source else nullcontext():
-        return socket.create_connection((address, port), timeout=CONNECT_DEADLINE_S)
-
-
-def ask(source: Container | None, address: str = VIP, port: int = 80) -> tuple[str, str]:
-    """Who answered, and which client address it saw."""
-    with connect(source, address, port) as connection, connection.makefile() as stream:
-        server, client = stream.readline().split()
-        return server, client
-
-
-def vip(*backends: Backend, address: str = VIP, port: int = 80, protocol: Protocol = Protocol.TCP) -> Vip:
-    return Vip(IPv4Address(address), port, protocol, "/web", tuple(sorted(backends)))
-
-
-def table(*vips: Vip) -> Table:
-    return Table({row.key: row for row in vips}, (POOL,), (LOCAL,), (CLUSTER,))
-
-
-def many(count: int, port: int = 8080) -> Table:
-    rows = [Backend(f"t{number}", "n", CLUSTER[2 + number], port) for number in range(count)]
-    return table(*(vip(row, address=str(POOL[1 + number])) for number, row in enumerate(rows)))
 
 
 def saved() -> str:
@@ -182,100 +75,6 @@ async def until(condition: Callable[[], bool]) -> None:
 
 async def busy_or_done(vips: IptablesVips, change: asyncio.Task[None]) -> None:
     await until(lambda: change.done() or _busy(vips.worker_pid))
-
-
-# Packets
-
-
-async def test_a_vip_answers_containers_and_the_host(vips: IptablesVips, container: Callable[[int], Container]) -> None:
-    client, web = container(2), container(3)
-    await vips.apply(table(vip(web.backend())))
-    assert ask(client) == (web.address, client.address)
-    assert ask(None) == (web.address, GATEWAY)
-
-
-async def test_backends_share_connections_by_weight(vips: IptablesVips, container: Callable[[int], Container]) -> None:
-    client, *webs = (container(number) for number in (2, 3, 4, 5))
-    weights = {webs[0].address: 1, webs[1].address: 1, webs[2].address: 2}
-    await vips.apply(table(vip(*(web.backend(weights[web.address]) for web in webs))))
-    seen = Counter(ask(client)[0] for _ in range(400))
-    expected = {address: 400 * weight / 4 for address, weight in weights.items()}
-    # Chi-square with two degrees of freedom: a fair draw exceeds 27.6 once in a million runs.
-    assert sum((seen[address] - count) ** 2 / count for address, count in expected.items()) < 27.6
-
-
-async def test_a_container_reaches_itself_through_its_vip(
-    vips: IptablesVips, container: Callable[[int], Container]
-) -> None:
-    web, other = container(2), container(3)
-    await vips.apply(table(vip(web.backend())))
-    assert ask(web) == (web.address, GATEWAY)
-    assert ask(other) == (web.address, other.address)
-
-
-@pytest.mark.parametrize("address", [VIP, "100.127.200.1", "10.1.2.3"])
-async def test_a_vip_without_backends_is_refused_at_once(
-    vips: IptablesVips, container: Callable[[int], Container], address: str
-) -> None:
-    client, other = container(2), container(3)
-    run("ip", "route", "add", "10.1.2.3/32", "dev", "tv3", "src", GATEWAY)
-    await vips.apply(table(vip(), vip(address="10.1.2.3"), vip(address="10.1.2.3", protocol=Protocol.UDP)))
-    for source in (client, other, None):
-        started = time.monotonic()
-        with pytest.raises(ConnectionRefusedError):
-            connect(source, address)
-        assert time.monotonic() - started < 0.1
-
-
-async def test_udp_to_a_vip_without_backends_is_refused(
-    vips: IptablesVips, container: Callable[[int], Container]
-) -> None:
-    client = container(2)
-    await vips.apply(table(vip(protocol=Protocol.UDP)))
-    with network_of(client.namespace.pid), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sending:
-        sending.settimeout(CONNECT_DEADLINE_S)
-        sending.connect((VIP, 80))
-        sending.send(b"anyone?")
-        with pytest.raises(ConnectionRefusedError):
-            sending.recv(100)
-
-
-async def test_an_address_outside_of_the_pool_keeps_its_other_ports(
-    vips: IptablesVips, container: Callable[[int], Container]
-) -> None:
-    client, owner, web = container(2), container(3), container(4)
-    await vips.apply(table(vip(web.backend(), address=owner.address)))
-    assert ask(client, owner.address, 80)[0] == web.address
-    assert ask(client, owner.address, 8080)[0] == owner.address
-
-
-async def test_an_open_connection_survives_a_change_of_backends(
-    vips: IptablesVips, container: Callable[[int], Container]
-) -> None:
-    client, old, new = container(2), container(3), container(4)
-    await vips.apply(table(vip(old.backend())))
-    with connect(client, VIP) as connection, connection.makefile("rw") as stream:
-        assert stream.readline().split()[0] == old.address
-        for remaining in (vip(new.backend()), vip()):
-            await vips.apply(table(remaining))
-            stream.write("still there?\n")
-            stream.flush()
-            assert stream.readline() == "still there?\n"
-        await vips.apply(table(vip(new.backend())))
-        assert ask(client)[0] == new.address
-
-
-async def test_only_what_leaves_the_cluster_is_masqueraded(
-    vips: IptablesVips, container: Callable[[int], Container], spawn: Callable[[], NetnsProcess]
-) -> None:
-    client, neighbour, outside = container(2), container(3), spawn()
-    _wire(outside, "out", "192.0.2.1", OUTSIDE)
-    run("ip", "route", "add", f"{OUTSIDE}/32", "dev", "out")
-    server = _server(outside, OUTSIDE)
-    await vips.apply(table())
-    assert ask(client, OUTSIDE, 8080) == (OUTSIDE, "192.0.2.1")
-    assert ask(client, neighbour.address, 8080) == (neighbour.address, client.address)
-    _end(server)
 
 
 async def test_a_port_mapping_of_another_program_does_not_take_a_vip(

@@ -19,6 +19,7 @@ from master.store.base import StoreError
 from model.node import Node
 from model.resources import Resources
 from model.task import TaskSpec, TaskState, TaskStatus, Usage, sockets
+from model.vip import VipLabel
 from model.volume import PersistentVolume, persistent
 
 DEADLINE_S = 10.0
@@ -46,6 +47,7 @@ class Cluster:
         self.accepted: list[TaskSpec] = []
         self.killed: list[str] = []
         self.kept: set[str] = set()  # owners for whom addresses are kept
+        self.vip_problems: dict[str, str] = {}  # by address
         self.forgotten: list[str] = []
         self.rejecting: StoreError | None = None
         self.losing_offers = 0
@@ -254,6 +256,9 @@ class Subscription:
     async def kill(self, task_id: str) -> None:
         self._cluster.kill(task_id)
         await asyncio.sleep(0)
+
+    def vip_problem(self, label: VipLabel) -> str:
+        return self._cluster.vip_problems.get(str(label.address), "")
 
     def owners(self) -> set[str]:
         return self._cluster.kept_owners()

@@ -26,6 +26,7 @@ from master.nodes import Nodes
 from master.store.base import Delete, Put, StoreError
 from master.store.sqlite import SqliteStore
 from master.tasks import TaskRecord, Tasks
+from master.vip_names import VipNames
 from master.volumes import Volumes
 from model.node import Node
 from model.resources import Resources
@@ -41,6 +42,7 @@ from wire.tls import SERVER_OPTIONS, channel, server_credentials
 
 DEADLINE_S = 10.0
 POOL = ip_network("100.127.0.0/24")
+POOLS = (POOL, ip_network("fd01:c::/120"))
 
 
 def task(task_id: str, cpus: int = 100, mem: int = 32, vip: str = "", **attributes: Any) -> TaskSpec:
@@ -71,6 +73,7 @@ class Master:
     addresses: Addresses
     volumes: Volumes
     desired: Desired
+    names: VipNames
     discovery: Discovery
     logs: Logs
     dispatcher: Dispatcher
@@ -105,15 +108,28 @@ async def master(
     volumes = Volumes(store, tasks)
     nodes = Nodes(store, unreachable_after_s, lost_after_s)
     blocks, addresses = Blocks(store, networks, tasks, nodes), Addresses(store, networks, tasks)
-    discovery = Discovery(store, tasks, nodes, desired, POOL)
+    names = VipNames(store, POOLS)
+    discovery = Discovery(tasks, nodes, networks, desired, names, (ip_network("9.9.9.0/24"),))
     dispatcher = Dispatcher(tasks, nodes, networks, blocks, volumes, desired)
     logs = Logs(dispatcher.streams)
-    allocator = Allocator(tasks, nodes, networks, blocks, addresses, volumes)
+    allocator = Allocator(tasks, nodes, networks, blocks, addresses, volumes, discovery)
     try:
         for part in (tasks, volumes, networks, nodes, blocks, addresses, discovery, dispatcher):
             await part.load()
         yield Master(
-            store, tasks, nodes, networks, blocks, addresses, volumes, desired, discovery, logs, dispatcher, allocator
+            store,
+            tasks,
+            nodes,
+            networks,
+            blocks,
+            addresses,
+            volumes,
+            desired,
+            names,
+            discovery,
+            logs,
+            dispatcher,
+            allocator,
         )
     finally:
         await dispatcher.close()

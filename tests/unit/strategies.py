@@ -205,5 +205,10 @@ vips = st.builds(
     port=ports,
     protocol=protocols,
     name=texts,
-    backends=st.lists(st.builds(Backend, names, names, addresses, ports, st.integers(0, 100)), max_size=3).map(tuple),
+    backends=st.lists(
+        st.builds(
+            Backend, names, names, addresses, ports, st.integers(0, 100), st.none() | st.tuples(addresses, ports)
+        ),
+        max_size=3,
+    ).map(tuple),
 )

@@ -19,6 +19,7 @@ from master.auth import token as admin_token
 from master.rest.app import create_app
 from master.rest.cluster import cluster_router
 from master.rest.server import serving
+from master.rest.vips import vips_router
 from master.tokens import Tokens
 from model.task import TaskState, Usage
 from pki.credentials import server_context
@@ -50,8 +51,9 @@ async def api(directory: Path) -> AsyncIterator[Api]:
     issued.issue(Role.MASTER, "m1")
     async with cluster(directory) as (parts, dial):
         tokens = Tokens(parts.store, issued.authority.fingerprint)
-        router = cluster_router(parts.tasks, parts.nodes, parts.allocator, parts.discovery, parts.logs, tokens)
-        app = create_app(lambda token: admin_token.matches(token, KEPT), [router])
+        router = cluster_router(parts.tasks, parts.nodes, parts.allocator, parts.logs, tokens)
+        vips = vips_router(parts.discovery, parts.nodes, parts.desired)
+        app = create_app(lambda token: admin_token.matches(token, KEPT), [router, vips])
         context = server_context(directory / "web" / "m1", ssl.TLSVersion.TLSv1_3)
         async with serving(app, "127.0.0.1", 0, context) as port:
             trust = ssl.create_default_context(cafile=str(directory / "web" / "m1" / "ca.pem"))
@@ -81,6 +83,47 @@ async def test_nodes_tasks_and_vips_as_json(tmp_path: Path) -> None:
             80,
             ["a.1"],
         )
+
+
+async def test_which_nodes_have_a_vip_as_it_should_be(tmp_path: Path) -> None:
+    async with api(tmp_path) as cluster:
+        parts = cluster.parts
+        feeds = {}
+        for name in ("n1", "n2"):
+            await parts.nodes.connected(node(name))
+            feeds[name] = parts.desired.open(name)
+
+        def take(name: str, applied: bool = True) -> None:
+            while parts.desired.next_change(feeds[name]) is not None:
+                pass
+            if applied:
+                feeds[name].acknowledge(feeds[name].revision)
+
+        async def states() -> list[str]:
+            (vip,) = (await cluster.get("/vips/web"))["vips"]
+            (listed,) = (await cluster.get("/vips"))["vips"]
+            assert listed["behind"] == [each["node"] for each in vip["nodes"] if each["state"]]
+            return [each["state"] for each in vip["nodes"]]
+
+        take("n1")
+        take("n2")
+        await parts.run("a.1", "n1", vip="/web:80")
+        await parts.saw("a.1", TaskState.RUNNING, addresses=("100.64.0.2",))
+        await until(lambda: any(vip.backends for vip in parts.discovery.table()))
+        assert await states() == ["behind by 0.0 s"] * 2
+        take("n1")
+        take("n2", applied=False)
+        assert await states() == ["", "behind by 0.0 s"]
+        take("n2")
+        assert await states() == ["", ""]
+        parts.nodes.report("n2", ("apply VIP table: nftables: no", "configure overlay: no"))
+        assert await states() == ["", "has what it had: apply VIP table: nftables: no"]
+        parts.nodes.disconnected("n1")
+        assert (await states())[0] == "has what it had: it is not connected"
+        address = str(parts.discovery.table()[0].address)
+        for name in ("services/web", "web:80", address, f"{address}:80", f"{address}:80/tcp"):
+            assert (await cluster.get(f"/vips/{name}"))["vips"][0]["name"] == "services/web"
+        assert await cluster.get("/vips/other") == (404, "No task asks for a VIP 'other'")
 
 
 async def test_tasks_are_found_by_the_beginning_of_their_id(tmp_path: Path) -> None:

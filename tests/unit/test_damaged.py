@@ -11,7 +11,6 @@ from structlog.testing import capture_logs
 from frameworks.services import catalog
 from master.blocks import BLOCKS, Blocks
 from master.desired import Desired
-from master.discovery import PREFIX as VIPS
 from master.discovery import Discovery
 from master.networks import NETWORKS, Networks
 from master.nodes import PREFIX as NODES
@@ -21,6 +20,8 @@ from master.store.damaged import DAMAGED, readable
 from master.store.sqlite import SqliteStore
 from master.tasks import PREFIX as TASKS
 from master.tasks import Tasks
+from master.vip_names import PREFIX as VIPS
+from master.vip_names import VipNames
 from tests.unit.control import task
 
 pytestmark = pytest.mark.anyio
@@ -40,8 +41,8 @@ async def test_those_that_can_be_read_are_read_and_the_others_put_aside_once(sto
 
 async def load_all(store: SqliteStore) -> Tasks:
     tasks, nodes = Tasks(store), Nodes(store, 60, 60)
-    discovery = Discovery(store, tasks, nodes, Desired(), ip_network("100.127.0.0/16"))
     networks = Networks(store)
+    discovery = Discovery(tasks, nodes, networks, Desired(), VipNames(store, (ip_network("100.127.0.0/16"),)))
     blocks = Blocks(store, networks, tasks, nodes)
     parts: list[Callable[[], Awaitable[None]]] = [tasks.load, nodes.load, networks.load, blocks.load, discovery.load]
     for load in parts:

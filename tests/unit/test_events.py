@@ -221,7 +221,7 @@ async def test_networks_that_come_and_go(tmp_path: Path) -> None:
     async with master(tmp_path) as parts:
         events = Events(parts.tasks, parts.nodes, parts.networks)
         prod = Network("prod", NetworkKind.BRIDGE, (ip_network("10.20.0.0/16"),))
-        await parts.networks.create(prod, [], ip_network("100.127.0.0/16"))
+        await parts.networks.create(prod, [], (ip_network("100.127.0.0/16"),))
         await parts.networks.remove("prod")
         told = [json.loads(event.data) for event in [event async for event in events.read("", follow=False)]]
         assert [(each["network"], each["state"]) for each in told] == [("prod", "created"), ("prod", "removed")]

@@ -12,11 +12,12 @@ from model.network import Network, NetworkKind
 from model.policy import Policy, PortRange, Source
 from model.task import Port, Protocol
 from netns.driver import NetworkError
-from netns.firewall.change import BASES, Ruleset, diff, drop, exchange, load
-from netns.firewall.listing import Listing, differences, frame
+from netns.firewall.change import BASES, Ruleset, diff, exchange, load
+from netns.firewall.listing import differences
 from netns.firewall.nftables import NftFirewall
 from netns.firewall.ruleset import app_chain, compile_rules, guest_elements, members_set, with_members, zone_chain
 from netns.firewall.table import Guest, Table, Zone
+from netns.nft.listing import Listing, frame
 
 PROD = Zone(
     Network("prod", NetworkKind.OVERLAY, (ip_network("100.64.0.0/16"), ip_network("fd01:b::/64")), vni=1024),
@@ -144,7 +145,7 @@ def test_a_policy_that_goes_takes_its_chain_after_who_referred_to_it() -> None:
 
 def test_loading_replaces_whatever_is_there() -> None:
     text = load(rules(), guest_elements(WEB, frozenset()))
-    assert text.startswith(drop() + "add table inet tepui\n")
+    assert text.startswith("add table inet tepui\n")
     assert all(f"add chain inet tepui {name} {{ {hook} }}" in text for name, hook in BASES.items())
     assert text.index("add map inet tepui zones4") < text.index("add element inet tepui zones4")
 

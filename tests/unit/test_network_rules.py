@@ -37,7 +37,7 @@ def subnets(*texts: str) -> tuple[Subnet, ...]:
 @pytest.mark.parametrize("network", [GOOD, CNI, *(each for each in DEFAULTS if each.subnets)])
 def test_these_are_good(network: Network) -> None:
     refuse_bad(network)
-    refuse_conflicts(network, [each for each in DEFAULTS if each.name != network.name], [node("n1")], POOL)
+    refuse_conflicts(network, [each for each in DEFAULTS if each.name != network.name], [node("n1")], (POOL,))
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_of_plug_ins(changes: dict[str, Any], says: str) -> None:
 )
 def test_what_is_in_its_way_is_named(changes: dict[str, Any], says: str) -> None:
     with pytest.raises(Refused) as refused:
-        refuse_conflicts(replace(GOOD, **changes), DEFAULTS, [node("n1")], POOL)
+        refuse_conflicts(replace(GOOD, **changes), DEFAULTS, [node("n1")], (POOL,))
     assert str(refused.value).startswith(says)
     assert refused.value.conflict
 
@@ -110,13 +110,13 @@ def test_what_is_in_its_way_is_named(changes: dict[str, Any], says: str) -> None
 def test_what_is_chosen_is_free() -> None:
     others = list(DEFAULTS)
     for number in range(15):
-        subnet = any_subnet(others, POOL)
+        subnet = any_subnet(others, (POOL,))
         network = Network(f"n{number}", NetworkKind.OVERLAY, (subnet,), vni=any_vni(others))
-        refuse_conflicts(network, others, [node("n1")], POOL)
+        refuse_conflicts(network, others, [node("n1")], (POOL,))
         others.append(network)
     assert overlap(others[-1].subnets[0], ANY_SUBNET)
     with pytest.raises(Refused, match="subnets: no /16 of 100.112.0.0/12 is left: say which"):
-        any_subnet(others, POOL)
+        any_subnet(others, (POOL,))
 
 
 @given(st.integers(8, 30), st.integers(0, 2**32 - 1))

@@ -57,7 +57,7 @@ async def api(directory: Path) -> AsyncIterator[Api]:
             parts.tasks,
             parts.nodes,
             parts.dispatcher,
-            pool,
+            (pool,),
             lambda name: uses,
         )
         routers = [networks_router(asked), nodes_router(parts.nodes, parts.dispatcher)]

@@ -26,7 +26,7 @@ class Node:
         self.driver = Driver()
         self.vips = Vips(self.driver)
         self.firewall = Firewall(self.driver)
-        self.network = NodeNetwork(self.driver, self.vips, self.firewall, (POOL,), self.vacate)
+        self.network = NodeNetwork("n1", self.driver, self.vips, self.firewall, (POOL,), self.vacate)
 
     async def vacate(self, network: str) -> None:
         await self.driver.work(f"vacate {network}")

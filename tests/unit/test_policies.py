@@ -68,7 +68,7 @@ async def started(directory: Path) -> AsyncIterator[Parts]:
         policies = Policies(parts.store, parts.tasks, parts.networks, parts.blocks, parts.desired)
         await policies.load()
         if parts.networks.get("back") is None:
-            await parts.networks.create(BACK, [], POOL)
+            await parts.networks.create(BACK, [], (POOL,))
         yield Parts(parts, policies)
 
 
@@ -229,7 +229,7 @@ async def test_a_task_of_the_nodes_network_has_the_addresses_by_which_its_node_i
         assert parts.members() == {"services/a": ends("overlay", "back")}
         assert not any(address.startswith("10.0.") for address in parts.members()["services/a"])
         third = Network("third", NetworkKind.OVERLAY, (ip_network("100.116.0.0/16"),), vni=2001)
-        await networks.create(third, [], POOL)
+        await networks.create(third, [], (POOL,))
         await blocks.provide(third)
         assert parts.members() == {"services/a": ends("overlay", "back", "third")}
         before = ends("overlay", "back")

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
@@ -19,10 +20,13 @@ from frameworks.services.framework import Services
 from master.addresses import Addresses
 from master.allocator import Allocator
 from master.blocks import Blocks
+from master.desired import Desired
+from master.discovery import Discovery
 from master.networks import Networks
 from master.nodes import Nodes
 from master.store.sqlite import SqliteStore
 from master.tasks import TaskRecord, Tasks
+from master.vip_names import VipNames
 from master.volumes import Volumes
 from model.task import TaskState, TaskStatus
 from tests.unit.cluster import node, until
@@ -49,9 +53,10 @@ async def master(store: SqliteStore, cpus: int = 2000) -> AsyncIterator[Master]:
     tasks, nodes, networks = Tasks(store), Nodes(store), Networks(store)
     volumes = Volumes(store, tasks)
     blocks, addresses = Blocks(store, networks, tasks, nodes), Addresses(store, networks, tasks)
-    allocator = Allocator(tasks, nodes, networks, blocks, addresses, volumes)
+    discovery = Discovery(tasks, nodes, networks, Desired(), VipNames(store, (ip_network("100.127.0.0/16"),)))
+    allocator = Allocator(tasks, nodes, networks, blocks, addresses, volumes, discovery)
     services = Services(store, allocator.subscribe("services"))
-    for part in (tasks, volumes, networks, nodes, blocks, addresses):
+    for part in (tasks, volumes, networks, nodes, blocks, addresses, discovery):
         await part.load()
     running = [asyncio.create_task(allocator.run()), asyncio.create_task(services.run())]
     for name in ("a", "b", "c"):

@@ -87,6 +87,54 @@ async def test_create(client: httpx2.AsyncClient, cluster: Cluster) -> None:
     assert shown["deployments"] == [] and shown["tasksRunning"] == 2 == len(shown["tasks"])
 
 
+async def test_a_vip_that_can_not_be_had_is_refused_by_its_label(client: httpx2.AsyncClient, cluster: Cluster) -> None:
+    cluster.vip_problems["10.1.2.3"] = "is in none of 100.127.0.0/16"
+
+    def asking(app: str, *labels: dict[str, str]) -> dict[str, Any]:
+        mappings = [{"containerPort": 80 + index, "labels": each} for index, each in enumerate(labels)]
+        return {**WEB, "id": app, "container": {"type": "MESOS", "portMappings": mappings}, "healthChecks": []}
+
+    async def refused(definition: dict[str, Any]) -> dict[str, str]:
+        answer = await client.post("/v2/apps", json=definition)
+        assert answer.status_code == 422, answer.text
+        return {each["path"]: each["errors"][0] for each in answer.json()["details"]}
+
+    assert await refused(asking("/a", {"VIP_0": "10.1.2.3:80"})) == {
+        "/container/portMappings(0)/labels/VIP_0": "label VIP_0: 10.1.2.3:80 is in none of 100.127.0.0/16"
+    }
+    assert await refused(asking("/a", {"VIP_0": "/a:80"}, {"VIP_0": "/b:80", "vip_1": "/a:80"})) == {
+        "/container/portMappings(1)/labels/vip_1": "label vip_1: /a:80 is asked for by another port too"
+    }
+    assert (await client.get("/v2/apps")).json()["apps"] == []
+    taken = asking("/a", {"VIP_0": "/group/a:80", "VIP_1": "100.127.9.9:80"})
+    assert (await client.post("/v2/apps", json=taken)).status_code == 201
+    await until(lambda: len(cluster.running("/a")) == 2)
+    assert await refused(asking("/b", {"VIP_0": "group/a:80", "VIP_1": "100.127.9.9:80", "VIP_2": "/group/a:81"})) == {
+        "/container/portMappings(0)/labels/VIP_0": "label VIP_0: group/a:80 is that of /a",
+        "/container/portMappings(0)/labels/VIP_1": "label VIP_1: 100.127.9.9:80 is that of /a",
+    }
+    pod = {
+        "id": "/pod",
+        "containers": [
+            {
+                "name": "web",
+                "exec": {"command": {"shell": "true"}},
+                "resources": {"cpus": 0.1, "mem": 32},
+                "endpoints": [{"name": "http", "containerPort": 80, "labels": {"VIP_0": "/group/a:80"}}],
+            }
+        ],
+        "networks": [{"mode": "container", "name": "overlay"}],
+    }
+    answer = await client.post("/v2/pods", json=pod)
+    assert (answer.status_code, answer.json()["details"][0]["path"]) == (
+        422,
+        "/containers(0)/endpoints(0)/labels/VIP_0",
+    )
+    await client.delete("/v2/apps/a")
+    await until(lambda: not cluster.active("/a"))
+    assert (await client.post("/v2/pods", json=pod)).status_code == 201
+
+
 async def test_default_answers_have_no_unknown_keys(client: httpx2.AsyncClient, cluster: Cluster) -> None:
     await client.post("/v2/apps", json=WEB)
     await settled(cluster, 2)

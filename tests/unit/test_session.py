@@ -61,7 +61,7 @@ class Agent:
     async def running(self) -> AsyncIterator[Life]:
         life = Life(self.world)
         life.ready.clear()
-        network = NodeNetwork(self.driver, self.vips, self.firewall, (POOL,), life.sandboxes.drop)
+        network = NodeNetwork("n1", self.driver, self.vips, self.firewall, (POOL,), life.sandboxes.drop)
         session = Session(node(self.credentials.identity.name), self.dial, network, life.ready)
         life.reconciler.books.report = session.report
         await life.reconciler.recover()

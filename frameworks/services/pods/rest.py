@@ -15,6 +15,7 @@ from frameworks.services.catalog import AppExists, UnknownApp
 from frameworks.services.framework import Services
 from frameworks.services.pods.definition import PodDefinition
 from frameworks.services.pods.status import instance_json, pod_json, status_json
+from frameworks.services.vips import refuse_bad
 from frameworks.services.wanted import Run, instances
 from master.rest import cluster
 from master.rest.errors import ApiError
@@ -60,6 +61,8 @@ class PodsApi:
 
     async def create(self, definition: PodDefinition, response: Response) -> Json:
         try:
+            await catalog.refuse_taken(self._store, definition.id)
+            refuse_bad(self._services.vip_problems(definition))
             pod = await catalog.add(self._store, definition)
         except AppExists as error:
             raise ApiError(409, f"An app or a pod with id [{definition.id}] already exists.") from error
@@ -74,6 +77,8 @@ class PodsApi:
         path = "/" + pod_id
         if definition.id != path:
             raise ApiError(422, "Object is not valid", {"/id": [f"must be {path}, as in the request's path"]})
+        await self._existing(pod_id)
+        refuse_bad(self._services.vip_problems(definition))
         try:
             pod = await catalog.replace(self._store, definition)
         except (UnknownApp, Conflict) as error:
