@@ -11,7 +11,7 @@ that is cut off, and the last that was known to be good goes on.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from ipaddress import ip_address
@@ -24,7 +24,7 @@ from master.vip_names import VipNames
 from model.network import Address, NetworkKind, Subnet
 from model.node import NodeState
 from model.task import Port, Protocol, TaskState
-from model.vip import Backend, Vip, VipLabel, is_vip_label, parse_label
+from model.vip import Backend, Vip, VipLabel, is_vip_label, parse_label, parse_options
 from wire import control_pb2 as pb
 from wire.networks import vip_to_wire
 
@@ -167,7 +167,7 @@ class Discovery:
         for number, address in enumerate((ref.address,) if ref.address else self._names.get(ref.name)):
             backends = tuple(sorted(self._backends(members, address.version)))
             if backends or not number:
-                yield Vip(address, ref.port, ref.protocol, ref.name, backends)
+                yield Vip(address, ref.port, ref.protocol, ref.name, backends, *_options(members.values()))
 
     def _republish(self, name: str) -> None:
         for ref in tuple(self._named.get(name, ())):
@@ -197,6 +197,12 @@ class Discovery:
             where = self._where.get(record.node)
             return where if where is not None and where.version == version else None
         return first_of(record, version)
+
+
+def _options(ports: Iterable[Port]) -> tuple[int, bool]:
+    """While an app changes, its tasks may say different things: what any asks for holds for all."""
+    seconds, local = zip(*(parse_options(dict(port.labels)) for port in ports), strict=True)
+    return max(seconds), any(local)
 
 
 def serving(record: TaskRecord) -> bool:

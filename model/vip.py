@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from ipaddress import ip_address
 
 from model.network import Address
 from model.task import Protocol
 
+AFFINITY, PREFER_LOCAL = "tepui/affinity", "tepui/prefer-local"
+LONGEST_AFFINITY_S = 86_400
 VIP_NAME = re.compile(r"/?([A-Za-z0-9][A-Za-z0-9/_.-]{0,200})")
 
 
@@ -36,13 +38,18 @@ class Backend:
 
 @dataclass(frozen=True, slots=True)
 class Vip:
-    """One row of the table. `backends` is sorted, so equal tables compare equal. `name` is for people."""
+    """One row of the table. `backends` is sorted, so equal tables compare equal. `name` is for people.
+
+    `affinity_s`: a client's connections go where its last one went, unless that is longer ago; 0: anywhere.
+    `prefer_local`: to backends on the client's node, if there are any."""
 
     address: Address
     port: int
     protocol: Protocol
     name: str
     backends: tuple[Backend, ...] = ()
+    affinity_s: int = 0
+    prefer_local: bool = False
 
     @property
     def key(self) -> str:
@@ -50,10 +57,12 @@ class Vip:
         return f"{host}:{self.port}/{self.protocol}"
 
     def seen_from(self, node: str) -> Vip:
-        """With the backends as that node reaches them."""
-        if all(backend.outside is None for backend in self.backends):
+        """With the backends to which that node's clients go, as it reaches them."""
+        near = tuple(backend for backend in self.backends if backend.node == node and backend.weight > 0)
+        chosen = near if self.prefer_local and near else self.backends
+        if chosen == self.backends and all(backend.outside is None for backend in chosen):
             return self
-        return replace(self, backends=tuple(_seen_from(node, self.backends)))
+        return replace(self, backends=tuple(_seen_from(node, chosen)))
 
 
 def _seen_from(node: str, backends: Iterable[Backend]) -> Iterator[Backend]:
@@ -62,6 +71,18 @@ def _seen_from(node: str, backends: Iterable[Backend]) -> Iterator[Backend]:
             yield replace(backend, outside=None)
         elif backend.outside[1]:
             yield replace(backend, address=backend.outside[0], port=backend.outside[1], outside=None)
+
+
+def parse_options(labels: Mapping[str, str]) -> tuple[int, bool]:
+    """Of a port's labels, what they say of its VIPs: `affinity_s` and `prefer_local`. Raises ValueError that names the
+    label."""
+    seconds = labels.get(AFFINITY, "0")
+    if not (seconds.isascii() and seconds.isdigit() and int(seconds) <= LONGEST_AFFINITY_S):
+        raise ValueError(f"label {AFFINITY}: {seconds!r} must be seconds, from 0 to {LONGEST_AFFINITY_S}")
+    local = labels.get(PREFER_LOCAL, "false")
+    if local not in ("true", "false"):
+        raise ValueError(f"label {PREFER_LOCAL}: {local!r} must be true or false")
+    return int(seconds), local == "true"
 
 
 def is_vip_label(key: str) -> bool:

@@ -134,6 +134,8 @@ def vip_to_wire(vip: Vip) -> pb.Vip:
             )
             for backend in vip.backends
         ],
+        affinity_s=vip.affinity_s,
+        prefer_local=vip.prefer_local,
     )
 
 
@@ -144,6 +146,8 @@ def vip_from_wire(message: pb.Vip) -> Vip:
         protocol=Protocol(message.protocol),
         name=message.name,
         backends=tuple(map(_backend_from_wire, message.backends)),
+        affinity_s=message.affinity_s,
+        prefer_local=message.prefer_local,
     )
 
 

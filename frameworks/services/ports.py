@@ -18,7 +18,7 @@ from pydantic import AfterValidator, BaseModel, Field
 from frameworks.services.fields import STRICT, Location, invalid
 from frameworks.services.networking import HOST, NONE
 from model.task import Port, Protocol
-from model.vip import is_vip_label, parse_label
+from model.vip import is_vip_label, parse_label, parse_options
 
 PORT_NAME = re.compile(r"[a-zA-Z0-9]([a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?")
 PROTOCOLS = {
@@ -42,6 +42,10 @@ def _vip_labels(labels: dict[str, str]) -> dict[str, str]:
                 parse_label(value)
             except ValueError as error:
                 raise invalid(f"label {key}: {error}") from None
+    try:
+        parse_options(labels)
+    except ValueError as error:
+        raise invalid(str(error)) from None
     return labels
 
 

@@ -5,6 +5,8 @@ number. So the cost of a connection is the same whatever the number of VIPs, and
 elements alone. How many slots a VIP has is said by the chain that the first map leads to, of which there is one for
 each such number: a backend has as many slots as it has weight.
 
+- sticky_...: of a VIP with affinity. A client that is in the set of a backend goes there; else the backend is chosen as
+  above, and in to_... puts it into its set. Sets are the backends', so they stay when others come and go.
 - pre, own: destination NAT, before anybody else's (iptables translates at -100).
 - post: a container that reached itself through a VIP gets the node's address as the source, or it would discard a
   packet from its own address. No other connection to a VIP loses its client's address. And masquerade, of IPv4.
@@ -13,6 +15,7 @@ each such number: a backend has as many slots as it has weight.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import socket
 from collections import Counter
@@ -39,8 +42,11 @@ BASES = {
     "sent": "type filter hook output priority filter;",
 }
 
-Element = tuple[str, str]  # the name of a set or map and an element of it, or CHAIN and the name of one
-CHAIN = "chain"
+# The name of a set or map and an element of it; or CHAIN and the name of one, with its rules in the lines below; or SET
+# and the name of a dynamic one, with its type and time-out.
+Element = tuple[str, str]
+CHAIN, SET = "chain", "set"
+CLIENTS = "st_"  # the names of sets of clients
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +62,8 @@ class NftTable:
         return frozenset().union(*(elements for _, elements in self.vips.values()))
 
     def chains(self) -> frozenset[str]:
-        """That VIPs lead to."""
-        return frozenset(element for name, element in self.shared if name == CHAIN)
+        """Chains that VIPs lead to, and sets of clients."""
+        return frozenset(element for name, element in self.shared if name in (CHAIN, SET))
 
 
 def compile_table(table: Table, before: NftTable | None = None) -> NftTable:
@@ -106,7 +112,7 @@ def desired(table: NftTable) -> dict[str, set[str]]:
     found = {name: set(map(plain, of)) for name, of in table.subnets.items()}
     found |= {f"{name}{version}": set() for name in ("vips", *Protocol, "itself", "empty") for version in IP}
     for name, element in table.elements():
-        if name != CHAIN:
+        if name not in (CHAIN, SET):
             found[name].add(element)
     return found
 
@@ -127,8 +133,12 @@ def _elements(vip: Vip, table: Table) -> Iterator[Element]:
     key = f"{vip.address} . {NUMBERS[vip.protocol]} . {vip.port}"
     if not found and not _within(vip.address, table.pools):
         yield f"empty{version}", key
+    if found and vip.affinity_s:
+        yield f"vips{version}", f"{key} : goto sticky_{_hash(vip.key)}"
+        yield from _sticky(vip, found)
+        found = []
     if found:
-        yield CHAIN, f"of_{len(found)}"
+        yield CHAIN, f"of_{len(found)}{_spread(len(found))}"
         yield f"vips{version}", f"{key} : goto of_{len(found)}"
     for number, backend in enumerate(found):
         if backend.address.version != version:
@@ -140,13 +150,46 @@ def _elements(vip: Vip, table: Table) -> Iterator[Element]:
             yield f"itself{version}", f"{backend.address} . {backend.address}"
 
 
+def _sticky(vip: Vip, slots: list[Backend]) -> Iterator[Element]:
+    version, protocol = vip.address.version, vip.protocol
+    chosen: dict[Backend, tuple[str, list[str]]] = {}
+    for number, backend in enumerate(slots):
+        name = _hash(f"{vip.key} {backend.address} {backend.port} {vip.affinity_s}")
+        chosen.setdefault(backend, (name, []))[1].append(str(number))
+    known, draws = [], []
+    for backend, (name, numbers) in chosen.items():
+        if backend.address.version != version:
+            raise ValueError(f"VIP {vip.key} ({vip.name}): backend {backend.address} is of another version of IP")
+        host = f"[{backend.address}]" if version == 6 else f"{backend.address}"
+        yield SET, f"{CLIENTS}{name} {{ type {ADDRESS[version]}; flags dynamic,timeout; timeout {vip.affinity_s}s; }}"
+        to = f"meta l4proto {protocol} dnat {IP[version]} to {host}:{backend.port}"
+        yield CHAIN, f"to_{name}\nupdate @{CLIENTS}{name} {{ {IP[version]} saddr }}\n{to}"
+        known.append(f"{IP[version]} saddr @{CLIENTS}{name} goto to_{name}")
+        draws += [f"{number} : goto to_{name}" for number in numbers]
+    draw = f"numgen random mod {len(slots)} vmap {{ {', '.join(draws)} }}"
+    yield CHAIN, "\n".join((f"sticky_{_hash(vip.key)}", *known, draw))
+
+
+def _spread(count: int) -> str:
+    """Rules of the chain for VIPs of so many slots."""
+    return "".join(
+        f"\ndnat {ip} to {ip} daddr . {protocol} dport . numgen random mod {count} map @{protocol}{version}"
+        for version, ip in IP.items()
+        for protocol in Protocol
+    )
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
 def _changed(before: Mapping[str, object], after: Mapping[str, object]) -> list[str]:
     return [key for key in before.keys() | after.keys() if before.get(key) is not after.get(key)]
 
 
 def _is_shared(element: Element) -> bool:
     """Several VIPs may have the same backend, or as many slots."""
-    return element[0].startswith("itself") or element[0] == CHAIN
+    return element[0].startswith("itself") or element[0] in (CHAIN, SET)
 
 
 def _within(address: object, subnets: Iterable[Subnet]) -> bool:
@@ -186,21 +229,23 @@ def _frame(table: NftTable) -> Iterator[str]:
 
 
 def _exchange(gone: Iterable[Element], new: Iterable[Element]) -> Iterator[str]:
-    """Chains are there before elements that lead to them, and until after."""
+    """What leads to a chain or set comes after it, and goes before it. A chain with other rules stays the same one."""
     stale, fresh = _grouped(gone), _grouped(new)
-    for chain in fresh.pop(CHAIN, ()):
-        yield f"add chain {TABLE} {chain}"
-        for version, ip in IP.items():
-            for protocol in Protocol:
-                where = f"{ip} daddr . {protocol} dport . numgen random mod {chain.removeprefix('of_')}"
-                yield f"add rule {TABLE} {chain} dnat {ip} to {where} map @{protocol}{version}"
-    chains = stale.pop(CHAIN, ())
+    sets, chains = fresh.pop(SET, ()), [each.split("\n") for each in fresh.pop(CHAIN, ())]
+    old_sets = stale.pop(SET, ())
+    there = {each.partition("\n")[0] for each in stale.pop(CHAIN, ())}
+    going = sorted(there - {name for name, *_ in chains})
+    yield from (f"add set {TABLE} {each}" for each in sets)
+    yield from (f"{'flush' if name in there else 'add'} chain {TABLE} {name}" for name, *_ in chains)
+    # What is drawn may be any backend, so its chain is there before the rule that leads to it.
+    yield from (f"add rule {TABLE} {name} {rule}" for name, *rules in chains for rule in rules)
     for name, of in stale.items():
         yield f"delete element {TABLE} {name} {{ {', '.join(each.partition(' : ')[0] for each in of)} }}"
     for name, of in fresh.items():
         yield f"add element {TABLE} {name} {{ {', '.join(of)} }}"
-    for chain in chains:
-        yield f"delete chain {TABLE} {chain}"
+    yield from (f"flush chain {TABLE} {name}" for name in going)
+    yield from (f"delete chain {TABLE} {name}" for name in going)
+    yield from (f"delete set {TABLE} {each.partition(' ')[0]}" for each in old_sets)
 
 
 def _grouped(elements: Iterable[Element]) -> dict[str, list[str]]:

@@ -14,7 +14,7 @@ from netns.driver import NetworkError
 from netns.nft.listing import Listing, changed, elements, frame, lacking
 from netns.nft.own import NftSession, OwnTable
 from netns.vip.backend import Table
-from netns.vip.nft_table import TABLE, NftTable, compile_table, desired, diff, load
+from netns.vip.nft_table import CLIENTS, TABLE, NftTable, compile_table, desired, diff, load
 
 
 class NftVips:
@@ -85,7 +85,7 @@ def _differences(listing: Listing, remembered: Listing, applied: NftTable) -> li
 
 
 def _digest(listing: Listing) -> str:
-    sets = {name: sorted(of) for name, of in sorted(elements(listing).items())}
+    sets = {name: sorted(of) for name, of in sorted(elements(listing).items()) if not name.startswith(CLIENTS)}
     rules = [
         {kind: {key: said for key, said in of.items() if key != "handle"}}
         for each in frame(listing)

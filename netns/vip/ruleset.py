@@ -159,22 +159,32 @@ def _address(vips: list[Vip]) -> Tree:
 
 
 def _translations(vip: Vip) -> list[Rule]:
-    """One rule a backend. Each is asked when those before it declined, so its probability is its share of the rest."""
+    """One rule a backend. Each is asked when those before it declined, so its probability is its share of the rest.
+    With affinity, before them one for the clients that each backend has had: it remembers those that it gets."""
     backends = [backend for backend in vip.backends if backend.weight > 0]
     rest = sum(backend.weight for backend in backends)
     rules = []
+    if vip.affinity_s:
+        rules = [_translation(vip, backend, _recent(vip, backend, again=True)) for backend in backends]
     for backend in backends:
-        rules.append(_translation(vip, backend, backend.weight / rest))
+        share = Extension("statistic", (("mode", "random"), ("probability", f"{backend.weight / rest:.10f}")))
+        first = (_recent(vip, backend, again=False),) if vip.affinity_s else ()
+        rules.append(_translation(vip, backend, *((share,) if backend.weight < rest else ()), *first))
         rest -= backend.weight
     return rules
 
 
-def _translation(vip: Vip, backend: Backend, share: float) -> Rule:
+def _recent(vip: Vip, backend: Backend, again: bool) -> Extension:
+    """`again`: of a client that it has had, for whom the time begins anew."""
+    name = "tepui-" + hashlib.sha256(f"{vip.key} {backend.address} {backend.port}".encode()).hexdigest()[:16]
+    which = (("update", ""), ("seconds", str(vip.affinity_s)), ("reap", "")) if again else (("set", ""),)
+    return Extension("recent", (("name", name), *which, ("rsource", "")))
+
+
+def _translation(vip: Vip, backend: Backend, *more: Extension) -> Rule:
     if backend.address.version != 4:
         raise _not_ipv4(vip)
-    matches = [Extension(vip.protocol.value, (("dport", str(vip.port)),))]
-    if share < 1:
-        matches.append(Extension("statistic", (("mode", "random"), ("probability", f"{share:.10f}"))))
+    matches = [Extension(vip.protocol.value, (("dport", str(vip.port)),)), *more]
     target = Extension("DNAT", (("to-destination", f"{backend.address}:{backend.port}"),))
     return Rule(target, protocol=vip.protocol.value, matches=tuple(matches))
 

@@ -14,6 +14,7 @@ from dataclasses import replace
 import pytest
 
 from model.task import Protocol
+from netns.vip.backend import Table
 from netns.vip.iptables import IptablesVips
 from netns.vip.nftables import NftVips
 from tests.kernel.namespaces import NetnsProcess, network_of, run
@@ -160,6 +161,60 @@ async def test_ports_do_not_run_out(vips: Vips, container: Callable[[int], Conta
 
 def python_in(where: Container, program: str, *arguments: str) -> tuple[str, ...]:
     return ("nsenter", "-t", str(where.namespace.pid), "-n", sys.executable, "-I", "-S", "-c", program, *arguments)
+
+
+async def test_a_client_stays_with_its_backend(vips: Vips, container: Callable[[int], Container]) -> None:
+    """Whatever becomes of others; until its own is gone, or it has not come for so long."""
+    clients, webs = [container(number) for number in (2, 3)], [container(number) for number in (4, 5, 6)]
+
+    def sticky(*backends: Container, affinity_s: int = 60) -> Table:
+        return table(replace(vip(*(each.backend() for each in backends)), affinity_s=affinity_s))
+
+    await vips.apply(sticky(*webs))
+    chosen = {client.address: ask(client)[0] for client in clients}
+    for client in (*clients, *clients, *clients):
+        assert ask(client) == (chosen[client.address], client.address)
+    first = next(web for web in webs if web.address == chosen[clients[0].address])
+    others = [web for web in webs if web is not first]
+    await vips.apply(sticky(first, others[0]))
+    await vips.apply(sticky(*webs))
+    assert {ask(clients[0])[0] for _ in range(12)} == {first.address}
+    assert await vips.mend() == []
+    await vips.apply(sticky(*others))
+    (second,) = {ask(clients[0])[0] for _ in range(12)}
+    assert second in {web.address for web in others}
+    await vips.apply(sticky(*webs, affinity_s=1))
+    seen = set()
+    for _ in range(20):  # of three, to meet one alone so often is a chance of one in 10^9
+        seen.add(ask(clients[0])[0])
+        await asyncio.sleep(1.3)
+        if len(seen) > 1:
+            break
+    assert len(seen) > 1
+    await vips.apply(table(vip(first.backend())))
+    assert ask(clients[0])[0] == first.address
+    if isinstance(vips, NftVips):
+        assert "sticky_" not in run("nft", "list", "table", "inet", "tepui-vips")
+
+
+@pytest.mark.parametrize("affinity_s", [0, 60])
+async def test_backends_get_alike_whatever_their_order(
+    vips: Vips, container: Callable[[int], Container], affinity_s: int
+) -> None:
+    """Each of many clients is drawn anew, also with affinity."""
+    webs = [container(number) for number in (3, 4, 5, 6)]
+    run("ip", "addr", "add", "100.64.1.1/32", "dev", "lo")
+    for number in range(200, 250) if affinity_s else ():
+        run("ip", "addr", "add", f"100.64.1.{number}/32", "dev", "lo")
+    await vips.apply(table(replace(vip(*(web.backend() for web in webs)), affinity_s=affinity_s)))
+    sources = [f"100.64.1.{number}" for number in range(200, 250)] * 4 if affinity_s else [""] * 400
+    seen: Counter[str] = Counter()
+    for source in dict.fromkeys(sources) if affinity_s else sources:
+        with socket.create_connection((VIP, 80), CONNECT_DEADLINE_S, (source, 0) if source else None) as connection:
+            seen[connection.makefile().readline().split()[0]] += 1
+    count = seen.total() / len(webs)
+    # Chi-square with three degrees of freedom: a fair draw exceeds 30.7 once in a million runs.
+    assert sum((seen[web.address] - count) ** 2 / count for web in webs) < 30.7
 
 
 async def test_only_what_leaves_the_cluster_is_masqueraded(

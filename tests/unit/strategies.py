@@ -211,4 +211,6 @@ vips = st.builds(
         ),
         max_size=3,
     ).map(tuple),
+    affinity_s=numbers,
+    prefer_local=st.booleans(),
 )

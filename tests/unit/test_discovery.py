@@ -353,3 +353,20 @@ async def test_only_addresses_of_pools_and_ranges_can_be_had(tmp_path: Path) -> 
         assert services.vip_problem(parse_label("10.1.2.3:80")) == none
         assert services.vip_problem(parse_label("[fd09::1]:80")) == none
         assert services.vip_problem(parse_label("100.127.0.1:81")) == "is the address of services/web"
+
+
+async def test_a_port_says_how_its_vips_choose(tmp_path: Path) -> None:
+    labels = (("VIP_0", "/web:80"), ("tepui/affinity", "600"), ("tepui/prefer-local", "true"))
+    async with master(tmp_path) as parts:
+        for number in "12":
+            await parts.nodes.connected(node(f"n{number}"))
+            await parts.run(f"t{number}", f"n{number}", vip="/web:80")
+        await settled(parts)
+        (plain,) = parts.discovery.table()
+        assert (plain.affinity_s, plain.prefer_local) == (0, False)
+        await parts.tasks.add("n2", [replace(task("t3"), ports=(Port(8080, labels=labels),))])
+        (chosen,) = on_the_wire(parts)
+        assert (chosen.affinity_s, chosen.prefer_local) == (600, True)
+        assert [each.node for each in chosen.seen_from("n1").backends] == ["n1"]
+        assert [each.node for each in chosen.seen_from("n9").backends] == ["n1", "n2"]
+        assert replace(chosen, prefer_local=False).seen_from("n1").backends == chosen.backends

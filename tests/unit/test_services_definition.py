@@ -138,6 +138,8 @@ def test_refused_with_the_fields_path(fields: dict[str, Any], path: str, says: s
         ({"networkNames": ["moon"]}, "networkNames", "moon is none of the definition's networks"),
         ({"labels": {"VIP_0": "/web"}}, "labels", "label VIP_0: '/web' must end in :port"),
         ({"labels": {"vip1": "/{x}:99999"}}, "labels", "label vip1: '/{x}:99999' must end in :port"),
+        ({"labels": {"tepui/affinity": "1h"}}, "labels", "label tepui/affinity: '1h' must be seconds, from 0 to 86400"),
+        ({"labels": {"tepui/prefer-local": "yes"}}, "labels", "label tepui/prefer-local: 'yes' must be true or false"),
     ],
 )
 def test_port_mappings(fields: dict[str, Any], field: str, says: str) -> None:

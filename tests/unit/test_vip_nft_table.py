@@ -20,7 +20,8 @@ from netns.vip.nft_table import MOST_SLOTS, compile_table, desired, diff, load, 
 POOLS = (ip_network("100.127.0.0/16"), ip_network("fd01:c::/112"))
 LOCAL = (ip_network("100.64.1.0/24"), ip_network("fd01:b:0:0:1::/80"))
 CLUSTER = (ip_network("100.64.0.0/11"), ip_network("fd01:b::/64"))
-COMMAND = re.compile(r"(add|delete) (table|set|map|element|chain|rule) inet tepui-vips ?(\S*) ?(?:\{ (.*) \})?")
+COMMAND = re.compile(r"(add|delete|flush) (table|set|map|element|chain|rule) inet tepui-vips ?(\S*) ?(?:\{ (.*) \})?")
+GOTO, SET_OF = re.compile(r"goto ((?:of|to|sticky)_\w+)"), re.compile(r"@(st_\w+)")
 
 Kernel = dict[str, set[str]]
 
@@ -42,7 +43,8 @@ def rows(draw: st.DrawFn) -> Vip:
     near = IPv4Address("100.64.1.0") if version == 4 else IPv6Address("fd01:b:0:0:1::")
     chosen = draw(st.lists(st.tuples(st.integers(1, 4), st.sampled_from((0, 1, 1, 2, 7))), max_size=4, unique=True))
     backends = tuple(sorted(Backend(f"t{n}", "n1", near + n, 8080 + weight, weight) for n, weight in chosen))
-    return Vip(address, draw(st.sampled_from((80, 443))), draw(st.sampled_from(Protocol)), "/web", backends)
+    port, protocol, affinity_s = (draw(st.sampled_from(each)) for each in ((80, 443), Protocol, (0, 0, 60, 90)))
+    return Vip(address, port, protocol, "/web", backends, affinity_s)
 
 
 tables = st.lists(rows(), max_size=6).map(lambda found: table(*found))
@@ -55,6 +57,7 @@ def carry_out(kernel: Kernel, commands: str) -> Kernel:
         found = COMMAND.match(command)
         assert found, command
         verb, kind, name, content = found.groups()
+        assert all(target in kernel for pattern in (GOTO, SET_OF) for target in pattern.findall(command)), command
         match verb, kind:
             case ("add", "set" | "map" | "chain"):
                 assert name not in kernel
@@ -64,16 +67,18 @@ def carry_out(kernel: Kernel, commands: str) -> Kernel:
             case "add", "element":
                 new = set(content.split(", "))
                 assert not new & kernel[name]
-                assert all(target in kernel for target in re.findall("goto (of_.*)$", "\n".join(new), re.MULTILINE))
                 kernel[name] |= new
                 assert len({each.partition(" : ")[0] for each in kernel[name]}) == len(kernel[name]), "two for one key"
             case "delete", "element":
                 gone = {each for each in kernel[name] if each.partition(" : ")[0] in content.split(", ")}
                 assert len(gone) == len(content.split(", "))
                 kernel[name] -= gone
-            case "delete", "chain":
-                assert not any(each.endswith(f"goto {name}") for of in kernel.values() for each in of)
+            case "flush", "chain":
+                kernel[name] = set()
+            case "delete", "chain" | "set":
                 del kernel[name]
+                left = "\n".join(each for of in kernel.values() for each in of)
+                assert name not in GOTO.findall(left) and name not in SET_OF.findall(left)
     return kernel
 
 
