@@ -1,4 +1,4 @@
-"""The contract of a VIP back end. There is one for iptables; each programs the same table with its own means."""
+"""The contract of a VIP back end. There are two, nftables and iptables; each programs one table by its own means."""
 
 from __future__ import annotations
 

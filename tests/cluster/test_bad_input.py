@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from lab.cluster import MASTER
 from tests.cluster import bed
 from tests.cluster.bed import Cluster
 
@@ -91,6 +92,30 @@ def test_bad_change_of_a_service_leaves_it_as_it_was(cluster: Cluster) -> None:
     assert cluster.request("DELETE", "/v2/apps/none").status_code == 404
     assert cluster.request("POST", "/v2/apps", json={**GOOD, "id": "/good"}).status_code == 409
     assert bed.same(before, cluster.running("/good"))
+
+
+def test_cve_2020_8554_an_app_has_no_address_that_is_anothers(cluster: Cluster) -> None:
+    """Whatever a VIP has, comes to whoever asked for it: from every node and every container."""
+    cluster.run(bed.web(1))
+    cluster.await_running("/web", 1)
+    node = next(iter(cluster.nodes().values()))["address"]
+    taken = [
+        node,
+        str(cluster.lab.node(MASTER).address),
+        "127.0.0.1",
+        "8.8.8.8",
+        cluster.vip("/web")["address"],
+        "/web",
+    ]
+    for host in taken:
+        labels = {"labels": {"VIP_0": f"{host}:80"}}
+        response = cluster.request("POST", "/v2/apps", json={**GOOD, **port(**labels)})
+        details = response.json().get("details", [])
+        assert (response.status_code, [each["path"] for each in details]) == (
+            422,
+            ["/container/portMappings(0)/labels/VIP_0"],
+        ), host
+    assert [app["id"] for app in cluster.get("/v2/apps")["apps"]] == ["/web"]
 
 
 def nothing_stored(cluster: Cluster) -> None:
