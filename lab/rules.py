@@ -22,9 +22,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from model.network import Block, Network, NetworkKind, Vtep, vtep_mac
-from model.task import Protocol
+from model.policy import Policy, PortRange, Source
+from model.task import Port, Protocol
 from model.vip import Backend, Vip
 from netns.driver import Attachment, NetworkSpec
+from netns.firewall.nftables import NftFirewall
+from netns.firewall.table import Guest, Zone
+from netns.link import vxlan_name
 from netns.networks import Networks
 from netns.nft.own import NftSession
 from netns.vip.backend import Table
@@ -92,10 +96,15 @@ def _part(command: Command) -> str:
     said = subprocess.run(command.argv.split(), capture_output=True, text=True, check=True).stdout
     told = ((line, _sentence(line, command)) for line in _lines(said))
     rows = [
-        f"| {'<br>'.join(f'`{line}`' for line, _ in lines)} | {sentence} |"
+        f"| {'<br>'.join(map(_shown, (line for line, _ in lines)))} | {sentence} |"
         for sentence, lines in groupby(told, lambda each: each[1])
     ]
     return "\n".join((f"## {command.argv}", "", "| | |", "|---|---|", *rows, ""))
+
+
+def _shown(line: str) -> str:
+    """What begins a block stands out."""
+    return f"**`{line}`**" if line.startswith(("chain ", "set ", "map ")) else f"`{line}`"
 
 
 def _sentence(line: str, command: Command) -> str:
@@ -137,6 +146,17 @@ def _vips(choice: Choice, affinity_s: int = 0) -> Prepare:
         session.close()
 
     return prepare
+
+
+async def _guarded(state: Path) -> None:
+    firewall = NftFirewall()
+    zone = Zone(OVERLAY, LOCAL, vxlan_name(VNI))
+    sources = (Source(app="services/api"), Source(subnet=ip_network("198.51.100.0/24")))
+    policy = Policy("web", app="services/web", sources=sources, ports=(PortRange(Protocol.TCP, 8080, 8080),))
+    members = {"services/api": frozenset({BLOCKS["n2"][0].subnet[9]})}
+    await firewall.configure((zone,), (policy,), members, frozenset({PEER.underlay}))
+    addresses = tuple(subnet[2] for subnet in LOCAL)
+    await firewall.admit(Guest("web.1", "services/web", addresses, (Port(8080, host=31000),)))
 
 
 def _web(version: int) -> Vip:
@@ -227,6 +247,78 @@ IPTABLES: Sentences = (
     (r"-d 10\.1\.2\.3/32 .*port-unreachable", "Outside of the pools only the VIP's port is ours."),
     (r"port-unreachable", "All else is answered by ICMP."),
 )
+FIREWALL: Sentences = (
+    (r"^set overlays", "Through these links comes what is of other nodes' containers."),
+    (rf"^set local{BOTH}", "Containers of this node."),
+    (rf"^set cluster{BOTH}", "Containers of all nodes."),
+    (rf"^set remote{BOTH}", "Containers of other nodes: the networks, without what is here."),
+    (rf"^set internal{BOTH}", "Containers here, of networks that have no way out."),
+    (rf"^set leaving{BOTH}", "Containers here, of networks that have one."),
+    (rf"^map zones{BOTH}", "Which chain judges what is for a container here, by its network."),
+    (rf"^map apps{BOTH}", "The same by its app, where a policy names that. It comes first."),
+    (rf"^set peers{BOTH}", "Nodes of the overlays."),
+    (rf"^set own{BOTH}", "Containers here: each may reach itself."),
+    (rf"^map publish{BOTH}", "Ports of the node, and where they lead."),
+    (rf"^set published_(tcp|udp){BOTH}", "Where what came by a port of the node may go."),
+    (r"^set from_", "Containers of an app that a policy names, on all nodes."),
+    (r"^elements = .*goto (net|app)_", "By the chains below."),
+    (r"^elements = ", "As it is now."),
+    (
+        r"^chain forged",
+        "What comes in, before it is followed as a connection: it is dropped if it can not be from there.",
+    ),
+    (r"^chain spoofed", "From a container."),
+    (r"^chain stray", "From an overlay."),
+    (r"^chain outer", "VXLAN of ours, from the underlay."),
+    (r"^chain input", "For the node itself."),
+    (r"^chain to_node", "From a container, for the node itself."),
+    (r"^chain from_container", "From a container, for others."),
+    (r"^chain forward", "What passes the node. An accept here ends our chain alone: others' rules judge it too."),
+    (r"^chain publish_own", "The same for the node's own programs."),
+    (r"^chain publish", "Ports of the node that lead to containers. VIPs have been translated before."),
+    (r"^chain leave", "What goes out. IPv4 that leaves the cluster is masqueraded with the VIPs."),
+    (r"^chain net_", "For a container of this network."),
+    (r"^chain app_", "For a container of this app."),
+    (r"^chain refuse", "What is not let in is told so at once."),
+    (r"hook prerouting priority -300", "Ahead of everybody."),
+    (r"hook (prerouting|output) priority -99", "One behind the place where iptables and others translate (-100)."),
+    (r"hook postrouting priority", "The place of all that change sources."),
+    (r"hook (input|forward) priority", "The place of all that filter."),
+    (r"^icmpv6 type \{", "No router, and no neighbour, is a container: what they need is there from the beginning."),
+    (r"^(ip|ip6) [sd]addr (127\.0\.0\.0/8|::1) drop", "Loopback is nobody's from outside, whatever route_localnet is."),
+    (r"^ip saddr 0\.0\.0\.0 drop", "It has an address, and needs none."),
+    (r"^fib saddr \. iif", "Its address is another's: the way back is not where it comes from."),
+    (r"@th,96,24 .* daddr != @cluster", "VXLAN with a VNI of ours, to a node: it would be taken for this node's."),
+    (r"@th,96,24 .* goto outer", "VXLAN with a VNI of ours."),
+    (r"saddr != @remote\d drop", "No container of another node has this address."),
+    (r"saddr @peers\d accept", "From a node."),
+    (r"^drop", "From nobody else."),
+    (r"^iifname \"tv\*\" (goto|jump)", "From a container, by the name of its link."),
+    (r"^iifname @overlays goto", "From an overlay."),
+    (r"^iifname \"lo\" accept", "From itself."),
+    (r"daddr @local\d drop", "Who is on the node's own links has no way to containers but ports and VIPs."),
+    (r"^ct state 0x2,0x4 accept", "Of a connection that was let in, or an answer to one."),
+    (r"^ct status 0x20 accept", "It came by a VIP, or a port of the node."),
+    (r"dport 53 .*accept", "Names."),
+    (r"type (8|128) .*accept", "Whether the gateway is there."),
+    (r"^goto refuse", "And nothing else."),
+    (r"daddr (169\.254\.0\.0/16|fd00:ec2::254) goto refuse", "The metadata of clouds, which has their credentials."),
+    (r"saddr @internal\d", "No way out of the cluster."),
+    (r"@own\d accept", "It reaches itself."),
+    (r"vmap @apps\d", "The app's policies."),
+    (r"vmap @zones\d", "The network's. What is for no container here goes on."),
+    (r"dport 53 return", "Who publishes port 53 of the node does not take the place of its name server."),
+    (r"^fib daddr type 2 .* dnat", "An address of the node, with a port that leads to a container."),
+    (r"^ct status 0x20 .*@own\d masquerade", "A container that has reached itself."),
+    (r"saddr @leaving6 .*masquerade", "IPv6 that leaves the cluster has the node's address."),
+    (r"^fib saddr type 2 oifname", "The node's own connections have the address of the network into which they go."),
+    (r"@published_(tcp|udp)", "It came by a port of the node that leads here."),
+    (r"saddr \S+ accept", "From the same network."),
+    (r"saddr @from_\S+ .*accept", "From an app that the policy names, to the port that it names."),
+    (r"saddr \S+ .*dport 8080 accept", "From a subnet that the policy names."),
+    (r"reject with tcp reset", "TCP is reset."),
+    (r"^reject", "All else is answered by ICMP."),
+)
 VIP_ROUTES: Sentences = (
     (r"dev tg", "The node's own way to VIPs: as far as the translation, with the gateway's address of the overlay."),
 )
@@ -274,6 +366,16 @@ PAGES = (
         ABOUT_VIPS + 'Its port has the label `"tepui/affinity": "600"`.',
         _vips("nftables", 600),
         (NFT,),
+    ),
+    Page(
+        "firewall",
+        "Networks, a policy and a port of the node",
+        """
+This node (n1) has a container of the app `/web` on `overlay`, at 100.64.0.2, whose port 8080 is published as 31000. A
+policy lets the app `/api`, which has a container on another node, and 198.51.100.0/24 connect to its port 8080.
+""",
+        _guarded,
+        (Command("nft -n list table inet tepui", FIREWALL),),
     ),
     Page(
         "overlay",
