@@ -1,7 +1,7 @@
-"""The node's side of networks and VIPs: collects the items of the desired state and makes the kernel follow.
+"""The node's side of networks, VIPs and names: collects the items of the desired state and makes the kernel follow.
 
 Items come one by one; what they mean together is computed when `apply` is called, once for a whole Change: one
-`NetworkSpec` for each network that was touched, one table of VIPs.
+`NetworkSpec` for each network that was touched, one table of VIPs, one of names.
 """
 
 from __future__ import annotations
@@ -10,15 +10,18 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 from ipaddress import ip_address, ip_network
 
+from model.names import NamedTask
 from model.network import Address, Block, Share, Subnet, Vtep
 from model.policy import Members, Policy
 from model.vip import Vip
+from netns.dns.table import NODE_ADDRESS, Names, NameTable, Scope, Thing
+from netns.dns.zone import NamedVip
 from netns.driver import Driver, NetworkError, NetworkSpec
 from netns.firewall.table import Firewall, Zone
 from netns.link import vxlan_name
 from netns.vip.backend import Backend, Table
 
-VIPS, FIREWALL = "vips", "firewall"
+VIPS, FIREWALL, NAMES = "vips", "firewall", "names"
 
 
 class NodeNetwork:
@@ -28,6 +31,7 @@ class NodeNetwork:
         driver: Driver,
         vips: Backend,
         firewall: Firewall,
+        names: Names,
         pools: tuple[Subnet, ...],
         vacate: Callable[[str], Awaitable[None]],
     ) -> None:
@@ -38,20 +42,22 @@ class NodeNetwork:
         self._blocks: dict[str, frozenset[Block]] = {}  # of which there may be spares
         self._backend = vips
         self._firewall = firewall
+        self._names = names
         self._pools = pools
         self._networks: dict[str, Share] = {}
         self._peers: dict[str, dict[str, Vtep]] = {}  # network -> node -> its end
         self._vips: dict[str, Vip] = {}
+        self._things: dict[str, Thing] = {}  # that have names, by the item's key
         self._policies: dict[str, Policy] = {}
         self._members: dict[str, frozenset[Address]] = {}
         self._touched: set[str] = set()
         self._stale: set[str] = set()
-        self._tables: set[str] = set()  # VIPS and FIREWALL, when they are to be applied
+        self._tables: set[str] = set()  # VIPS, FIREWALL and NAMES, when they are to be applied
 
     def put_network(self, share: Share) -> None:
         self._networks[share.network.name] = share
         self._touched.add(share.network.name)
-        self._tables |= {VIPS, FIREWALL}  # both know which subnets are the cluster's
+        self._tables |= {VIPS, FIREWALL, NAMES}  # all know which subnets are the cluster's
 
     def put_peer(self, peer: Vtep) -> None:
         self._peers.setdefault(peer.network, {})[peer.node] = peer
@@ -61,6 +67,15 @@ class NodeNetwork:
     def put_vip(self, vip: Vip) -> None:
         self._vips[vip.key] = vip.seen_from(self._node)
         self._tables.add(VIPS)
+        self._put_thing(f"vip/{vip.key}", NamedVip(vip.name, vip.address))
+
+    def put_name(self, task: NamedTask) -> None:
+        self._put_thing(f"name/{task.id}", task)
+
+    def _put_thing(self, key: str, thing: Thing) -> None:
+        if self._things.get(key) != thing:
+            self._things[key] = thing
+            self._tables.add(NAMES)
 
     def put_policy(self, policy: Policy) -> None:
         self._policies[policy.name] = policy
@@ -72,12 +87,14 @@ class NodeNetwork:
 
     def remove(self, key: str) -> None:
         """By the item's key. One that is not here is no error."""
+        if self._things.pop(key, None) is not None:
+            self._tables.add(NAMES)
         kind, _, rest = key.partition("/")
         match kind:
             case "network":
                 if self._networks.pop(rest, None) is not None:
                     self._stale.add(rest)
-                    self._tables |= {VIPS, FIREWALL}
+                    self._tables |= {VIPS, FIREWALL, NAMES}
             case "peer":
                 network, _, node = rest.partition("/")
                 if self._peers.get(network, {}).pop(node, None) is not None:
@@ -97,12 +114,13 @@ class NodeNetwork:
         """Remove every item whose key is not among `keys`."""
         held = {f"network/{name}" for name in self._networks} | {f"vip/{key}" for key in self._vips}
         held |= {f"policy/{name}" for name in self._policies} | {f"members/{app}" for app in self._members}
+        held |= self._things.keys()
         held |= {f"peer/{network}/{node}" for network, peers in self._peers.items() for node in peers}
         for key in held - keys:
             self.remove(key)
         # Also those that only an earlier agent has heard of, which were removed while none was here.
         self._stale |= {name for name in self._driver.known() if f"network/{name}" not in keys}
-        self._tables |= {VIPS, FIREWALL}
+        self._tables |= {VIPS, FIREWALL, NAMES}
 
     def released(self) -> frozenset[Block]:
         """Blocks that retire, of which nothing is in use any more. It may change when a container is gone."""
@@ -122,6 +140,8 @@ class NodeNetwork:
             errors += await self._attempt(self._touched, name, self._configure)
         for name in sorted(self._tables & {VIPS}):
             errors += await self._attempt(self._tables, name, self._translate)
+        for name in sorted(self._tables & {NAMES}):
+            errors += await self._attempt(self._tables, name, self._name)
         return unguarded + errors
 
     async def _attempt(self, due: set[str], name: str, work: Callable[[str], Awaitable[None]]) -> list[str]:
@@ -179,6 +199,12 @@ class NodeNetwork:
 
     async def _translate(self, _: str) -> None:
         await self._backend.apply(self._table())
+
+    async def _name(self, _: str) -> None:
+        shares = self._networks.values()
+        gateways = sorted({block.gateway for share in shares for block in share.blocks}, key=str)
+        scopes = tuple(Scope(share.network.subnets, not share.network.internal) for share in shares)
+        await self._names.apply(NameTable((NODE_ADDRESS, *gateways), scopes, dict(self._things)))
 
     def _table(self) -> Table:
         return Table(

@@ -183,6 +183,8 @@ class _Conversation:
                 self._network.put_vip(networks.vip_from_wire(item.vip))
             case "policy":
                 self._network.put_policy(networks.policy_from_wire(item.policy))
+            case "name":
+                self._network.put_name(networks.named_task_from_wire(item.name))
             case "members":
                 self._network.put_members(networks.members_from_wire(item.members))
             case "volume_removal":

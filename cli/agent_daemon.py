@@ -8,6 +8,7 @@ import time
 from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from functools import partial
+from ipaddress import ip_address
 from pathlib import Path
 
 import grpc.aio
@@ -53,6 +54,7 @@ from isolators.standard import standard_isolators
 from model.network import Address
 from model.node import Node
 from model.resources import Resources
+from netns.dns.client import NameServer
 from netns.driver import NetworkError
 from netns.firewall.nftables import NftFirewall
 from netns.mend import Mender, keep_mended, keep_vips
@@ -64,6 +66,7 @@ from netns.watch import Touched, Watch
 from pki.credentials import CredentialError, load_credentials
 from pki.enrolment import EnrolmentError, enrol
 from pki.files import PRIVATE, write_atomic
+from pki.identity import Identity
 from pki.key import KeyFileError
 from pki.token import parse_token
 from wire.tls import channel
@@ -113,7 +116,8 @@ async def run(state: Path) -> None:
 
 
 async def _run(state: Path) -> None:
-    name = await _joined(state)
+    identity = await _joined(state)
+    name = identity.name
     structlog.contextvars.bind_contextvars(node=name)
     settings = _settings(state)
     _refuse_missing_runtime(settings.runtime)
@@ -153,7 +157,16 @@ async def _run(state: Path) -> None:
         volumes = PersistentVolumes(state)
         foreign = Foreign(state / "foreign", node.boot_id, networks, firewall)
         guests = foreign.guests
-        isolators = standard_isolators(state, networks, firewall, volumes, settings.cgroup, rights, guests)
+        isolators = standard_isolators(
+            state, networks, firewall, volumes, settings.cgroup, rights, guests, identity.domain
+        )
+        names = NameServer(
+            directories.run,
+            identity.domain,
+            compat=settings.compat_domains,
+            master=_addresses_of(settings.master),
+            upstreams=settings.name_servers,
+        )
         local = tuple(settings.local_sources)
         images = Images(Places(state / "images", directories.bundles, state / "registries", local))
         await images.open()
@@ -163,7 +176,7 @@ async def _run(state: Path) -> None:
         provision = Provision(images, fetcher, PullSecrets(settings.pull_secrets))
         containers = Containers(directories, isolators, launcher, _log_policy(settings), provision)
         sandboxes = Sandboxes(containers, ready)
-        network = NodeNetwork(name, networks, vips, firewall, tuple(settings.vip_pools), sandboxes.drop)
+        network = NodeNetwork(name, networks, vips, firewall, names, tuple(settings.vip_pools), sandboxes.drop)
         dial = partial(_dial, state, settings.master)
         session = Session(node, dial, network, ready)
         removals = VolumeRemovals(volumes, session.wake)
@@ -180,6 +193,7 @@ async def _run(state: Path) -> None:
                 "images": ImageFeed(images).serve,
             }
         )
+        stack.push_async_callback(lambda: names.close(needed=bool(reconciler.living() or guests())))
         stack.push_async_callback(streams.close)
         stack.push_async_callback(sandboxes.close)
         stack.push_async_callback(reconciler.close)
@@ -193,6 +207,7 @@ async def _run(state: Path) -> None:
             group.create_task(_tell_when_reconciled(ready, reconciler))
             group.create_task(_keep_mended(ready, watch, menders(networks, firewall)))
             group.create_task(keep_vips(vips))
+            group.create_task(names.keep())
             group.create_task(keep_checked(networks, ready))
             group.create_task(CniSocket(settings.cni_socket, foreign, networks, ready).run())
             group.create_task(session.run(reconciler, removals, streams))
@@ -222,13 +237,13 @@ async def _keep_mended(ready: asyncio.Event, watch: Watch, menders: list[Mender]
     await keep_mended(watch, menders, first=Touched(everything=True))
 
 
-async def _joined(state: Path) -> str:
-    """The node's name, once it has one. Waits, and says why, for as long as there are no credentials. What changes from
-    one look to the next is somebody who is just writing them."""
+async def _joined(state: Path) -> Identity:
+    """Who the node is, once it is somebody. Waits, and says why, for as long as there are no credentials. What changes
+    from one look to the next is somebody who is just writing them."""
     said = seen = ""
     while True:
         try:
-            return load_credentials(pki_directory(state)).identity.name
+            return load_credentials(pki_directory(state)).identity
         except CredentialError as error:
             if str(error) != said and (not said or str(error) == seen):
                 said = str(error)
@@ -256,6 +271,14 @@ async def _address(settings: AgentSettings, state: Path) -> Address:
         return await underlay_address(settings.address, settings.master)
     except NoUnderlay as error:
         raise Problem(f"{state / SETTINGS_FILE}: {error}") from error
+
+
+def _addresses_of(master: str) -> tuple[Address, ...]:
+    """Empty when it is called by a name: that has addresses of its own."""
+    try:
+        return (ip_address(master.rpartition(":")[0].strip("[]")),)
+    except ValueError:
+        return ()
 
 
 def _node(name: str, settings: AgentSettings, state: Path, address: Address) -> Node:

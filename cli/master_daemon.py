@@ -38,6 +38,7 @@ from master.discovery import Discovery
 from master.dispatcher import Dispatcher
 from master.events import Events
 from master.logs import Logs
+from master.names import Names
 from master.networks import Networks
 from master.nodes import Nodes
 from master.policies import Policies
@@ -203,6 +204,7 @@ class _Master:
         names = VipNames(store, settings.vip_pools)
         ranges = tuple(settings.vip_ranges)
         self.discovery = Discovery(self.tasks, self.nodes, self.networks, desired, names, ranges)
+        self.names = Names(self.tasks, self.nodes, desired)
         self.policies = Policies(store, self.tasks, self.networks, self.blocks, desired)
         self.policies.listen(self.events.policy_changed)
         self.dispatcher = Dispatcher(self.tasks, self.nodes, self.networks, self.blocks, self.volumes, desired)
@@ -218,6 +220,7 @@ class _Master:
         loaded = (self.tasks, self.volumes, self.networks, self.nodes, self.blocks, self.addresses)
         for part in (*loaded, self.discovery, self.policies, self.dispatcher):
             await part.load()
+        self.names.load()
         host = str(self.settings.listen)
         enrolment = enrolment_app(self.authority, self.tokens.redeem)
         try:

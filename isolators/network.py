@@ -18,9 +18,12 @@ import structlog
 
 from isolators.base import BundlePart, Container, Isolator, IsolatorError, Sandbox, Unsupported
 from isolators.namespaces import hostname
+from isolators.resolv_conf import resolv_conf
+from model.names import DEFAULT_DOMAIN
 from model.network import Address
 from model.policy import app_of
 from model.task import Bandwidth, Usage
+from netns.dns.table import NODE_ADDRESS
 from netns.driver import Attachment, Driver, NetworkError
 from netns.firewall.table import Firewall, Guest
 from netns.link import VETH_PREFIX, veth_name, veth_names
@@ -31,6 +34,7 @@ log = structlog.get_logger()
 Mount = dict[str, object]
 
 UNCONNECTED = ("host", "none")
+RESOLV_CONF = "/etc/resolv.conf"
 # What the directories of containers are mounted with has to be said: a runtime in a user namespace may not lift it.
 OPTIONS = ("bind", "ro", "nosuid", "nodev")
 FRESH_S = 0.2
@@ -40,10 +44,18 @@ LOOPBACK = "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n"
 class NetworkIsolator(Isolator):
     name = "network"
 
-    def __init__(self, driver: Driver, firewall: Firewall, others: Callable[[], tuple[Guest, ...]] = tuple) -> None:
-        """`others` are guests that are no tasks' containers: after a restart they are here too."""
+    def __init__(
+        self,
+        driver: Driver,
+        firewall: Firewall,
+        others: Callable[[], tuple[Guest, ...]] = tuple,
+        domain: str = DEFAULT_DOMAIN,
+    ) -> None:
+        """`others` are guests that are no tasks' containers: after a restart they are here too. `domain` is that of the
+        cluster's names."""
         self._driver = driver
         self._firewall = firewall
+        self._domain = domain
         self._others = others
         self._traffic: dict[str, Traffic] = {}  # by link, of the last look
         self._looked_at = -FRESH_S
@@ -75,13 +87,14 @@ class NetworkIsolator(Isolator):
         return addresses
 
     async def prepare(self, container: Container) -> BundlePart:
-        """With the host's network the node's own files are right."""
+        """With the host's network names are those of the node, and the cluster's."""
         if container.task.network == "host":
-            return {"mounts": _node_files(("/etc/hosts", "/etc/resolv.conf"))}
+            asked = _bind(_written(container, RESOLV_CONF, self._resolv_conf(container)), RESOLV_CONF)
+            return {"mounts": [*_node_files(("/etc/hosts",)), asked]}
         await self._guard(container)
         files = {
             "/etc/hosts": _hosts(container, self._driver.addresses(_connected(container.sandbox))),
-            "/etc/resolv.conf": _resolv_conf(),
+            RESOLV_CONF: self._resolv_conf(container),
         }
         return {"mounts": [_bind(_written(container, path, text), path) for path, text in files.items()]}
 
@@ -116,6 +129,20 @@ class NetworkIsolator(Isolator):
                 await self._driver.limit(_connected(container.sandbox), container.task.bandwidth)
         except NetworkError as error:
             raise IsolatorError(str(error)) from error
+
+    def _resolv_conf(self, container: Container) -> bytes:
+        """On a network whose containers do not reach the node's name server, the node's own file."""
+        task, node = container.task, _node_resolv_conf()
+        if task.network == "none":
+            return b""
+        try:
+            servers = (NODE_ADDRESS,) if task.network == "host" else self._gateways(container)
+        except NetworkError as error:
+            raise IsolatorError(str(error)) from error
+        return (resolv_conf(servers, task.framework, self._domain, node) if servers else node).encode()
+
+    def _gateways(self, container: Container) -> tuple[Address, ...]:
+        return self._driver.gateways(_connected(container.sandbox))
 
     async def _recall_limit(self, container: str, limit: Bandwidth) -> None:
         """It holds still, and is to be known, so that it is put back should somebody take it away."""
@@ -210,11 +237,11 @@ def _counted(usage: Usage, links: Sequence[Traffic]) -> Usage:
     )
 
 
-def _resolv_conf() -> bytes:
+def _node_resolv_conf() -> str:
     try:
-        return Path("/etc/resolv.conf").read_bytes()
+        return Path(RESOLV_CONF).read_text(errors="replace")
     except FileNotFoundError:
-        return b""
+        return ""
 
 
 def _node_files(paths: Iterable[str]) -> list[Mount]:

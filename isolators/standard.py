@@ -25,6 +25,7 @@ from isolators.secrets import SecretsIsolator
 from isolators.sysctls import SysctlsIsolator
 from isolators.volumes import VolumesIsolator
 from isolators.workspace import WorkspaceIsolator
+from model.names import DEFAULT_DOMAIN
 from netns.driver import Driver
 from netns.firewall.table import Firewall, Guest
 
@@ -37,9 +38,11 @@ def standard_isolators(
     cgroup: str,
     rights: Rights,
     other_guests: Callable[[], tuple[Guest, ...]] = tuple,
+    domain: str = DEFAULT_DOMAIN,
 ) -> tuple[Isolator, ...]:
     """`cgroup` is the subtree, relative to each hierarchy's root, in which containers get theirs; `rights` is what
-    tasks may ask for beyond the defaults; `other_guests` are on the networks too, and no tasks' containers."""
+    tasks may ask for beyond the defaults; `other_guests` are on the networks too, and no tasks' containers; `domain` is
+    that of the cluster's names."""
     return (
         CgroupIsolator(cgroup, rights),
         NamespacesIsolator(rights),
@@ -54,5 +57,5 @@ def standard_isolators(
         VolumesIsolator(state_directory, volumes, rights),
         ProcessIsolator(),
         SecretsIsolator(state_directory),
-        NetworkIsolator(networks, firewall, other_guests),
+        NetworkIsolator(networks, firewall, other_guests, domain),
     )

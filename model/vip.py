@@ -91,7 +91,8 @@ def is_vip_label(key: str) -> bool:
 
 
 def parse_label(value: str) -> VipLabel:
-    """`/web:80` or `10.1.2.3:80` or `[fd01:c::1]:80`. Raises ValueError that says what is wrong with the value."""
+    """`/web:80` or `10.1.2.3:80` or `[fd01:c::1]:80`. Names that are one in DNS, where there are no slashes, are one
+    here. Raises ValueError that says what is wrong with the value."""
     host, colon, port_text = value.rpartition(":")
     if not colon or not port_text.isascii() or not port_text.isdigit() or not 1 <= int(port_text) <= 65535:
         raise ValueError(f"{value!r} must end in :port with a port from 1 to 65535")
@@ -102,4 +103,4 @@ def parse_label(value: str) -> VipLabel:
     match = VIP_NAME.fullmatch(host)
     if not match:
         raise ValueError(f"{value!r} must be /name:port or address:port")
-    return VipLabel(int(port_text), name=match[1].strip("/"))
+    return VipLabel(int(port_text), name=match[1].replace("/", "").lower())

@@ -69,6 +69,9 @@ class Driver(Protocol):
     def addresses(self, container: str) -> tuple[Address, ...]:
         """What `attach` gave the container on all its networks, also after a restart; empty when it is not attached."""
 
+    def gateways(self, container: str) -> tuple[Address, ...]:
+        """By which it reaches everything: the node's addresses on its first network. Empty when they are not ours."""
+
     async def detach(self, container: str) -> None:
         """Undo every `attach` of it, in part or whole. Accepts a container that was never attached. When it returns,
         nothing gets to the container or away from it, and somebody else may have its addresses; its links follow,

@@ -28,7 +28,7 @@ from netns.durable import write_durably
 from netns.endpoints import Endpoints
 from netns.gateway import gateway_state
 from netns.ipam.leases import Leases
-from netns.link import VXLAN_PREFIX, RemoveLink, gateway_name, veth_names, vxlan_name
+from netns.link import INTERFACES, VXLAN_PREFIX, RemoveLink, gateway_name, veth_names, vxlan_name
 from netns.namespace import namespace_of
 from netns.netlink import Netlink, link_exists
 from netns.overlay.offload import reconcile_offload
@@ -204,6 +204,14 @@ class Networks:
         """What `attach` made for the container, as long as its networks are configured."""
         with _while(f"endpoints of {container}"):
             return self._endpoints.of(container, self._specs, self._mtus)
+
+    def gateways(self, container: str) -> tuple[Address, ...]:
+        return tuple(
+            reach.gateway
+            for endpoint in self.endpoints(container)
+            if endpoint.interface == INTERFACES[0]
+            for reach in endpoint.reaches
+        )
 
     async def check(self, container: str) -> None:
         """Raises NetworkError when what `attach` made is not as it was. Nothing is changed."""

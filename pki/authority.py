@@ -20,8 +20,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from model.names import DEFAULT_DOMAIN
 from pki.files import PRIVATE, PUBLIC, write_atomic, write_new
-from pki.identity import DEFAULT_DOMAIN, Identity, Role, check_domain, server_name
+from pki.identity import Identity, Role, check_domain, server_name
 from pki.key import key_pem, read_key, requested_key
 
 CA_FILE = "ca.pem"

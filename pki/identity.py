@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from enum import StrEnum
 
-DEFAULT_DOMAIN = "tepui.internal"
+from model.names import DEFAULT_DOMAIN
 
 # A node's name is its identity: a host name in lower case, so that no two names differ only by case. No `..` in it.
 NAME = re.compile(r"(?=.{1,63}$)[a-z0-9]+(([._]|-+)[a-z0-9]+)*", re.ASCII)

@@ -249,8 +249,8 @@ Global___Change: _TypeAlias = Change  # noqa: Y015
 
 @_typing.final
 class Item(_message.Message):
-    """The key is "task/ID", "network/NAME", "peer/NETWORK/NODE", "vip/ADDRESS:PORT/PROTOCOL", "volume/ID", "policy/NAME"
-    or "members/APP".
+    """The key is "task/ID", "network/NAME", "peer/NETWORK/NODE", "vip/ADDRESS:PORT/PROTOCOL", "volume/ID", "policy/NAME",
+    "members/APP" or "name/TASK".
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -263,6 +263,7 @@ class Item(_message.Message):
     VOLUME_REMOVAL_FIELD_NUMBER: _builtins.int
     POLICY_FIELD_NUMBER: _builtins.int
     MEMBERS_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
     key: _builtins.str
     @_builtins.property
     def task(self) -> Global___Assignment: ...
@@ -278,6 +279,8 @@ class Item(_message.Message):
     def policy(self) -> Global___Policy: ...
     @_builtins.property
     def members(self) -> Global___Members: ...
+    @_builtins.property
+    def name(self) -> Global___NamedTask: ...
     def __init__(
         self,
         *,
@@ -289,12 +292,13 @@ class Item(_message.Message):
         volume_removal: Global___VolumeRemoval | None = ...,
         policy: Global___Policy | None = ...,
         members: Global___Members | None = ...,
+        name: Global___NamedTask | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "members", b"members", "network", b"network", "peer", b"peer", "policy", b"policy", "task", b"task", "vip", b"vip", "volume_removal", b"volume_removal"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "members", b"members", "name", b"name", "network", b"network", "peer", b"peer", "policy", b"policy", "task", b"task", "vip", b"vip", "volume_removal", b"volume_removal"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "key", b"key", "members", b"members", "network", b"network", "peer", b"peer", "policy", b"policy", "task", b"task", "vip", b"vip", "volume_removal", b"volume_removal"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "key", b"key", "members", b"members", "name", b"name", "network", b"network", "peer", b"peer", "policy", b"policy", "task", b"task", "vip", b"vip", "volume_removal", b"volume_removal"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["task", "network", "peer", "vip", "volume_removal", "policy", "members"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["task", "network", "peer", "vip", "volume_removal", "policy", "members", "name"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -1591,6 +1595,45 @@ class PortRange(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PortRange: _TypeAlias = PortRange  # noqa: Y015
+
+@_typing.final
+class NamedTask(_message.Message):
+    """As in model/names.py."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    FRAMEWORK_FIELD_NUMBER: _builtins.int
+    APP_FIELD_NUMBER: _builtins.int
+    ADDRESSES_FIELD_NUMBER: _builtins.int
+    NODE_FIELD_NUMBER: _builtins.int
+    PORTS_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    framework: _builtins.str
+    app: _builtins.str
+    @_builtins.property
+    def addresses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def node(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def ports(self) -> _containers.RepeatedCompositeFieldContainer[Global___Port]: ...
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        framework: _builtins.str = ...,
+        app: _builtins.str = ...,
+        addresses: _abc.Iterable[_builtins.str] | None = ...,
+        node: _abc.Iterable[_builtins.str] | None = ...,
+        ports: _abc.Iterable[Global___Port] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "app", b"app", "framework", b"framework", "id", b"id", "node", b"node", "ports", b"ports"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NamedTask: _TypeAlias = NamedTask  # noqa: Y015
 
 @_typing.final
 class Members(_message.Message):

@@ -18,11 +18,12 @@ from model.network import Address
 from model.node import HOST_PORTS, Node
 from model.pod import Pod
 from model.resources import Resources
-from model.task import Bandwidth, Interface, Port, Protocol, Rlimit, Secret, TaskSpec, TaskState, TaskStatus, Usage
+from model.task import Bandwidth, Interface, Rlimit, Secret, TaskSpec, TaskState, TaskStatus, Usage
 from model.volume import VOLUME_ID, Propagation, VolumeKind, VolumeMount
 from wire import control_pb2 as pb
 from wire import health
 from wire.health import finite as _finite
+from wire.ports import port_from_wire, port_to_wire
 
 
 def resources_to_wire(resources: Resources) -> pb.Resources:
@@ -45,16 +46,7 @@ def task_to_wire(task: TaskSpec) -> pb.Task:
         resources=resources_to_wire(task.resources),
         network=task.network,
         env=_pairs_to_wire(task.env),
-        ports=[
-            pb.Port(
-                number=port.number,
-                name=port.name,
-                protocols=port.protocols,
-                labels=_pairs_to_wire(port.labels),
-                host=port.host,
-            )
-            for port in task.ports
-        ],
+        ports=map(port_to_wire, task.ports),
         user=task.user,
         cwd=task.cwd,
         rootfs=task.rootfs,
@@ -93,16 +85,7 @@ def task_from_wire(message: pb.Task) -> TaskSpec:
         resources=resources_from_wire(message.resources),
         network=message.network,
         env=_pairs_from_wire(message.env),
-        ports=tuple(
-            Port(
-                port.number,
-                port.name,
-                tuple(map(Protocol, port.protocols)),
-                _pairs_from_wire(port.labels),
-                port.host if port.HasField("host") else None,
-            )
-            for port in message.ports
-        ),
+        ports=tuple(map(port_from_wire, message.ports)),
         user=message.user,
         cwd=message.cwd,
         rootfs=message.rootfs,

@@ -1,15 +1,17 @@
-"""Networks, peers, VIPs and policies: protocol messages to model and back. Reading trusts nothing (`convert.py`)."""
+"""Networks, peers, VIPs, names and policies: messages to model and back. Reading trusts nothing (`convert.py`)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from ipaddress import ip_address, ip_network
 
+from model.names import NamedTask
 from model.network import Block, Network, NetworkKind, Share, Vtep
 from model.policy import Members, Policy, PortRange, Source
 from model.task import Protocol
 from model.vip import Backend, Vip
 from wire import control_pb2 as pb
+from wire.ports import port_from_wire, port_to_wire
 
 
 def network_to_wire(share: Share) -> pb.NetworkBlock:
@@ -114,6 +116,28 @@ def members_to_wire(members: Members) -> pb.Members:
 
 def members_from_wire(message: pb.Members) -> Members:
     return Members(message.app, tuple(str(ip_address(address)) for address in message.addresses))
+
+
+def named_task_to_wire(task: NamedTask) -> pb.NamedTask:
+    return pb.NamedTask(
+        id=task.id,
+        framework=task.framework,
+        app=task.app,
+        addresses=map(str, task.addresses),
+        node=map(str, task.node),
+        ports=map(port_to_wire, task.ports),
+    )
+
+
+def named_task_from_wire(message: pb.NamedTask) -> NamedTask:
+    return NamedTask(
+        message.id,
+        message.framework,
+        message.app,
+        tuple(map(ip_address, message.addresses)),
+        tuple(map(ip_address, message.node)),
+        tuple(map(port_from_wire, message.ports)),
+    )
 
 
 def vip_to_wire(vip: Vip) -> pb.Vip:

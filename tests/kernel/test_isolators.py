@@ -275,6 +275,9 @@ class Network:
             self.calls[-1] += f" {attachment.network} {attachment.interface} {given[-1]}"
         return (given[-1],)
 
+    def gateways(self, container: str) -> tuple[Address, ...]:
+        return ()
+
     def addresses(self, container: str) -> tuple[Address, ...]:
         return tuple(self.attached.get(container, ()))
 

@@ -31,7 +31,7 @@ from tests.kernel.agent import Agent, recovered
 from tests.kernel.namespaces import ip, run
 from tests.kernel.remains import Remains
 from tests.kernel.sandbox import Sandbox, alive, cgroups, isolators_of, mounts_below, sandbox, task, until
-from tests.unit.node import Driver, Vips
+from tests.unit.node import Driver, Names, Vips
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("host_mounts")]
 
@@ -287,7 +287,8 @@ async def test_a_task_whose_sandbox_was_claimed_and_not_started_begins_again_in_
 
 async def test_spares_are_in_the_blocks_that_the_node_has_now(node: Node) -> None:
     async with recovered(node.agent()) as agent:
-        network = NodeNetwork("n1", node.networks, Vips(Driver()), NftFirewall(), (), agent.sandboxes.drop)
+        fake = Driver()
+        network = NodeNetwork("n1", node.networks, Vips(fake), NftFirewall(), Names(fake), (), agent.sandboxes.drop)
         for subnet in ("100.64.1.0/24", "100.64.2.0/24"):
             network.put_network(Share(NETWORK, (block(subnet),)))
             assert await network.apply() == []

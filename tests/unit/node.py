@@ -29,6 +29,7 @@ from model.network import Address, Block
 from model.policy import Policy
 from model.resources import Resources
 from model.task import Bandwidth, TaskSpec, TaskStatus, Usage, newer
+from netns.dns.table import NameTable
 from netns.driver import Attachment, NetworkError, NetworkSpec
 from netns.firewall.table import Guest, Zone
 from netns.vip.backend import Table
@@ -396,6 +397,9 @@ class Driver:
     def addresses(self, container: str) -> tuple[Address, ...]:
         return ()
 
+    def gateways(self, container: str) -> tuple[Address, ...]:
+        return ()
+
     async def detach(self, container: str) -> None: ...
 
     async def limit(self, container: str, bandwidth: Bandwidth | None) -> None: ...
@@ -473,6 +477,18 @@ class Vips:
     def backends(self) -> list[str]:
         vips = self.table.vips.values() if self.table else ()
         return sorted(backend.task_id for vip in vips for backend in vip.backends)
+
+
+class Names:
+    """`netns.dns.table.Names`, on the same terms as `driver`."""
+
+    def __init__(self, driver: Driver) -> None:
+        self.driver = driver
+        self.table: NameTable | None = None
+
+    async def apply(self, table: NameTable) -> None:
+        await self.driver.work("names")
+        self.table = table
 
 
 async def settled(world: World) -> None:

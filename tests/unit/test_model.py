@@ -114,7 +114,8 @@ def test_the_lowest_free_block(taken_numbers: set[int]) -> None:
     [
         ("/web:80", 80, "web", None),
         ("web:80", 80, "web", None),
-        ("/group/web:65535", 65535, "group/web", None),
+        ("/group/web:65535", 65535, "groupweb", None),
+        ("/My.Web:80", 80, "my.web", None),
         ("10.1.2.3:1", 1, "", "10.1.2.3"),
         ("[fd01:c::1]:80", 80, "", "fd01:c::1"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
 import pytest
@@ -10,12 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.node_network import NodeNetwork
+from model.names import NamedTask
 from model.network import Block, Network, NetworkKind, Share, Vtep, vtep_mac
 from model.task import Protocol
-from model.vip import Vip
+from model.vip import Backend, Vip
+from netns.dns.table import Scope
+from netns.dns.zone import NamedVip
 from tests.unit.cluster import until
 from tests.unit.control import POOL
-from tests.unit.node import Driver, Firewall, Vips
+from tests.unit.node import Driver, Firewall, Names, Vips
 
 pytestmark = pytest.mark.anyio
 OVERLAY = ip_network("100.64.0.0/11")
@@ -26,7 +30,8 @@ class Node:
         self.driver = Driver()
         self.vips = Vips(self.driver)
         self.firewall = Firewall(self.driver)
-        self.network = NodeNetwork("n1", self.driver, self.vips, self.firewall, (POOL,), self.vacate)
+        self.names = Names(self.driver)
+        self.network = NodeNetwork("n1", self.driver, self.vips, self.firewall, self.names, (POOL,), self.vacate)
 
     async def vacate(self, network: str) -> None:
         await self.driver.work(f"vacate {network}")
@@ -53,6 +58,10 @@ def vip(number: int) -> Vip:
     return Vip(ip_address("100.127.0.1"), number, Protocol.TCP, "services/web")
 
 
+def named(task: str, address: str = "100.64.0.2") -> NamedTask:
+    return NamedTask(task, "services", "/web", (ip_address(address),), (ip_address("10.0.0.1"),))
+
+
 async def test_a_change_is_applied_in_one_go() -> None:
     node = Node()
     put_network(node.network, "a")
@@ -60,7 +69,7 @@ async def test_a_change_is_applied_in_one_go() -> None:
         node.network.put_peer(peer("a", name))
     for number in (80, 81):
         node.network.put_vip(vip(number))
-    assert await node.apply() == ["configure firewall", "configure a", "vips"]
+    assert await node.apply() == ["configure firewall", "configure a", "vips", "names"]
     assert {p.node for p in node.driver.configured["a"].peers} == {"n2", "n3"}
     assert node.vips.table is not None and len(node.vips.table.vips) == 2
     assert (node.vips.table.cluster, node.vips.table.pools) == ((OVERLAY,), (POOL,))
@@ -68,7 +77,30 @@ async def test_a_change_is_applied_in_one_go() -> None:
     node.network.remove("peer/a/n2")
     assert await node.apply() == ["configure firewall", "configure a"]
     node.network.remove(f"vip/{vip(80).key}")
-    assert await node.apply() == ["vips"]
+    assert await node.apply() == ["vips", "names"]
+
+
+async def test_names_are_told_when_they_change_and_of_networks_by_their_gateways() -> None:
+    node = Node()
+    put_network(node.network, "a")
+    node.network.put_vip(vip(80))
+    node.network.put_name(named("web.1"))
+    await node.apply()
+    assert node.names.table is not None
+    assert list(map(str, node.names.table.listen)) == ["127.0.0.84", "100.64.0.1"]
+    assert node.names.table.scopes == (Scope((OVERLAY,), forwards=True),)
+    assert node.names.table.things == {
+        f"vip/{vip(80).key}": NamedVip("services/web", vip(80).address),
+        "name/web.1": named("web.1"),
+    }
+    backend = Backend("web.1", "n1", ip_address("100.64.0.2"), 80)
+    node.network.put_vip(replace(vip(80), backends=(backend,)))
+    node.network.put_name(named("web.1"))
+    assert await node.apply() == ["vips"]  # its name is what it was
+    node.network.put_name(named("web.1", "100.64.0.3"))
+    assert await node.apply() == ["names"]
+    node.network.remove("name/web.1")
+    assert await node.apply() == ["names"] and set(node.names.table.things) == {f"vip/{vip(80).key}"}
 
 
 async def test_what_is_not_here_can_be_removed() -> None:
@@ -87,7 +119,7 @@ async def test_a_peer_may_come_before_its_network() -> None:
     assert len(node.driver.configured["a"].peers) == 1
 
 
-@pytest.mark.parametrize("failing", ["validate a", "configure a", "vips", "remove b"])
+@pytest.mark.parametrize("failing", ["validate a", "configure a", "vips", "names", "remove b"])
 async def test_what_failed_is_tried_again_and_nothing_else(failing: str) -> None:
     node = Node()
     put_network(node.network, "a")
@@ -139,7 +171,7 @@ async def test_a_network_that_was_removed_while_no_agent_was_here_is_removed_at_
     node.driver.earlier = frozenset({"a", "old"})
     node.network.keep_only({"network/a"})
     put_network(node.network, "a")
-    assert await node.apply() == ["vacate old", "remove old", "configure firewall", "configure a", "vips"]
+    assert await node.apply() == ["vacate old", "remove old", "configure firewall", "configure a", "vips", "names"]
     assert node.driver.known() == {"a"}
 
 
@@ -147,14 +179,14 @@ async def test_spares_are_dropped_before_the_blocks_that_they_are_in_change() ->
     node = Node()
     put_network(node.network, "a")
     put_network(node.network, "b")
-    assert await node.apply() == ["configure firewall", "configure a", "configure b", "vips"]
+    assert await node.apply() == ["configure firewall", "configure a", "configure b", "vips", "names"]
     put_network(node.network, "a")
     node.network.put_peer(peer("b", "n2"))
-    assert await node.apply() == ["configure firewall", "configure a", "configure b", "vips"]
+    assert await node.apply() == ["configure firewall", "configure a", "configure b", "vips", "names"]
     put_network(node.network, "a", "100.64.0.0/24", "100.64.1.0/24")
-    assert await node.apply() == ["configure firewall", "configure a", "vips"]  # they are where they were
+    assert await node.apply() == ["configure firewall", "configure a", "vips", "names"]  # they are where they were
     put_network(node.network, "a", "100.64.1.0/24")
-    assert await node.apply() == ["configure firewall", "vacate a", "configure a", "vips"]
+    assert await node.apply() == ["configure firewall", "vacate a", "configure a", "vips", "names"]
 
 
 async def test_spares_are_dropped_once_nothing_is_leased_of_their_block_any_more() -> None:
@@ -170,7 +202,7 @@ async def test_spares_are_dropped_once_nothing_is_leased_of_their_block_any_more
         assert await node.apply() == []
     assert node.driver.configured["a"].retiring[0].subnet == ip_network("100.64.0.0/24")
     put_network(node.network, "a", "100.64.1.0/24")
-    assert await node.apply() == ["configure firewall", "configure a", "vips"]
+    assert await node.apply() == ["configure firewall", "configure a", "vips", "names"]
 
 
 async def test_spares_are_dropped_before_their_network_goes() -> None:
@@ -178,9 +210,9 @@ async def test_spares_are_dropped_before_their_network_goes() -> None:
     put_network(node.network, "a")
     await node.apply()
     node.network.remove("network/a")
-    assert await node.apply() == ["vacate a", "remove a", "configure firewall", "vips"]
+    assert await node.apply() == ["vacate a", "remove a", "configure firewall", "vips", "names"]
     put_network(node.network, "a", "100.64.1.0/24")
-    assert await node.apply() == ["configure firewall", "configure a", "vips"]
+    assert await node.apply() == ["configure firewall", "configure a", "vips", "names"]
 
 
 async def test_blocks_that_could_not_be_configured_are_vacated_all_the_same() -> None:
@@ -191,10 +223,10 @@ async def test_blocks_that_could_not_be_configured_are_vacated_all_the_same() ->
     put_network(node.network, "a", "100.64.1.0/24")
     node.driver.failing = {"configure a"}
     await node.apply()
-    assert node.driver.log == ["configure firewall", "vacate a", "configure a", "vips"]
+    assert node.driver.log == ["configure firewall", "vacate a", "configure a", "vips", "names"]
     node.driver.failing = set()
     put_network(node.network, "a")
-    assert await node.apply() == ["configure firewall", "vacate a", "configure a", "vips"]
+    assert await node.apply() == ["configure firewall", "vacate a", "configure a", "vips", "names"]
 
 
 async def test_spares_that_can_not_be_dropped_hold_up_their_network() -> None:
@@ -213,7 +245,7 @@ async def test_no_network_comes_up_that_the_firewall_does_not_guard() -> None:
     node = Node()
     put_network(node.network, "a")
     node.driver.failing = {"configure firewall"}
-    assert await node.apply() == ["configure firewall", "vips"]
+    assert await node.apply() == ["configure firewall", "vips", "names"]
     node.driver.failing = set()
     assert await node.apply() == ["configure firewall", "configure a"]
 
@@ -231,12 +263,13 @@ async def test_what_is_put_during_apply_is_for_the_next_time() -> None:
     assert len(node.driver.configured["a"].peers) == 1
 
 
-KEYS = ("network/a", "network/b", "peer/a/n2", "peer/b/n2", "vip/100.127.0.1:80/tcp", "vip/100.127.0.1:81/tcp")
+KEYS = ("network/a", "network/b", "peer/a/n2", "peer/b/n2", f"vip/{vip(80).key}", f"vip/{vip(81).key}", "name/web.1")
+FAILING = ("configure a", "remove b", "vips", "names", "validate b")
 steps = st.lists(
     st.one_of(
         st.tuples(st.sampled_from(["put", "remove"]), st.sampled_from(KEYS)),
         st.tuples(st.just("keep"), st.sets(st.sampled_from(KEYS))),
-        st.tuples(st.just("fail"), st.sets(st.sampled_from(["configure a", "remove b", "vips", "validate b"]))),
+        st.tuples(st.just("fail"), st.sets(st.sampled_from(FAILING))),
         st.tuples(st.just("apply"), st.none()),
     ),
     max_size=25,
@@ -252,6 +285,8 @@ def put(network: NodeNetwork, key: str) -> None:
             network.put_peer(peer(rest.split("/")[0], rest.split("/")[1]))
         case "vip":
             network.put_vip(vip(int(rest.split(":")[1].split("/")[0])))
+        case "name":
+            network.put_name(named(rest))
 
 
 async def check(history: list[tuple[str, object]]) -> None:
@@ -280,6 +315,8 @@ async def check(history: list[tuple[str, object]]) -> None:
         assert {f"peer/{name}/{p.node}" for p in spec.peers} == {key for key in wanted if f"peer/{name}/" in key}
     assert node.vips.table is not None
     assert {f"vip/{key}" for key in node.vips.table.vips} == {key for key in wanted if "vip/" in key}
+    assert node.names.table is not None
+    assert node.names.table.things.keys() == {key for key in wanted if key.startswith(("vip/", "name/"))}
 
 
 @given(steps)

@@ -22,7 +22,7 @@ from pki.credentials import CredentialError, Credentials
 from pki.identity import Role
 from tests.unit.cluster import node, until
 from tests.unit.control import POOL, Certificates, Master, certificates, master, serving, task
-from tests.unit.node import Driver, Firewall, Life, Vips, World
+from tests.unit.node import Driver, Firewall, Life, Names, Vips, World
 from wire import control_pb2 as pb
 from wire import control_pb2_grpc, convert
 from wire.control_pb2_grpc import add_ControlServicer_to_server
@@ -61,7 +61,9 @@ class Agent:
     async def running(self) -> AsyncIterator[Life]:
         life = Life(self.world)
         life.ready.clear()
-        network = NodeNetwork("n1", self.driver, self.vips, self.firewall, (POOL,), life.sandboxes.drop)
+        network = NodeNetwork(
+            "n1", self.driver, self.vips, self.firewall, Names(self.driver), (POOL,), life.sandboxes.drop
+        )
         session = Session(node(self.credentials.identity.name), self.dial, network, life.ready)
         life.reconciler.books.report = session.report
         await life.reconciler.recover()
