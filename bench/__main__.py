@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from bench import burst, density, images, launch, logs, overlay, recovery, usage, vip
+from bench import burst, density, images, launch, logs, names, overlay, recovery, usage, vip
 from bench.report import Report
 
 BENCHES: dict[str, Callable[[], Report]] = {
@@ -21,6 +21,7 @@ BENCHES: dict[str, Callable[[], Report]] = {
     "images": images.run,
     "launch": launch.run,
     "logs": logs.run,
+    "names": names.run,
     "overlay": overlay.run,
     "recovery": recovery.run,
     "usage": usage.run,

@@ -40,7 +40,7 @@ from netns.spec import KERNEL_IPV6
 log = structlog.get_logger()
 T = TypeVar("T")
 
-SOCKET = "names.sock"
+SOCKET, LOG = "names.sock", "names.log"
 PORT = 53
 BACKLOG = 128
 AT_ONCE = 100  # things in a packet
@@ -196,13 +196,17 @@ class NameServer:
             control.listen()
             # -P: the module must be this project's, whatever the working directory holds.
             command = (sys.executable, "-P", "-m", "netns.dns.process", str(control.fileno()))
-            # Not asyncio's: that ends its processes with the loop.
-            self._process = subprocess.Popen(
-                (*command, json.dumps(self._settings)),
-                stdin=subprocess.DEVNULL,
-                pass_fds=(control.fileno(),),
-                env={**os.environ, "PYTHONPATH": str(PROJECT)},
-            )
+            # Not asyncio's: that ends its processes with the loop. Nor has it this process' output, which may be a pipe
+            # whose reader waits for the end.
+            with (self._directory / LOG).open("wb") as log_file:
+                self._process = subprocess.Popen(
+                    (*command, json.dumps(self._settings)),
+                    stdin=subprocess.DEVNULL,
+                    stdout=log_file,
+                    stderr=log_file,
+                    pass_fds=(control.fileno(),),
+                    env={**os.environ, "PYTHONPATH": str(PROJECT)},
+                )
 
     async def _connect(self) -> socket.socket:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
