@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -252,6 +252,10 @@ class Containers:
         for isolator in self._isolators:
             usage = await isolator.usage(container, usage)
         return usage
+
+    async def connections(self, container: Container, ports: Collection[int]) -> int:
+        """How many are open from outside to these ports of it."""
+        return sum([await isolator.connections(container, ports) for isolator in self._isolators])
 
     async def watch(self, container: Container) -> Limit:
         """The first limit that is hit; there may never be one."""

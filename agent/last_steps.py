@@ -13,13 +13,14 @@ from agent.adjust import thaw
 from agent.books import Books
 from agent.checkpoint import TaskRecord
 from agent.containers import Containers
+from agent.drain import drain
 from agent.first_steps import FirstSteps
 from agent.launcher.record import Exit
 from agent.pods import Pods
 from agent.sandboxes import Sandboxes
 from isolators.base import Container, IsolatorError, Limit
 from model.signals import parse_signal, signal_name
-from model.task import TaskState, TaskStatus, Usage
+from model.task import Port, TaskState, TaskStatus, Usage
 from netns.driver import NetworkError
 
 log = structlog.get_logger()
@@ -45,6 +46,8 @@ class LastSteps:
         container, name = self._containers.container(record), signal_name(stop)
         exited = asyncio.ensure_future(self._containers.exited(container))
         try:
+            if not record.fate:  # else the pod's end came before anybody could leave its VIPs
+                await drain(self._containers, record, self._ports(record), exited, partial(self._tell, record))
             after = f"at once: nothing in it heeds {name}"
             if self._containers.ask(container, stop):
                 after = f"after {grace_s:g} s of grace"
@@ -60,11 +63,20 @@ class LastSteps:
         finally:
             exited.cancel()
 
+    def _ports(self, record: TaskRecord) -> list[Port]:
+        """All tasks of a pod are asked to end at the same time."""
+        members = record.spec.pod.members if record.spec.pod is not None else (record.spec.id,)
+        known = [self._books.records[each].spec for each in members if each in self._books.records]
+        return [port for spec in known for port in spec.ports]
+
+    def _tell(self, record: TaskRecord, message: str) -> None:
+        self._books.observe(record.spec.id, TaskState.KILLING, message=message)
+
     async def _signalled(
         self, record: TaskRecord, message: str, exited: asyncio.Future[Exit], patience_s: float
     ) -> None:
         """Say so. Returns when the container has exited, or when patience ran out."""
-        self._books.observe(record.spec.id, TaskState.KILLING, message=message)
+        self._tell(record, message)
         await asyncio.wait({exited}, timeout=patience_s)
 
     async def end_limited(self, record: TaskRecord, limit: Limit) -> None:

@@ -16,6 +16,7 @@ After an agent restart `recover` is called once, before anything else.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -177,6 +178,10 @@ class Isolator:
     async def usage(self, container: Container, usage: Usage) -> Usage:
         """`usage` with this isolator's figures filled in from the kernel."""
         return usage
+
+    async def connections(self, container: Container, ports: Collection[int]) -> int:
+        """How many are open from outside to these ports of the container."""
+        return 0
 
     async def cleanup(self, sandbox: Sandbox) -> None:
         """Undo everything. Accepts a sandbox that was never opened, and being called again."""

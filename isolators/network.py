@@ -8,7 +8,7 @@ its holder: its containers have the addresses of that, and each is a guest with 
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from ipaddress import ip_address
@@ -23,6 +23,7 @@ from model.names import DEFAULT_DOMAIN
 from model.network import Address
 from model.policy import app_of
 from model.task import Bandwidth, Usage
+from netns.connections import Connections
 from netns.dns.table import NODE_ADDRESS
 from netns.driver import Attachment, Driver, NetworkError
 from netns.firewall.table import Firewall, Guest
@@ -57,6 +58,7 @@ class NetworkIsolator(Isolator):
         self._firewall = firewall
         self._domain = domain
         self._others = others
+        self._connections = Connections()
         self._traffic: dict[str, Traffic] = {}  # by link, of the last look
         self._looked_at = -FRESH_S
 
@@ -109,6 +111,14 @@ class NetworkIsolator(Isolator):
             self._looked_at = now
         links = _links(_connected(container.sandbox), len(container.task.interfaces))
         return _counted(usage, [self._traffic[name] for name in links if name in self._traffic])
+
+    async def connections(self, container: Container, ports: Collection[int]) -> int:
+        own = self._driver.addresses(_connected(container.sandbox))
+        addresses = (self._driver.underlay,) if container.task.network == "host" else own
+        try:
+            return await self._connections.open_to((address, port) for address in addresses for port in ports)
+        except NetworkError as error:
+            raise IsolatorError(str(error)) from error
 
     async def cleanup(self, sandbox: Sandbox) -> None:
         if sandbox.network in UNCONNECTED:

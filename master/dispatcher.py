@@ -4,8 +4,8 @@ Reads Hello, Applied and Status from the agents, and the changes of tasks that t
 the nodes' desired state (`desired.py`) and, through it, the Changes on the wire.
 
 Law 6, take out, wait, then stop: a task that shall end is first marked `killing`, on which discovery takes it out of
-the VIPs at once; when every node that is online has applied that, or the deadline passed, and requests that were under
-way had a moment to be answered, it is marked `drained`, and only then does its node hear that it is to be killed.
+the VIPs at once; when every node that is online has applied that, or the deadline passed, it is marked `drained`, and
+only then does its node hear that it is to be killed. That waits for connections that are still open (`agent/drain.py`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ import structlog
 
 from master.blocks import Blocks
 from master.desired import Desired, Feed
-from master.discovery import wanted
 from master.networks import Networks
 from master.nodes import Nodes, NodeView
 from master.store.base import StoreError
@@ -38,7 +37,6 @@ from wire.tls import agent_name
 log = structlog.get_logger()
 
 DRAIN_DEADLINE_S = 5.0
-LINGER_S = 1.0  # connections that a VIP has led to the task go on meanwhile, no new ones come
 HELLO_DEADLINE_S = 10.0
 STORE_RETRY_S = 1.0
 REFUSAL_POLL_S = 0.05
@@ -291,9 +289,6 @@ class Dispatcher(control_pb2_grpc.ControlServicer):
         late = await self._desired.barrier(online, DRAIN_DEADLINE_S)
         if late:
             log.warning("stopping although VIPs may still point at it", task=task_ids[0], nodes=late)
-        known = [record for task_id in task_ids if (record := self._tasks.get(task_id)) is not None]
-        if any(any(wanted(record)) for record in known):
-            await asyncio.sleep(LINGER_S)
         for task_id in task_ids:
             await self._tasks.mark(task_id, drained=True)
 

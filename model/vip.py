@@ -10,8 +10,8 @@ from ipaddress import ip_address
 from model.network import Address
 from model.task import Protocol
 
-AFFINITY, PREFER_LOCAL = "tepui/affinity", "tepui/prefer-local"
-LONGEST_AFFINITY_S = 86_400
+AFFINITY, PREFER_LOCAL, DRAIN = "tepui/affinity", "tepui/prefer-local", "tepui/drain"
+LONGEST_AFFINITY_S, LONGEST_DRAIN_S, DEFAULT_DRAIN_S = 86_400, 3600, 5
 VIP_NAME = re.compile(r"/?([A-Za-z0-9][A-Za-z0-9/_.-]{0,200})")
 
 
@@ -76,13 +76,23 @@ def _seen_from(node: str, backends: Iterable[Backend]) -> Iterator[Backend]:
 def parse_options(labels: Mapping[str, str]) -> tuple[int, bool]:
     """Of a port's labels, what they say of its VIPs: `affinity_s` and `prefer_local`. Raises ValueError that names the
     label."""
-    seconds = labels.get(AFFINITY, "0")
-    if not (seconds.isascii() and seconds.isdigit() and int(seconds) <= LONGEST_AFFINITY_S):
-        raise ValueError(f"label {AFFINITY}: {seconds!r} must be seconds, from 0 to {LONGEST_AFFINITY_S}")
     local = labels.get(PREFER_LOCAL, "false")
     if local not in ("true", "false"):
         raise ValueError(f"label {PREFER_LOCAL}: {local!r} must be true or false")
-    return int(seconds), local == "true"
+    return _seconds(labels, AFFINITY, LONGEST_AFFINITY_S, 0), local == "true"
+
+
+def parse_drain(labels: Mapping[str, str]) -> int:
+    """For how many seconds a task that has left its VIPs goes on while clients are connected to this port. Raises
+    ValueError that names the label."""
+    return _seconds(labels, DRAIN, LONGEST_DRAIN_S, DEFAULT_DRAIN_S)
+
+
+def _seconds(labels: Mapping[str, str], label: str, most: int, default: int) -> int:
+    seconds = labels.get(label, str(default))
+    if not (seconds.isascii() and seconds.isdigit() and int(seconds) <= most):
+        raise ValueError(f"label {label}: {seconds!r} must be seconds, from 0 to {most}")
+    return int(seconds)
 
 
 def is_vip_label(key: str) -> bool:

@@ -46,6 +46,10 @@ class Attachment:
 
 
 class Driver(Protocol):
+    @property
+    def underlay(self) -> Address:
+        """This node's address among nodes."""
+
     def validate(self, spec: NetworkSpec) -> None:
         """Raises NetworkError that names the field. Called for every network before anything is changed."""
 

@@ -93,6 +93,10 @@ class Networks:
         finally:
             self._host.close()
 
+    @property
+    def underlay(self) -> Address:
+        return self._underlay
+
     def validate(self, spec: NetworkSpec) -> None:
         if spec.network.kind is NetworkKind.CNI:
             return self._cni.validate(spec)

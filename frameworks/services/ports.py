@@ -18,7 +18,7 @@ from pydantic import AfterValidator, BaseModel, Field
 from frameworks.services.fields import STRICT, Location, invalid
 from frameworks.services.networking import HOST, NONE
 from model.task import Port, Protocol
-from model.vip import is_vip_label, parse_label, parse_options
+from model.vip import is_vip_label, parse_drain, parse_label, parse_options
 
 PORT_NAME = re.compile(r"[a-zA-Z0-9]([a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?")
 PROTOCOLS = {
@@ -44,6 +44,7 @@ def _vip_labels(labels: dict[str, str]) -> dict[str, str]:
                 raise invalid(f"label {key}: {error}") from None
     try:
         parse_options(labels)
+        parse_drain(labels)
     except ValueError as error:
         raise invalid(str(error)) from None
     return labels

@@ -1,6 +1,7 @@
-"""The one question and the one request that we have for netfilter beside nftables' own language.
+"""The two questions and the one request that we have for netfilter beside nftables' own language.
 
-The generation of nftables says whether anybody changed anything since the last look. And flows that were led to a
+The generation of nftables says whether anybody changed anything since the last look. Who is connected to a container is
+known to the node that it runs on, for it looks after all connections. And flows that were led to a
 container are led there for as long as they are known, also when it is gone, or the port has become another's: with UDP,
 and a client that goes on sending, for ever. So they are forgotten. linux/netfilter/nfnetlink_conntrack.h names the
 attributes.
@@ -12,6 +13,7 @@ import errno
 import os
 import socket
 import struct
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -22,10 +24,12 @@ from netns.driver import NetworkError
 NETLINK_NETFILTER = 12  # linux/netlink.h
 NFNL_SUBSYS_CTNETLINK = 1
 IPCTNL_MSG_CT_GET, IPCTNL_MSG_CT_DELETE = 1, 2
-CTA_TUPLE_ORIG, CTA_TUPLE_REPLY, CTA_ID = 1, 2, 12
+CTA_TUPLE_ORIG, CTA_TUPLE_REPLY, CTA_PROTOINFO, CTA_ID = 1, 2, 4, 12
 CTA_TUPLE_IP, CTA_TUPLE_PROTO = 1, 2
 FROM, TO = (1, 3), (2, 4)  # CTA_IP_V4_SRC, CTA_IP_V6_SRC; CTA_IP_V4_DST, CTA_IP_V6_DST
 CTA_PROTO_NUM, CTA_PROTO_SRC_PORT, CTA_PROTO_DST_PORT = 1, 2, 3
+CTA_PROTOINFO_TCP, CTA_PROTOINFO_TCP_STATE = 1, 1
+TCP_SYN_SENT, TCP_CLOSE_WAIT = 1, 5  # nf_conntrack_tcp.h: from the first to the last in which something may come
 NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP = 1, 4, 0x300
 NLMSG_ERROR, NLMSG_DONE = 2, 3
 NLA_TYPE_MASK = 0x3FFF
@@ -34,6 +38,7 @@ GENERIC = struct.Struct("=BBH")  # linux/netfilter/nfnetlink.h: nfgenmsg
 NFNL_SUBSYS_NFTABLES, NFT_MSG_GETGEN, NFTA_GEN_ID = 10, 16, 1
 RECEIVED = 1 << 18
 DEADLINE_S = 5.0
+TCP = frozenset({socket.IPPROTO_TCP})
 FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 
 
@@ -75,6 +80,17 @@ class Netfilter:
                     self._delete(family, attributes)
                     forgotten += 1
         return forgotten
+
+    def connected(self) -> Counter[tuple[Address, int]]:
+        """How many connections of TCP are open, of both versions of IP, by who answers. Raises OSError."""
+        found: Counter[tuple[Address, int]] = Counter()
+        for family in FAMILIES.values():
+            for entry in self._ask(NFNL_SUBSYS_CTNETLINK, IPCTNL_MSG_CT_GET, family, b"", NLM_F_DUMP):
+                attributes = _attributes(entry)
+                flow = _flow(attributes, TCP)
+                if flow is not None and TCP_SYN_SENT <= _tcp_state(attributes) <= TCP_CLOSE_WAIT:
+                    found[flow.by] += 1
+        return found
 
     def _delete(self, family: int, attributes: dict[int, bytes]) -> None:
         payload = b"".join(_attribute(kind, attributes[kind]) for kind in (CTA_TUPLE_ORIG, CTA_ID))
@@ -145,6 +161,12 @@ def _flow(entry: dict[int, bytes], protocols: frozenset[int]) -> Flow | None:
         (_address(asked, *TO), int.from_bytes(asked_at[CTA_PROTO_DST_PORT], "big")),
         (_address(answering, *FROM), int.from_bytes(answers_from[CTA_PROTO_SRC_PORT], "big")),
     )
+
+
+def _tcp_state(entry: dict[int, bytes]) -> int:
+    """0: unknown, as is that of one which has just ended."""
+    of_tcp = _attributes(_attributes(entry.get(CTA_PROTOINFO, b"")).get(CTA_PROTOINFO_TCP, b""))
+    return of_tcp.get(CTA_PROTOINFO_TCP_STATE, b"\0")[0]
 
 
 def _address(end: dict[int, bytes], four: int, six: int) -> Address:

@@ -275,6 +275,8 @@ class Network:
             self.calls[-1] += f" {attachment.network} {attachment.interface} {given[-1]}"
         return (given[-1],)
 
+    underlay = IPv4Address("192.0.2.1")
+
     def gateways(self, container: str) -> tuple[Address, ...]:
         return ()
 

@@ -397,6 +397,8 @@ class Driver:
     def addresses(self, container: str) -> tuple[Address, ...]:
         return ()
 
+    underlay = ip_address("192.0.2.1")
+
     def gateways(self, container: str) -> tuple[Address, ...]:
         return ()
 
