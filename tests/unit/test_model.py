@@ -18,7 +18,7 @@ from model.network import Block, Network, Subnet, free_subnet, vtep_mac
 from model.node import Node
 from model.resources import KINDS, Resources, describe
 from model.task import MESOS_STATES, TASK_ID, TaskState, TaskStatus, newer
-from model.vip import is_vip_label, parse_label
+from model.vip import is_vip_label, parse_drain, parse_label
 from tests.unit import strategies
 
 
@@ -186,3 +186,14 @@ def test_what_is_written_to_disk_is_read_again(kind: Any, values: st.SearchStrat
 def test_damage_is_named(damage: bytes, where: str) -> None:
     with pytest.raises(Damaged, match=f"Node: {where}"):
         Codec(Node).decode(damage)
+
+
+@pytest.mark.parametrize(("label", "seconds"), [(None, 5), ("0", 0), ("3600", 3600)])
+def test_for_how_long_clients_are_waited_for(label: str | None, seconds: int) -> None:
+    assert parse_drain({} if label is None else {"tepui/drain": label}) == seconds
+
+
+@pytest.mark.parametrize("label", ["", "-1", "3601", "1.5", "\u00b2", "soon"])
+def test_for_how_long_clients_can_not_be_waited_for(label: str) -> None:
+    with pytest.raises(ValueError, match="label tepui/drain: .* must be seconds, from 0 to 3600"):
+        parse_drain({"tepui/drain": label})
