@@ -17,7 +17,7 @@ from model.vip import Vip
 from netns.dns.table import NODE_ADDRESS, Names, NameTable, Scope, Thing
 from netns.dns.zone import NamedVip
 from netns.driver import Driver, NetworkError, NetworkSpec
-from netns.firewall.table import Firewall, Zone
+from netns.firewall.table import Entrance, Firewall, Zone
 from netns.link import vxlan_name
 from netns.vip.backend import Backend, Table
 
@@ -34,8 +34,11 @@ class NodeNetwork:
         names: Names,
         pools: tuple[Subnet, ...],
         vacate: Callable[[str], Awaitable[None]],
+        *,
+        external: bool = False,
     ) -> None:
-        """`vacate` is awaited before a network goes, or a block that this node has of it, and when one retires."""
+        """`vacate` is awaited before a network goes, or a block that this node has of it, and when one retires.
+        `external`: clients from outside of the cluster come in through this node, to VIPs that are for them."""
         self._node = node
         self._driver = driver
         self._vacate = vacate
@@ -44,6 +47,7 @@ class NodeNetwork:
         self._firewall = firewall
         self._names = names
         self._pools = pools
+        self._external = external
         self._networks: dict[str, Share] = {}
         self._peers: dict[str, dict[str, Vtep]] = {}  # network -> node -> its end
         self._vips: dict[str, Vip] = {}
@@ -65,12 +69,19 @@ class NodeNetwork:
         self._tables.add(FIREWALL)
 
     def put_vip(self, vip: Vip) -> None:
+        known = self._vips.get(vip.key)
         self._vips[vip.key] = vip.seen_from(self._node)
         self._tables.add(VIPS)
+        if vip.external != (known is not None and known.external):
+            self._entrances_changed()
         self._put_thing(f"vip/{vip.key}", NamedVip(vip.name, vip.address))
 
     def put_name(self, task: NamedTask) -> None:
         self._put_thing(f"name/{task.id}", task)
+
+    def _entrances_changed(self) -> None:
+        if self._external:
+            self._tables.add(FIREWALL)
 
     def _put_thing(self, key: str, thing: Thing) -> None:
         if self._things.get(key) != thing:
@@ -107,8 +118,10 @@ class NodeNetwork:
                 if self._members.pop(rest, None) is not None:
                     self._tables.add(FIREWALL)
             case "vip":
-                if self._vips.pop(rest, None) is not None:
+                if (vip := self._vips.pop(rest, None)) is not None:
                     self._tables.add(VIPS)
+                    if vip.external:
+                        self._entrances_changed()
 
     def keep_only(self, keys: set[str]) -> None:
         """Remove every item whose key is not among `keys`."""
@@ -195,7 +208,12 @@ class NodeNetwork:
             tuple(policy for _, policy in sorted(self._policies.items())),
             dict(self._members),
             frozenset(peer.underlay for peers in self._peers.values() for peer in peers.values()),
+            self._entrances() if self._external else None,
         )
+
+    def _entrances(self) -> frozenset[Entrance]:
+        external = (vip for vip in self._vips.values() if vip.external)
+        return frozenset(Entrance(vip.address, vip.port, vip.protocol) for vip in external)
 
     async def _translate(self, _: str) -> None:
         await self._backend.apply(self._table())

@@ -176,7 +176,8 @@ async def _run(state: Path) -> None:
         provision = Provision(images, fetcher, PullSecrets(settings.pull_secrets))
         containers = Containers(directories, isolators, launcher, _log_policy(settings), provision)
         sandboxes = Sandboxes(containers, ready)
-        network = NodeNetwork(name, networks, vips, firewall, names, tuple(settings.vip_pools), sandboxes.drop)
+        pools, drop = tuple(settings.vip_pools), sandboxes.drop
+        network = NodeNetwork(name, networks, vips, firewall, names, pools, drop, external=settings.external)
         dial = partial(_dial, state, settings.master)
         session = Session(node, dial, network, ready)
         removals = VolumeRemovals(volumes, session.wake)

@@ -100,9 +100,10 @@ class AgentSettings(_Settings):
     `cni_path` are the directories in which CNI plug-ins are looked for, each root's alone. At `cni_socket` our own
     plug-in, `tepui-cni`, asks for what other runtimes want.
     `vip_backend` translates virtual addresses; by itself iptables, if another program of the node does so, and else
-    nftables. Of `host_ports` one is taken for a task that asks for any port of the node. Names of DC/OS (below `mesos`
-    and `thisdcos.directory`) are answered too with `compat_domains`; names that are not the cluster's are asked of
-    `name_servers`, or else of those in the node's resolv.conf.
+    nftables. With `external` clients from outside of the cluster come in through this node, to virtual addresses whose
+    label says that they are for them (`tepui/external`). Of `host_ports` one is taken for a task that asks for any port
+    of the node. Names of DC/OS (below `mesos` and `thisdcos.directory`) are answered too with `compat_domains`; names
+    that are not the cluster's are asked of `name_servers`, or else of those in the node's resolv.conf.
 
     `metrics_port` is on loopback (`agent/metrics.py`). `local_sources` are directories of the node from which tasks may
     have images (`oci:`, `docker-archive:`) and files (`file:`). `pull_secrets` are the files with credentials for
@@ -128,6 +129,7 @@ class AgentSettings(_Settings):
     pull_secrets: dict[str, Path] = {}
     vip_pools: list[IPv4Network | IPv6Network] = VIP_POOLS
     vip_backend: Literal["auto", "iptables", "nftables"] = "auto"
+    external: bool = False
     compat_domains: bool = True
     name_servers: list[IPv4Address | IPv6Address] = []
     log_file_mib: int = Field(10, ge=1)

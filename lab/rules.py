@@ -14,7 +14,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from ipaddress import ip_address, ip_network
 from itertools import groupby
@@ -27,7 +27,7 @@ from model.task import Port, Protocol
 from model.vip import Backend, Vip
 from netns.driver import Attachment, NetworkSpec
 from netns.firewall.nftables import NftFirewall
-from netns.firewall.table import Guest, Zone
+from netns.firewall.table import Entrance, Guest, Zone
 from netns.link import vxlan_name
 from netns.networks import Networks
 from netns.nft.own import NftSession
@@ -51,7 +51,7 @@ LOCAL = tuple(block.subnet for block in BLOCKS["n1"])
 # Lines that say nothing of ours.
 EVERYWHERE = re.compile(r"#|\*|\}$|COMMIT|(table|type(of)?|flags|timeout) (?!nat|filter)")
 
-Prepare = Callable[[Path], Coroutine[None, None, None]]
+Prepare = Callable[[Path, ExitStack], Coroutine[None, None, None]]  # a state directory, and what ends with the page
 Sentences = tuple[tuple[str, str], ...]  # what a line matches, and what is to be said of it
 
 
@@ -85,8 +85,8 @@ def main() -> None:
 
 
 def _written(page: Page) -> str:
-    with _node() as state:
-        asyncio.run(page.prepare(state))
+    with _node() as state, ExitStack() as stack:
+        asyncio.run(page.prepare(state, stack))
         parts = [_part(command) for command in page.commands]
     made = "Made by `script/rules` from what a kernel has; a test compares the two."
     return "\n".join((f"# {page.title}", "", page.text.strip(), "", *parts, made, ""))
@@ -126,15 +126,14 @@ def _lines(said: str) -> Iterator[str]:
 # What is there
 
 
-async def _overlay(state: Path) -> None:
+async def _overlay(state: Path, stack: ExitStack) -> None:
     async with Networks(state, "n1", "boot", UNDERLAY) as driver:
         await driver.configure(SPEC)
-        with _container() as pid:
-            await driver.attach(Attachment("web", "overlay", pid))
+        await driver.attach(Attachment("web", "overlay", stack.enter_context(_container())))
 
 
-def _vips(choice: Choice, affinity_s: int = 0) -> Prepare:
-    async def prepare(state: Path) -> None:
+def _vips(choice: Choice, affinity_s: int = 0, drained: bool = False) -> Prepare:
+    async def prepare(state: Path, stack: ExitStack) -> None:
         async with Networks(state, "n1", "boot", UNDERLAY) as driver:
             await driver.configure_vip_route(POOLS)
             await driver.configure(SPEC)
@@ -142,21 +141,28 @@ def _vips(choice: Choice, affinity_s: int = 0) -> Prepare:
         vips = NodeVips(session, choice)
         rows = [replace(row, affinity_s=affinity_s) for row in (_web(4), _web(6), EMPTY)]
         await vips.apply(Table({row.key: row for row in rows}, POOLS, LOCAL, OVERLAY.subnets))
+        if drained:
+            rows = [replace(row, backends=row.backends[1:]) for row in rows]
+            await vips.apply(Table({row.key: row for row in rows}, POOLS, LOCAL, OVERLAY.subnets))
         await vips.close()
         session.close()
 
     return prepare
 
 
-async def _guarded(state: Path) -> None:
+async def _guarded(state: Path, stack: ExitStack, entrances: frozenset[Entrance] | None = None) -> None:
     firewall = NftFirewall()
     zone = Zone(OVERLAY, LOCAL, vxlan_name(VNI))
     sources = (Source(app="services/api"), Source(subnet=ip_network("198.51.100.0/24")))
     policy = Policy("web", app="services/web", sources=sources, ports=(PortRange(Protocol.TCP, 8080, 8080),))
     members = {"services/api": frozenset({BLOCKS["n2"][0].subnet[9]})}
-    await firewall.configure((zone,), (policy,), members, frozenset({PEER.underlay}))
+    await firewall.configure((zone,), (policy,), members, frozenset({PEER.underlay}), entrances)
     addresses = tuple(subnet[2] for subnet in LOCAL)
     await firewall.admit(Guest("web.1", "services/web", addresses, (Port(8080, host=31000),)))
+
+
+async def _entered(state: Path, stack: ExitStack) -> None:
+    await _guarded(state, stack, frozenset(Entrance(pool[1], 80, Protocol.TCP) for pool in POOLS))
 
 
 def _web(version: int) -> Vip:
@@ -179,6 +185,9 @@ VIP_TABLE: Sentences = (
     (rf"^map vips{BOTH}", "Finds a VIP by address, protocol and port, and says which chain knows its backends."),
     (rf"^map (tcp|udp){BOTH}", "Finds a backend by VIP, port and slot."),
     (r"^elements = \{ \S+/\d+ \}", "From the cluster's and the node's settings."),
+    (r"^elements = .*goto of_1", "`services/web` has one slot left."),
+    (r"^elements = \{ 100.127.0.1 \. 80 \. 0 : 100.64.1.2 \. 8080 \}", "It leads to the backend that is left."),
+    (r"^chain of_1", "VIPs with one slot. The chain for two is gone with the last VIP that had as many."),
     (r"^elements = .*goto of_2", "`services/web` has two slots, one for each backend."),
     (r"^elements = .*goto sticky", "`services/web` has affinity: a chain of its own."),
     (r"^elements = \{ \S+ \. (80|http) \. 0 :", "The two slots of `services/web`, and where they lead."),
@@ -208,6 +217,10 @@ VIP_TABLE: Sentences = (
     (r"@empty\d goto refuse", "The same outside of the pools, where only the VIP's port is ours."),
     (r"reject with tcp reset", "TCP is reset."),
     (r"^reject", "All else is answered by ICMP."),
+    (
+        r"numgen random mod 1 map",
+        "A new connection goes where the only slot leads. One that is open stays.",
+    ),
     (r"numgen random mod \d map", "A new connection draws a slot, and goes where that leads."),
     (r"@st_\w+ goto to_", "A client that has been there goes there again."),
     (r"numgen random mod \d vmap", "A new one draws."),
@@ -297,6 +310,13 @@ FIREWALL: Sentences = (
     (r"^iifname @overlays goto", "From an overlay."),
     (r"^iifname \"lo\" accept", "From itself."),
     (r"daddr @local\d drop", "Who is on the node's own links has no way to containers but ports and VIPs."),
+    (rf"^set external_(tcp|udp){BOTH}", "VIPs that are for clients from outside."),
+    (r"@external_\w+ accept", "A client from outside has asked for a VIP that is for it."),
+    (
+        r"@external_\w+ .*masquerade",
+        "To other nodes it goes with this one's address, so that the answer comes back.",
+    ),
+    (r"daddr @remote\d goto refuse", "Nobody from outside goes to other nodes' containers through this one."),
     (r"^ct state 0x2,0x4 accept", "Of a connection that was let in, or an answer to one."),
     (r"^ct status 0x20 accept", "It came by a VIP, or a port of the node."),
     (r"dport 53 .*accept", "Names."),
@@ -342,6 +362,10 @@ ABOUT_VIPS = """
 A service `/web` has a task on this node (n1) and one on another, and asks for the VIP `/web:80`: 100.127.0.1 and
 fd01:c::1. A second VIP, 10.1.2.3:53, is outside of the pools, and nobody is behind it.
 """
+DRAINED = (("map", "vips4"), ("map", "tcp4"), ("chain", "of_1"))
+HAIRPIN = (("map", "tcp4"), ("set", "itself4"), ("chain", "post"))
+PORT_MAP = (("map", "publish4"), ("set", "published_tcp4"), ("chain", "publish"), ("chain", "publish_own"))
+ENTERED = (("set", "external_tcp4"), ("set", "external_tcp6"), ("chain", "forward"), ("chain", "leave"))
 SHOW_ROUTES = (
     Command("ip -4 route show proto 85", VIP_ROUTES),
     Command("ip -6 route show proto 85", VIP_ROUTES),
@@ -366,6 +390,47 @@ PAGES = (
         ABOUT_VIPS + 'Its port has the label `"tepui/affinity": "600"`.',
         _vips("nftables", 600),
         (NFT,),
+    ),
+    Page(
+        "drain",
+        "A VIP that a task has left",
+        ABOUT_VIPS
+        + """
+`web.1`, the task on this node, is about to be stopped. It is out of the VIP on all nodes before it gets a signal, and
+goes on while clients are connected to it: what the kernel follows as a connection it leads where it led it before.
+""",
+        _vips("nftables", drained=True),
+        tuple(Command(f"nft -n list {what} inet tepui-vips {name}", VIP_TABLE) for what, name in DRAINED),
+    ),
+    Page(
+        "hairpin",
+        "A container that reaches itself through its VIP",
+        ABOUT_VIPS
+        + """
+`web.1`, 100.64.0.2 on this node, asks for 100.127.0.1:80, and the slot that it draws is its own.
+""",
+        _vips("nftables"),
+        tuple(Command(f"nft -n list {what} inet tepui-vips {name}", VIP_TABLE) for what, name in HAIRPIN),
+    ),
+    Page(
+        "port-map",
+        "A port of the node that leads to a container",
+        """
+This node (n1) has a container of the app `/web` on `overlay`, at 100.64.0.2, whose port 8080 is published as 31000. A
+policy lets the app `/api`, which has a container on another node, and 198.51.100.0/24 connect to its port 8080.
+""",
+        _guarded,
+        tuple(Command(f"nft -n list {what} inet tepui {name}", FIREWALL) for what, name in PORT_MAP),
+    ),
+    Page(
+        "external",
+        "Clients from outside",
+        """
+`external = true` stands in this node's agent.toml, and `/web` has the label `"tepui/external": "true"` beside that of
+its VIP, `/web:80`: 100.127.0.1 and fd01:c::1. The site's routers lead 100.127.0.0/16 to this node.
+""",
+        _entered,
+        tuple(Command(f"nft -n list {what} inet tepui {name}", FIREWALL) for what, name in ENTERED),
     ),
     Page(
         "firewall",

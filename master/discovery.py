@@ -199,10 +199,10 @@ class Discovery:
         return first_of(record, version)
 
 
-def _options(ports: Iterable[Port]) -> tuple[int, bool]:
+def _options(ports: Iterable[Port]) -> tuple[int, bool, bool]:
     """While an app changes, its tasks may say different things: what any asks for holds for all."""
-    seconds, local = zip(*(parse_options(dict(port.labels)) for port in ports), strict=True)
-    return max(seconds), any(local)
+    seconds, local, external = zip(*(parse_options(dict(port.labels)) for port in ports), strict=True)
+    return max(seconds), any(local), any(external)
 
 
 def serving(record: TaskRecord) -> bool:

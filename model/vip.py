@@ -10,7 +10,8 @@ from ipaddress import ip_address
 from model.network import Address
 from model.task import Protocol
 
-AFFINITY, PREFER_LOCAL, DRAIN = "tepui/affinity", "tepui/prefer-local", "tepui/drain"
+AFFINITY, PREFER_LOCAL = "tepui/affinity", "tepui/prefer-local"
+DRAIN, EXTERNAL = "tepui/drain", "tepui/external"
 LONGEST_AFFINITY_S, LONGEST_DRAIN_S, DEFAULT_DRAIN_S = 86_400, 3600, 5
 VIP_NAME = re.compile(r"/?([A-Za-z0-9][A-Za-z0-9/_.-]{0,200})")
 
@@ -41,7 +42,8 @@ class Vip:
     """One row of the table. `backends` is sorted, so equal tables compare equal. `name` is for people.
 
     `affinity_s`: a client's connections go where its last one went, unless that is longer ago; 0: anywhere.
-    `prefer_local`: to backends on the client's node, if there are any."""
+    `prefer_local`: to backends on the client's node, if there are any. `external`: also for clients from outside of the
+    cluster, by nodes that let them in."""
 
     address: Address
     port: int
@@ -50,6 +52,7 @@ class Vip:
     backends: tuple[Backend, ...] = ()
     affinity_s: int = 0
     prefer_local: bool = False
+    external: bool = False
 
     @property
     def key(self) -> str:
@@ -73,19 +76,24 @@ def _seen_from(node: str, backends: Iterable[Backend]) -> Iterator[Backend]:
             yield replace(backend, address=backend.outside[0], port=backend.outside[1], outside=None)
 
 
-def parse_options(labels: Mapping[str, str]) -> tuple[int, bool]:
-    """Of a port's labels, what they say of its VIPs: `affinity_s` and `prefer_local`. Raises ValueError that names the
-    label."""
-    local = labels.get(PREFER_LOCAL, "false")
-    if local not in ("true", "false"):
-        raise ValueError(f"label {PREFER_LOCAL}: {local!r} must be true or false")
-    return _seconds(labels, AFFINITY, LONGEST_AFFINITY_S, 0), local == "true"
+def parse_options(labels: Mapping[str, str]) -> tuple[int, bool, bool]:
+    """Of a port's labels, what they say of its VIPs: `affinity_s`, `prefer_local`, `external`. Raises ValueError that
+    names the label."""
+    seconds = _seconds(labels, AFFINITY, LONGEST_AFFINITY_S, 0)
+    return seconds, _truth(labels, PREFER_LOCAL), _truth(labels, EXTERNAL)
 
 
 def parse_drain(labels: Mapping[str, str]) -> int:
     """For how many seconds a task that has left its VIPs goes on while clients are connected to this port. Raises
     ValueError that names the label."""
     return _seconds(labels, DRAIN, LONGEST_DRAIN_S, DEFAULT_DRAIN_S)
+
+
+def _truth(labels: Mapping[str, str], label: str) -> bool:
+    value = labels.get(label, "false")
+    if value not in ("true", "false"):
+        raise ValueError(f"label {label}: {value!r} must be true or false")
+    return value == "true"
 
 
 def _seconds(labels: Mapping[str, str], label: str, most: int, default: int) -> int:

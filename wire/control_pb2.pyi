@@ -1691,12 +1691,14 @@ class Vip(_message.Message):
     BACKENDS_FIELD_NUMBER: _builtins.int
     AFFINITY_S_FIELD_NUMBER: _builtins.int
     PREFER_LOCAL_FIELD_NUMBER: _builtins.int
+    EXTERNAL_FIELD_NUMBER: _builtins.int
     address: _builtins.str
     port: _builtins.int
     protocol: _builtins.str
     name: _builtins.str
     affinity_s: _builtins.int
     prefer_local: _builtins.bool
+    external: _builtins.bool
     @_builtins.property
     def backends(self) -> _containers.RepeatedCompositeFieldContainer[Global___Backend]: ...
     def __init__(
@@ -1709,10 +1711,11 @@ class Vip(_message.Message):
         backends: _abc.Iterable[Global___Backend] | None = ...,
         affinity_s: _builtins.int = ...,
         prefer_local: _builtins.bool = ...,
+        external: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "affinity_s", b"affinity_s", "backends", b"backends", "name", b"name", "port", b"port", "prefer_local", b"prefer_local", "protocol", b"protocol"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "affinity_s", b"affinity_s", "backends", b"backends", "external", b"external", "name", b"name", "port", b"port", "prefer_local", b"prefer_local", "protocol", b"protocol"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

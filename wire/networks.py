@@ -160,6 +160,7 @@ def vip_to_wire(vip: Vip) -> pb.Vip:
         ],
         affinity_s=vip.affinity_s,
         prefer_local=vip.prefer_local,
+        external=vip.external,
     )
 
 
@@ -172,6 +173,7 @@ def vip_from_wire(message: pb.Vip) -> Vip:
         backends=tuple(map(_backend_from_wire, message.backends)),
         affinity_s=message.affinity_s,
         prefer_local=message.prefer_local,
+        external=message.external,
     )
 
 

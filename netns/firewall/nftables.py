@@ -24,7 +24,7 @@ from netns.driver import NetworkError
 from netns.firewall.change import TABLE, GuestElement, Ruleset, diff, exchange, load
 from netns.firewall.listing import differences
 from netns.firewall.ruleset import NUMBERS, compile_rules, guest_elements, published, with_members
-from netns.firewall.table import Guest, Table, Zone
+from netns.firewall.table import Entrance, Guest, Table, Zone
 from netns.nft.netfilter import Netfilter
 from netns.nft.own import NftSession, OwnTable
 
@@ -54,8 +54,9 @@ class NftFirewall:
         policies: tuple[Policy, ...],
         members: Mapping[str, frozenset[Address]],
         peers: frozenset[Address],
+        entrances: frozenset[Entrance] | None = None,
     ) -> None:
-        table = Table(zones, policies, dict(members), peers=peers)
+        table = Table(zones, policies, dict(members), peers=peers, entrances=entrances)
         if table == self._table:
             return
         self._session.open()

@@ -9,6 +9,9 @@ goes, or an address of an app that a policy names, costs an element or a few wha
 - publish, publish_own: ports of the node that lead to containers. After the VIPs, which iptables translates at -100.
 - leave: masquerade, where the answer would not come back. IPv4 that leaves the cluster is masqueraded by the VIPs.
 
+A node with entrances lets clients from outside in, through the VIPs that are for them: to containers of its own with
+the client's address, and elsewhere with its own, for the answer has to come back this way.
+
 A packet that neither comes from nor goes to our containers is none of our business: others' rules judge it alone. An
 `accept` of ours ends our chain only, so it overrules nobody's refusal.
 """
@@ -26,7 +29,7 @@ from model.network import VXLAN_PORT, Subnet
 from model.policy import Policy, PortRange, Source
 from model.task import Protocol
 from netns.firewall.change import GuestElement, Ruleset, Set
-from netns.firewall.table import Guest, Table, Zone
+from netns.firewall.table import Entrance, Guest, Table, Zone
 from netns.link import VETH_PREFIX
 from netns.nft.listing import collapsed
 
@@ -53,7 +56,7 @@ def compile_rules(table: Table) -> Ruleset:
             by_app.setdefault(policy.app, []).append(policy)
     return Ruleset(
         {
-            **_fixed_chains(table.zones),
+            **_fixed_chains(table.zones, table.entrances is not None),
             **{zone_chain(zone): tuple(_zone_rules(zone, table.policies, networks)) for zone in zones},
             **{app_chain(app): tuple(_app_rules(policies, networks)) for app, policies in by_app.items()},
         },
@@ -118,6 +121,8 @@ def _fixed_sets(table: Table, zones: Sequence[Zone]) -> dict[str, Set]:
     internal = [subnet for zone in zones if zone.network.internal for subnet in zone.local]
     leaving = [subnet for zone in zones if not zone.network.internal for subnet in zone.local]
     sets = {"overlays": Set("ifname", frozenset(f'"{zone.dev}"' for zone in table.zones if zone.dev))}
+    if table.entrances is not None:
+        sets |= dict(_entrance_sets(table.entrances))
     for version in (4, 6):
         kind = ADDRESS[version]
         remote = _without(collapsed(cluster, version), collapsed(local, version))
@@ -142,6 +147,14 @@ def _fixed_sets(table: Table, zones: Sequence[Zone]) -> dict[str, Set]:
     return sets
 
 
+def _entrance_sets(entrances: Iterable[Entrance]) -> Iterable[tuple[str, Set]]:
+    for version in (4, 6):
+        for protocol in NUMBERS:
+            of = (each for each in entrances if (each.address.version, each.protocol) == (version, protocol))
+            elements = frozenset(f"{each.address} . {each.port}" for each in of)
+            yield f"external_{protocol}{version}", Set(f"{ADDRESS[version]} . inet_service", elements)
+
+
 def _member_sets(table: Table, before: Ruleset | None = None) -> dict[str, Set]:
     sets: dict[str, Set] = {}
     for app in {source.app for policy in table.policies for source in policy.sources if source.app}:
@@ -156,7 +169,7 @@ def _member_sets(table: Table, before: Ruleset | None = None) -> dict[str, Set]:
     return sets
 
 
-def _fixed_chains(zones: Sequence[Zone]) -> dict[str, tuple[str, ...]]:
+def _fixed_chains(zones: Sequence[Zone], external: bool) -> dict[str, tuple[str, ...]]:
     return {
         "refuse": ("meta l4proto tcp reject with tcp reset", "reject with icmpx admin-prohibited"),
         "spoofed": (
@@ -189,12 +202,21 @@ def _fixed_chains(zones: Sequence[Zone]) -> dict[str, tuple[str, ...]]:
         "forward": (
             "ct state established,related accept",
             f"{CONTAINERS} jump from_container",
+            *_each(*(f"{asked} accept" for asked in _from_outside() if external)),
+            *_each("{ip} saddr != @cluster{v} {ip} daddr @remote{v} goto refuse"),
             *_each("{ip} saddr . {ip} daddr @own{v} accept", "{ip} daddr vmap @apps{v}", "{ip} daddr vmap @zones{v}"),
         ),
         "publish": _PUBLISH,
         "publish_own": _PUBLISH,
-        "leave": tuple(_leave(zones)),
+        "leave": tuple(_leave(zones, external)),
     }
+
+
+def _from_outside() -> Iterable[str]:
+    """What a client outside of the cluster has asked for is told by the tuple that its connection began with."""
+    for protocol in NUMBERS:
+        asked = f"meta l4proto {protocol} ct original {{ip}} daddr . ct original proto-dst @external_{protocol}{{v}}"
+        yield f"ct status dnat {{ip}} saddr != @cluster{{v}} {asked}"
 
 
 def _each(*rules: str) -> list[str]:
@@ -233,7 +255,9 @@ def _ours(zones: Iterable[Zone]) -> list[str]:
     return [f"udp dport {VXLAN_PORT} {VNI_BITS} {ours}"] if vnis else []
 
 
-def _leave(zones: Iterable[Zone]) -> Iterable[str]:
+def _leave(zones: Iterable[Zone], external: bool) -> Iterable[str]:
+    if external:
+        yield from _each(*(f"{asked} {{ip}} daddr != @local{{v}} masquerade" for asked in _from_outside()))
     yield from _each("ct status dnat {ip} saddr . {ip} daddr @own{v} masquerade")
     yield "ip6 saddr @leaving6 ip6 daddr != @cluster6 masquerade"
     # The node's own connections to a VIP have the address of one network and may end in another: as one of the other

@@ -11,6 +11,7 @@ from typing import Protocol
 from model.network import Address, Network, Subnet
 from model.policy import Policy
 from model.task import Port
+from model.task import Protocol as Transport
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,15 +35,26 @@ class Guest:
 
 
 @dataclass(frozen=True, slots=True)
+class Entrance:
+    """A virtual address through which clients from outside of the cluster are let in."""
+
+    address: Address
+    port: int
+    protocol: Transport
+
+
+@dataclass(frozen=True, slots=True)
 class Table:
     """All of it. `members` are the addresses of apps that policies name as sources; an app that is not there yet has
-    none. `peers` are the underlay addresses of the other nodes: nobody else's VXLAN is let in."""
+    none. `peers` are the underlay addresses of the other nodes: nobody else's VXLAN is let in. `entrances` of None:
+    nobody comes in from outside through this node, but for its published ports."""
 
     zones: tuple[Zone, ...] = ()
     policies: tuple[Policy, ...] = ()
     members: Mapping[str, frozenset[Address]] = field(default_factory=dict)
     guests: tuple[Guest, ...] = ()
     peers: frozenset[Address] = frozenset()
+    entrances: frozenset[Entrance] | None = None
 
 
 class Firewall(Protocol):
@@ -55,6 +67,7 @@ class Firewall(Protocol):
         policies: tuple[Policy, ...],
         members: Mapping[str, frozenset[Address]],
         peers: frozenset[Address],
+        entrances: frozenset[Entrance] | None = None,
     ) -> None:
         """What the master wants. Guests stay as they are."""
 

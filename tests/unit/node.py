@@ -31,7 +31,7 @@ from model.resources import Resources
 from model.task import Bandwidth, TaskSpec, TaskStatus, Usage, newer
 from netns.dns.table import NameTable
 from netns.driver import Attachment, NetworkError, NetworkSpec
-from netns.firewall.table import Guest, Zone
+from netns.firewall.table import Entrance, Guest, Zone
 from netns.vip.backend import Table
 
 CAPACITY = Resources(4000, 4096, 10_000)
@@ -430,6 +430,7 @@ class Firewall:
         self.members: Mapping[str, frozenset[Address]] = {}
         self.peers: frozenset[Address] = frozenset()
         self.guests: dict[str, Guest] = {}
+        self.entrances: frozenset[Entrance] | None = None
 
     async def configure(
         self,
@@ -437,7 +438,9 @@ class Firewall:
         policies: tuple[Policy, ...],
         members: Mapping[str, frozenset[Address]],
         peers: frozenset[Address],
+        entrances: frozenset[Entrance] | None = None,
     ) -> None:
+        self.entrances = entrances
         await self.driver.work("configure firewall")
         self.zones, self.policies, self.members, self.peers = zones, policies, members, peers
 

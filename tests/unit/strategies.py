@@ -213,4 +213,5 @@ vips = st.builds(
     ).map(tuple),
     affinity_s=numbers,
     prefer_local=st.booleans(),
+    external=st.booleans(),
 )

@@ -16,7 +16,7 @@ from netns.firewall.change import BASES, Ruleset, diff, exchange, load
 from netns.firewall.listing import differences
 from netns.firewall.nftables import NftFirewall
 from netns.firewall.ruleset import app_chain, compile_rules, guest_elements, members_set, with_members, zone_chain
-from netns.firewall.table import Guest, Table, Zone
+from netns.firewall.table import Entrance, Guest, Table, Zone
 from netns.nft.listing import Listing, frame
 
 PROD = Zone(
@@ -187,3 +187,18 @@ async def test_a_port_that_is_published_already_is_refused_by_name() -> None:
         await firewall.admit(twice)
     with pytest.raises(NetworkError, match="published by web.1"):
         await firewall.recover((WEB, replace(other, ports=WEB.ports)))
+
+
+def test_nobody_comes_in_but_through_an_entrance() -> None:
+    closed, opened = compile_rules(TABLE), compile_rules(replace(TABLE, entrances=frozenset()))
+    assert not [name for name in closed.sets if name.startswith("external")]
+    assert not any("external" in rule for rules in closed.chains.values() for rule in rules)
+    assert {name for name in opened.sets if name.startswith("external")} == {
+        f"external_{protocol}{version}" for protocol in ("tcp", "udp") for version in (4, 6)
+    }
+    forward = list(opened.chains["forward"])
+    (refused,) = (place for place, rule in enumerate(forward) if "@remote4 goto refuse" in rule)
+    assert all(forward.index(rule) < refused for rule in forward if "@external" in rule)
+    entrances = frozenset({Entrance(ip_address("100.127.0.1"), 53, Protocol.UDP)})
+    sets = compile_rules(replace(TABLE, entrances=entrances)).sets
+    assert sets["external_udp4"].elements == {"100.127.0.1 . 53"} and not sets["external_tcp4"].elements

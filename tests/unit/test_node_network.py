@@ -17,6 +17,7 @@ from model.task import Protocol
 from model.vip import Backend, Vip
 from netns.dns.table import Scope
 from netns.dns.zone import NamedVip
+from netns.firewall.table import Entrance
 from tests.unit.cluster import until
 from tests.unit.control import POOL
 from tests.unit.node import Driver, Firewall, Names, Vips
@@ -26,12 +27,14 @@ OVERLAY = ip_network("100.64.0.0/11")
 
 
 class Node:
-    def __init__(self) -> None:
+    def __init__(self, *, external: bool = False) -> None:
         self.driver = Driver()
         self.vips = Vips(self.driver)
         self.firewall = Firewall(self.driver)
         self.names = Names(self.driver)
-        self.network = NodeNetwork("n1", self.driver, self.vips, self.firewall, self.names, (POOL,), self.vacate)
+        self.network = NodeNetwork(
+            "n1", self.driver, self.vips, self.firewall, self.names, (POOL,), self.vacate, external=external
+        )
 
     async def vacate(self, network: str) -> None:
         await self.driver.work(f"vacate {network}")
@@ -101,6 +104,24 @@ async def test_names_are_told_when_they_change_and_of_networks_by_their_gateways
     assert await node.apply() == ["names"]
     node.network.remove("name/web.1")
     assert await node.apply() == ["names"] and set(node.names.table.things) == {f"vip/{vip(80).key}"}
+
+
+async def test_a_node_that_lets_clients_in_tells_its_firewall_to_which_vips() -> None:
+    node, inside = Node(external=True), Node()
+    for each in (node, inside):
+        put_network(each.network, "a")
+        each.network.put_vip(vip(80))
+        await each.apply()
+    assert (node.firewall.entrances, inside.firewall.entrances) == (frozenset(), None)
+    for each in (node, inside):
+        each.network.put_vip(replace(vip(80), external=True))
+    assert await node.apply() == ["configure firewall", "vips"] and await inside.apply() == ["vips"]
+    assert node.firewall.entrances == frozenset({Entrance(vip(80).address, 80, Protocol.TCP)})
+    node.network.put_vip(replace(vip(80), external=True, affinity_s=1))
+    assert await node.apply() == ["vips"]
+    node.network.remove(f"vip/{vip(80).key}")
+    assert await node.apply() == ["configure firewall", "vips", "names"]
+    assert node.firewall.entrances == frozenset()
 
 
 async def test_what_is_not_here_can_be_removed() -> None:
