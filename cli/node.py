@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
 
-from cli.client import connect
+from cli.client import Client, connect
 from cli.output import Json, console, print_json, print_table
 from cli.problem import Problem
+from model.task import TaskState
+
+POLL_S = 0.5
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -51,6 +55,45 @@ def remove_node(name: Annotated[str, typer.Argument(help="Its name.")], json: Js
     )
 
 
+@app.command("drain")
+def drain_node(
+    name: Annotated[str, typer.Argument(help="Its name.")],
+    wait: Annotated[bool, typer.Option("--wait", help="Until no task is left that can be moved.")] = False,
+    json: Json = False,
+) -> None:
+    """Have a node's tasks moved elsewhere, each when another one serves in its place, and give it no new ones."""
+    client = connect()
+    drained = client.put(f"/api/v1/nodes/{name}/drain", {})
+    said = -1
+    while wait and (left := _movable(client, name)):
+        if left != said and not json:
+            typer.echo(f"{name}: {left} task{'s' if left > 1 else ''} left")
+        said = left
+        time.sleep(POLL_S)
+    if json:
+        print_json(drained)
+        return
+    typer.echo(f"{name}: has no task left that can be moved" if wait else f"{name}: drains")
+
+
+@app.command("undrain")
+def undrain_node(name: Annotated[str, typer.Argument(help="Its name.")], json: Json = False) -> None:
+    """Let a node have tasks again."""
+    undrained = connect().delete(f"/api/v1/nodes/{name}/drain")
+    if json:
+        print_json(undrained)
+        return
+    typer.echo(f"{name}: takes tasks")
+
+
+def _movable(client: Client, name: str) -> int:
+    """How many of its tasks are not over, and have no volume there."""
+    volumes = {volume["task"] for volume in client.get("/api/v1/volumes")["volumes"]}
+    tasks = client.get("/api/v1/tasks")["tasks"]
+    there = [task["id"] for task in tasks if task["node"] == name and not TaskState[task["state"]].terminal]
+    return len(set(there) - volumes)
+
+
 def describe(node: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Lines of a name and what is to be said."""
     yield "node", f"{node['id']} ({node['hostname']}, {node['address']})"
@@ -67,7 +110,8 @@ def describe(node: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _state(node: dict[str, Any]) -> str:
-    return str(node["state"]) if node["connected"] else f"{node['state']}, no session"
+    words = [node["state"], *(["draining"] if node["draining"] else []), *([] if node["connected"] else ["no session"])]
+    return ", ".join(words)
 
 
 def _row(node: dict[str, Any]) -> tuple[object, ...]:

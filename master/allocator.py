@@ -98,6 +98,7 @@ class Allocator:
         self._subscribers: list[FrameworkSubscription] = []
         self._numbers = itertools.count(1)
         self._wake = asyncio.Event()
+        self._draining: set[str] = set()  # nodes, as frameworks were told
         tasks.listen(self._task_changed)
         nodes.listen(self._node_changed)
         volumes.listen(self._volume_changed)
@@ -133,7 +134,8 @@ class Allocator:
         self._wake.set()
 
     def view(self, record: TaskRecord) -> TaskView:
-        return TaskView(record.spec, record.node, record.status, record.killing)
+        node = self._nodes.get(record.node)
+        return TaskView(record.spec, record.node, record.status, record.killing, node is not None and node.draining)
 
     def used(self, node_id: str) -> Resources:
         return self.tasks.used(node_id) + self.volumes.reserved(node_id)
@@ -184,7 +186,7 @@ class Allocator:
     def _offer(self) -> None:
         now = time.monotonic()
         for view in self._nodes.all():
-            if view.state is not NodeState.ONLINE or not view.connected:
+            if not _takes_tasks(view):
                 continue
             takers = [s for s in self._subscribers if s.wants(view.node.id, now)]
             free = self.free(view)
@@ -209,11 +211,14 @@ class Allocator:
 
     def _task_changed(self, before: TaskRecord | None, after: TaskRecord | None) -> None:
         if after is not None:
-            for subscriber in self._subscribers:
-                if subscriber.framework == after.spec.framework:
-                    subscriber.note(after.spec.id)
+            self._tell(after)
         if before is None or after is None or after.over or after.held != before.held:
             self.wake()
+
+    def _tell(self, record: TaskRecord) -> None:
+        for subscriber in self._subscribers:
+            if subscriber.framework == record.spec.framework:
+                subscriber.note(record.spec.id)
 
     def _volume_changed(self, volume_id: str, after: VolumeRecord | None) -> None:
         if after is None:
@@ -221,12 +226,20 @@ class Allocator:
 
     def _node_changed(self, view: NodeView) -> None:
         """An offer is good for as long as its node is there, and is what it was."""
-        good = view.state is NodeState.ONLINE and view.connected
+        good = _takes_tasks(view)
+        moves = view.draining != (view.node.id in self._draining)
+        (self._draining.add if view.draining else self._draining.discard)(view.node.id)
+        for record in self.tasks.on(view.node.id) if moves else ():
+            self._tell(record)
         for subscriber in self._subscribers:
             for offer in [o for o in subscriber.outstanding.values() if o.node.id == view.node.id]:
                 if not good or offer.node != view.node:
                     subscriber.rescind(offer.id)
         self.wake()
+
+
+def _takes_tasks(view: NodeView) -> bool:
+    return view.state is NodeState.ONLINE and view.connected and not view.draining
 
 
 class FrameworkSubscription:

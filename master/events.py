@@ -94,7 +94,12 @@ class Events:
         self._publish("policy", {"policy": name, "state": "removed" if policy is None else "set"})
 
     def _node_changed(self, view: NodeView) -> None:
-        said = {"state": view.state.value, "connected": view.connected, "errors": list(view.errors)}
+        said = {
+            "state": view.state.value,
+            "connected": view.connected,
+            "draining": view.draining,
+            "errors": list(view.errors),
+        }
         if self._nodes.get(view.node.id) != said:
             self._nodes[view.node.id] = said
             self._publish("node", {"node": view.node.id, **said})

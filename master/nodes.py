@@ -3,6 +3,9 @@
 A node that is away keeps its tasks: containers outlive the connection. After a first delay it is unreachable: nothing
 new is placed there and no VIP points there; after a second one its tasks are LOST, so that frameworks start others
 elsewhere. After a restart of the master every known node gets the same time to come back.
+
+A node that drains is to have no tasks, for as long as an operator wants that (`draining/<node>` in the store): nothing
+new is offered of it, and frameworks move what they have there.
 """
 
 from __future__ import annotations
@@ -21,17 +24,19 @@ from model.node import LOST_AFTER_S, UNREACHABLE_AFTER_S, Node, NodeState
 
 log = structlog.get_logger()
 
-PREFIX = "nodes/"
+PREFIX, DRAINING = "nodes/", "draining/"
 
 
 @dataclass(frozen=True, slots=True)
 class NodeView:
-    """`connected`: there is a session now. `errors`: what the agent could not do of the last change it was sent."""
+    """`connected`: there is a session now. `errors`: what the agent could not do of the last change it was sent.
+    `draining`: it is to have no tasks."""
 
     node: Node
     state: NodeState
     connected: bool = False
     errors: tuple[str, ...] = ()
+    draining: bool = False
 
 
 CODEC = Codec(Node)
@@ -50,8 +55,9 @@ class Nodes:
         self._listeners: list[Listener] = []
 
     async def load(self) -> None:
+        draining = {entry.key.removeprefix(DRAINING) for entry in await self._store.range(DRAINING)}
         for _, node in await readable(self._store, PREFIX, CODEC.decode):
-            self._views[node.id] = NodeView(node, NodeState.ONLINE)
+            self._views[node.id] = NodeView(node, NodeState.ONLINE, draining=node.id in draining)
             self._start_timers(node.id)
 
     def close(self) -> None:
@@ -73,7 +79,8 @@ class Nodes:
             await self._store.transaction(Put(PREFIX + node.id, CODEC.encode(node)))
         self._stop_timers(node.id)
         log.info("node connected", node=node.id, address=str(node.address), boot_id=node.boot_id)
-        self._publish(NodeView(node, NodeState.ONLINE, connected=True))
+        draining = known is not None and known.draining
+        self._publish(NodeView(node, NodeState.ONLINE, connected=True, draining=draining))
 
     def disconnected(self, node_id: str) -> None:
         log.warning("node disconnected", node=node_id)
@@ -82,10 +89,19 @@ class Nodes:
 
     async def remove(self, node_id: str) -> None:
         """It will not come back under what it had. One that comes all the same is a new node."""
-        await self._store.transaction(Delete(PREFIX + node_id))
+        await self._store.transaction(Delete(PREFIX + node_id), Delete(DRAINING + node_id))
         self._stop_timers(node_id)
         del self._views[node_id]
         log.info("node removed", node=node_id)
+
+    async def drain(self, node_id: str, draining: bool) -> None:
+        """Until it is said otherwise. The node is known. Raises StoreError."""
+        if self._views[node_id].draining == draining:
+            return
+        key = DRAINING + node_id
+        await self._store.transaction(Put(key, b"draining") if draining else Delete(key))
+        log.info("node drains" if draining else "node takes tasks again", node=node_id)
+        self._publish(dataclasses.replace(self._views[node_id], draining=draining))
 
     def report(self, node_id: str, errors: tuple[str, ...]) -> None:
         view = self._views[node_id]

@@ -57,12 +57,14 @@ class Rescinded:
 
 @dataclass(frozen=True, slots=True)
 class TaskView:
-    """One of the framework's tasks, as the master knows it. `killing`: somebody asked for its end."""
+    """One of the framework's tasks, as the master knows it. `killing`: somebody asked for its end. `leaving`: its node
+    is to have no tasks: another one shall run elsewhere, if it can, and this one shall end."""
 
     spec: TaskSpec
     node: str
     status: TaskStatus
     killing: bool = False
+    leaving: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -214,7 +214,7 @@ class Services:
             known = self._runs.get(view.spec.owner, {}).get(view.spec.id)
             if known is None:
                 self._note(Run(view))
-            elif newer(known.view.status, view.status) or view.killing != known.view.killing:
+            elif newer(known.view.status, view.status) or _marks(view) != _marks(known.view):
                 self._note(replace(known, view=view))
         try:
             await self._subscription.acknowledge(view.spec.id, view.status.sequence)
@@ -431,6 +431,11 @@ class Services:
         if not ending:
             return []
         return ["waits for 1 task to end" if ending == 1 else f"waits for {ending} tasks to end"]
+
+
+def _marks(view: TaskView) -> tuple[bool, bool]:
+    """What may change of a task without an observation of its node."""
+    return view.killing, view.leaving
 
 
 def describe_end(view: TaskView) -> str:

@@ -1,7 +1,9 @@
 """What should change, as pure functions of an app and its tasks: how many are missing, which are too many.
 
 A task that is being killed still counts: it may run for its whole grace period, and an app never has more tasks than
-it asks for because of something this framework started.
+it asks for because of something this framework started. But for those on nodes that are to have none: another one comes
+first, and when it serves, the one there goes. Where that can not be, because there is only one of its address, it goes
+first; and what has volumes on its node stays, for there is no other place for it.
 """
 
 from __future__ import annotations
@@ -13,7 +15,8 @@ from frameworks.services.app import VERSION_LABEL, App, label
 from frameworks.services.backoff import NEVER
 from master.offers import TaskView
 from model.health import given_up
-from model.task import TaskState
+from model.task import Interface, TaskSpec, TaskState
+from model.volume import persistent
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +47,13 @@ class Run:
 
 
 def missing(app: App, runs: Iterable[Run]) -> int:
-    return max(0, app.instances - len(instances(runs)))
+    return max(0, app.instances - sum(not _is_moving(instance) for instance in instances(runs)))
 
 
 def surplus(app: App | None, runs: Iterable[Run], chosen: Collection[str] = ()) -> list[Run]:
-    """Which to kill: all of other versions and those that their checks gave up, then as many as are too many: those
-    with a `chosen` id, then the worst first. An instance goes as a whole, and when part of it is gone."""
+    """Which to kill: all of other versions and those that their checks gave up, those that others replace, then as
+    many as are too many: those with a `chosen` id, then the worst first. An instance goes as a whole, and when part of
+    it is gone."""
     living = [run for run in runs if not run.view.killing]
     if app is None:
         return living
@@ -59,7 +63,10 @@ def surplus(app: App | None, runs: Iterable[Run], chosen: Collection[str] = ()) 
         (good if all(_is_good(app, run) for run in instance) and _is_whole(instance) else obsolete).append(instance)
     good.sort(key=lambda instance: min(map(_worth, instance)))
     good.sort(key=lambda instance: not any(run.id in chosen for run in instance))
-    return [run for instance in obsolete + good[: max(0, len(good) - app.instances)] for run in instance]
+    moving, staying = ([each for each in good if _is_moving(each) is moves] for moves in (True, False))
+    replaced = len(moving) + sum(all(run.serving for run in instance) for instance in staying) - app.instances
+    gone = moving[: max(0, replaced)] + staying[: max(0, len(staying) - app.instances)]
+    return [run for instance in obsolete + gone for run in instance]
 
 
 def settled(app: App, runs: Iterable[Run]) -> bool:
@@ -79,7 +86,19 @@ def instances(runs: Iterable[Run]) -> list[list[Run]]:
 
 
 def _is_good(app: App, run: Run) -> bool:
-    return current(app, run) and not illness(run.view)
+    return current(app, run) and not illness(run.view) and not (run.view.leaving and _is_only_one(run.view.spec))
+
+
+def _is_moving(instance: Iterable[Run]) -> bool:
+    """Another one comes before it goes."""
+    runs = tuple(instance)
+    alone = any(_is_only_one(run.view.spec) or persistent(run.view.spec.volumes) for run in runs)
+    return any(run.view.leaving for run in runs) and not alone
+
+
+def _is_only_one(spec: TaskSpec) -> bool:
+    """It has an address that nobody else can have meanwhile."""
+    return any(attachment.address for attachment in (Interface(spec.network, spec.address), *spec.interfaces))
 
 
 def _is_whole(instance: Sequence[Run]) -> bool:

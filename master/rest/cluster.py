@@ -129,6 +129,7 @@ def _node(view: NodeView, tasks: Tasks, allocator: Allocator) -> dict[str, Any]:
         "address": str(node.address),
         "state": view.state.value,
         "connected": view.connected,
+        "draining": view.draining,
         "boot_id": node.boot_id,
         "version": node.version,
         "attributes": dict(node.attributes),

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 from tests.cluster import bed
-from tests.cluster.bed import Cluster, Json, eventually, stays
+from tests.cluster.bed import Cluster, Json, Tasks, eventually, stays
 from tests.cluster.traffic import PYTHON, Client, steady
 
 RATE = 100  # from each of two nodes, whose back ends differ
@@ -93,6 +93,30 @@ def test_scaling_and_a_rolling_restart_lose_no_connection(cluster: Cluster) -> N
             eventually(lambda now=now: cluster.backends("/web") == now.keys(), "the next one is well")  # type: ignore[misc]
         assert not now.keys() & tasks.keys()
         all_answer(clients, set(now))
+
+
+def test_a_node_is_emptied_without_a_connection_lost(cluster: Cluster) -> None:
+    cluster.run(checked(6))
+    before = cluster.await_running("/web", 6)
+    address, port = cluster.await_served("/web", before)
+    with under_load(cluster, address, port) as clients:
+        cluster.call("PUT", "/api/v1/nodes/n3/drain")
+        try:
+            assert cluster.nodes()["n3"]["draining"]
+            eventually(lambda: not on("n3", cluster.tasks()), "it has no task any more")
+            now = cluster.await_running("/web", 6)
+            assert before.keys() - on("n3", before) <= now.keys()  # the others were left alone
+            all_answer(clients, set(now))
+            cluster.scale("/web", 8)
+            assert not on("n3", cluster.await_running("/web", 8))
+        finally:
+            cluster.call("DELETE", "/api/v1/nodes/n3/drain")
+        cluster.scale("/web", 12)
+        assert on("n3", cluster.await_running("/web", 12))
+
+
+def on(node: str, tasks: Tasks) -> set[str]:
+    return {name for name, task in tasks.items() if task["node"] == node}
 
 
 def test_a_task_goes_on_while_a_client_is_connected(cluster: Cluster) -> None:

@@ -77,6 +77,13 @@ class Cluster:
             self._tell(Rescinded(offer.id))
         return self.nodes.pop(name)
 
+    def drain(self, name: str) -> None:
+        """Its offers are gone, there are no more, and its tasks are to leave."""
+        self.remove_node(name)
+        for view in [view for view in self.active() if view.node == name]:
+            self.tasks[view.spec.id] = replace(view, leaving=True)
+            self._tell(Update(self.tasks[view.spec.id]))
+
     def add_node(self, added: Node) -> None:
         self.nodes[added.id] = added
         self.offer()

@@ -201,6 +201,23 @@ async def test_offers_of_a_node_that_leaves_or_changes_are_rescinded(tmp_path: P
             await framework.subscription.accept(smaller.id, [task("a")])
 
 
+async def test_of_a_node_that_drains_nothing_is_offered_and_its_tasks_are_told_of(tmp_path: Path) -> None:
+    async with master(tmp_path) as parts, running(parts) as subscribe:
+        await parts.nodes.connected(node("n1", cpus=4000))
+        framework = subscribe()
+        offer = await framework.offer()
+        await framework.subscription.accept(offer.id, [task("a")])
+        rest = await framework.offer(lambda other: other.id != offer.id)
+        await parts.nodes.drain("n1", True)
+        await until(lambda: rest.id not in framework.offers)
+        (view,) = await framework.subscription.reconcile()
+        assert view.leaving
+        await parts.nodes.drain("n1", False)
+        await framework.offer(lambda other: other.id not in (offer.id, rest.id))
+        (view,) = await framework.subscription.reconcile()
+        assert not view.leaving
+
+
 async def test_an_offer_nobody_answers_is_rescinded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("master.allocator.OFFER_DEADLINE_S", 0.05)
     async with master(tmp_path) as parts, running(parts) as subscribe:

@@ -89,3 +89,22 @@ async def test_one_that_is_removed_is_not_known_after_a_restart(store: SqliteSto
     assert [view.node.id for view in again.all()] == ["n2"]
     for each in nodes, again:
         each.close()
+
+
+async def test_a_node_drains_until_it_is_said_otherwise(store: SqliteStore) -> None:
+    nodes = Nodes(store)
+    await nodes.connected(node("n1"))
+    heard: list[bool] = []
+    nodes.listen(lambda view: heard.append(view.draining))
+    for draining in (True, True, False, True):
+        await nodes.drain("n1", draining)
+    await nodes.connected(node("n1", cpus=1))
+    assert heard == [True, False, True, True]
+    nodes.close()
+    again = Nodes(store)
+    await again.load()
+    assert [view.draining for view in again.all()] == [True]
+    await again.remove("n1")
+    await again.connected(node("n1"))
+    assert [view.draining for view in again.all()] == [False]
+    again.close()

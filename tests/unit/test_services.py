@@ -138,6 +138,43 @@ async def test_a_task_being_killed_keeps_its_place(store: SqliteStore) -> None:
     assert running.last_failure("/web") is None
 
 
+async def test_what_is_on_a_node_that_drains_moves_when_others_serve_in_its_place(store: SqliteStore) -> None:
+    cluster = Cluster(node("a"), node("b"), automatic=False)
+    async with services(store, cluster):
+        await catalog.add(store, definition(instances=4))
+        await until(lambda: len(cluster.active("/web")) == 4)
+        for task in cluster.active("/web"):
+            cluster.advance(task.spec.id, TaskState.RUNNING)
+        before = {task.spec.id for task in cluster.active("/web")}
+        leaving = {task.spec.id for task in cluster.active("/web") if task.node == "a"}
+        cluster.drain("a")
+        await until(lambda: len(cluster.active("/web")) == 6)
+        assert cluster.killed == [] and cluster.spread("/web") == {"a": 2, "b": 4}
+        for count, task_id in enumerate({task.spec.id for task in cluster.active("/web")} - before):
+            cluster.advance(task_id, TaskState.RUNNING)
+            await until(lambda count=count: len(cluster.killed) == count + 1)  # type: ignore[misc]
+        assert set(cluster.killed) == leaving
+        for task_id in leaving:
+            cluster.advance(task_id, TaskState.KILLED)
+        await until(lambda: len(cluster.active("/web")) == 4)
+    assert cluster.spread("/web") == {"b": 4}
+
+
+async def test_what_has_no_other_place_stays_on_a_node_that_drains(store: SqliteStore) -> None:
+    cluster = Cluster(node("a"))
+    async with services(store, cluster):
+        await catalog.add(store, definition(instances=2))
+        await runs(cluster, "/web", 2)
+        cluster.drain("a")
+        await catalog.resize(store, "/web", 3)
+        await until(lambda: cluster.spread("/web") == {"a": 2})
+        assert cluster.killed == []
+        await catalog.resize(store, "/web", 1)
+        await runs(cluster, "/web", 1)
+        cluster.add_node(node("b"))
+        await until(lambda: cluster.spread("/web") == {"b": 1})
+
+
 async def test_deleting_kills_all(store: SqliteStore) -> None:
     cluster = Cluster(node("a"))
     async with services(store, cluster):
