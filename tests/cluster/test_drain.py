@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
+from lab.daemons import tepui
 from tests.cluster import bed
 from tests.cluster.bed import Cluster, Json, Tasks, eventually, stays
 from tests.cluster.traffic import PYTHON, Client, steady
@@ -67,15 +68,15 @@ def under_load(cluster: Cluster, address: str, port: int) -> Iterator[list[Clien
     with ExitStack() as stack:
         clients = [stack.enter_context(steady(cluster.lab, node, address, port, RATE)) for node in ("n1", "n2")]
         yield clients
-        for client in clients:
-            client.stop()
-            assert client.failures() == []
+        for each in clients:
+            each.stop()
+            assert each.failures() == []
 
 
 def all_answer(clients: list[Client], tasks: set[str]) -> None:
     since = time.monotonic()
-    for client in clients:
-        eventually(lambda client=client: client.served_by(since) >= tasks, "all answer")  # type: ignore[misc]
+    for each in clients:
+        eventually(lambda each=each: each.served_by(since) >= tasks, "all answer")  # type: ignore[misc]
 
 
 def test_scaling_and_a_rolling_restart_lose_no_connection(cluster: Cluster) -> None:
@@ -100,17 +101,17 @@ def test_a_node_is_emptied_without_a_connection_lost(cluster: Cluster) -> None:
     before = cluster.await_running("/web", 6)
     address, port = cluster.await_served("/web", before)
     with under_load(cluster, address, port) as clients:
-        cluster.call("PUT", "/api/v1/nodes/n3/drain")
+        drained = tepui(cluster.lab, "node", "drain", "n3", "--wait")
         try:
-            assert cluster.nodes()["n3"]["draining"]
-            eventually(lambda: not on("n3", cluster.tasks()), "it has no task any more")
+            assert drained == {"node": "n3", "draining": True}
+            assert cluster.nodes()["n3"]["draining"] and not on("n3", cluster.tasks())
             now = cluster.await_running("/web", 6)
             assert before.keys() - on("n3", before) <= now.keys()  # the others were left alone
             all_answer(clients, set(now))
             cluster.scale("/web", 8)
             assert not on("n3", cluster.await_running("/web", 8))
         finally:
-            cluster.call("DELETE", "/api/v1/nodes/n3/drain")
+            tepui(cluster.lab, "node", "undrain", "n3")
         cluster.scale("/web", 12)
         assert on("n3", cluster.await_running("/web", 12))
 
@@ -142,11 +143,11 @@ def test_a_task_goes_on_while_a_client_is_connected(cluster: Cluster) -> None:
 def test_who_stays_connected_for_longer_than_that_is_cut_off(cluster: Cluster) -> None:
     cluster.run(echo(1, **{"tepui/drain": "2"}))
     address, port = serve(cluster, 1)
-    with connected(cluster, address, port, "n2") as client:
+    with connected(cluster, address, port, "n2") as stayer:
         began = time.monotonic()
         cluster.remove("/echo")
         eventually(lambda: not cluster.tasks(), "it ends")
-        count, wrong, at = client.leave()
+        count, wrong, at = stayer.leave()
         assert wrong and count > 0
         assert at - began > 2
 
@@ -196,9 +197,9 @@ def serve(cluster: Cluster, instances: int) -> tuple[str, int]:
 
     def all_listen() -> bool:
         for node in ("n1", "n2"):
-            with connected(cluster, vip["address"], vip["port"], node) as client:
-                seen.add(client.at)
-                client.leave()
+            with connected(cluster, vip["address"], vip["port"], node) as stayer:
+                seen.add(stayer.at)
+                stayer.leave()
         return seen >= tasks.keys()
 
     eventually(all_listen, "all listen")
