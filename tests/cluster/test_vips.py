@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from functools import partial
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -15,10 +16,12 @@ from tests.cluster.bed import Cluster, Json, eventually
 from tests.cluster.traffic import PYTHON
 
 BACK_ENDS = {"n1": "nftables", "n2": "iptables"}
-SERVERS = ("overlay", "bridge", "host", "pod")
-CLIENTS = ("overlay", "bridge", "host", "pod", "node")
-# Nobody answers: a bridge is of one node, and its containers have no way into an overlay.
-NO_WAY = {("bridge", "overlay"), ("bridge", "pod")}
+SERVERS = ("overlay", "bridge", "host", "pod", "site")
+CLIENTS = ("overlay", "bridge", "host", "pod", "site", "node")
+# Nobody answers: a bridge is of one node, and neither its containers nor the site's have a way into networks of ours.
+NO_WAY = {("bridge", "overlay"), ("bridge", "pod"), *(("site", kind) for kind in ("overlay", "bridge", "pod"))}
+# The site's own network, by CNI: its routers know where each address is.
+SITE = "10.88.0.0/24"
 PORT = 8080
 
 SERVE = """
@@ -74,8 +77,21 @@ def nodes() -> Iterator[Cluster]:
         name: {"TEPUI_AGENT_VIP_BACKEND": back_end, "TEPUI_AGENT_HOST_NETWORK": "true"}
         for name, back_end in BACK_ENDS.items()
     }
-    with bed.started(len(agents), agents=agents) as cluster:
+    with bed.started(len(agents), agents=agents) as cluster, TemporaryDirectory(dir="/var/tmp") as directory:
+        cluster.call("POST", "/api/v1/networks", json=site(directory))
         yield cluster
+
+
+def site(directory: str) -> Json:
+    """Addresses are given by one for all nodes, as a site's IPAM does it."""
+    ipam = {
+        "type": "host-local",
+        "dataDir": directory,
+        "ranges": [[{"subnet": SITE}]],
+        "routes": [{"dst": "0.0.0.0/0"}],
+    }
+    plugins = [{"type": "ptp", "ipam": ipam}]
+    return {"name": "site", "kind": "cni", "cni": {"cniVersion": "1.0.0", "name": "site", "plugins": plugins}}
 
 
 def labels(kind: str) -> Json:
@@ -125,6 +141,10 @@ def served(nodes: Cluster) -> dict[str, dict[str, Json]]:
         eventually(partial(_served, nodes, kind), f"{kind} is served")
         found[kind] = {each: task for each, task in nodes.tasks().items() if each in nodes.backends(f"/{kind}")}
         assert {task["node"] for task in found[kind].values()} == BACK_ENDS.keys()
+    for task in found["site"].values():
+        (other,) = BACK_ENDS.keys() - {task["node"]}
+        via = str(nodes.lab.node(task["node"]).address)
+        nodes.lab.exec(other, ["ip", "route", "add", task["addresses"][0], "via", via])
     return found
 
 
@@ -139,13 +159,15 @@ def test_every_server_answers_every_client(
         (kind,) = (kind for kind in SERVERS if tasks & served[kind].keys()) if tasks else ("",)
         if not kind or (client, kind) in NO_WAY:
             continue
+        if kind == "site" and ":" in row["address"]:
+            continue
         if kind == "bridge" and ":" in row["address"]:  # nodes have addresses of IPv4, so no other publishes it
             tasks = {each for each in tasks if served[kind][each]["node"] == node}
         name = f"{row['name'] or row['address']} {row['protocol']} {row['address']}"
         targets[name] = (row["protocol"], row["address"], row["port"], sorted(tasks))
     names = {kind for kind in SERVERS if (client, kind) not in NO_WAY}
     six = sum(":" in address for _, address, _, _ in targets.values())
-    assert six == 4 * len(names - {"host"})  # a name and a number, TCP and UDP
+    assert six == 4 * len(names - {"host", "site"})  # a name and a number, TCP and UDP
     assert len(targets) - six == 4 * len(names)
     inside = [] if client == "node" else ["nsenter", "-t", str(pid(served[client], node)), "-n"]
     said = nodes.lab.exec(node, [*inside, PYTHON, "-I", "-S", "-c", ASK, json.dumps(targets)])
