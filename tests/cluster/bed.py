@@ -249,6 +249,12 @@ def web(instances: int, app: str = "/web", **fields: object) -> Json:
     return {**definition, "id": app, "instances": instances, **fields}
 
 
+def checked(instances: int) -> Json:
+    """As `web`; no task is behind the VIP before it listens."""
+    check = {"protocol": "TCP", "portIndex": 0, "intervalSeconds": 1, "gracePeriodSeconds": 30}
+    return web(instances, healthChecks=[check])
+
+
 def command(app: str, line: str, instances: int = 1, **fields: object) -> Json:
     """An app that runs a line of shell."""
     return app_json(app, cmd=line, instances=instances, **fields)

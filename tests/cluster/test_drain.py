@@ -57,12 +57,6 @@ def echo(instances: int, **labels: str) -> Json:
     return bed.app_json("/echo", args=argv, instances=instances, container=container, cpus=0.05, mem=48)
 
 
-def checked(instances: int) -> Json:
-    """No task is behind the VIP before it listens."""
-    check = {"protocol": "TCP", "portIndex": 0, "intervalSeconds": 1, "gracePeriodSeconds": 30}
-    return bed.web(instances, healthChecks=[check])
-
-
 @contextmanager
 def under_load(cluster: Cluster, address: str, port: int) -> Iterator[list[Client]]:
     with ExitStack() as stack:
@@ -80,7 +74,7 @@ def all_answer(clients: list[Client], tasks: set[str]) -> None:
 
 
 def test_scaling_and_a_rolling_restart_lose_no_connection(cluster: Cluster) -> None:
-    cluster.run(checked(4))
+    cluster.run(bed.checked(4))
     address, port = cluster.await_served("/web", cluster.await_running("/web", 4))
     with under_load(cluster, address, port) as clients:
         for instances in (7, 2, 4):
@@ -97,7 +91,7 @@ def test_scaling_and_a_rolling_restart_lose_no_connection(cluster: Cluster) -> N
 
 
 def test_a_node_is_emptied_without_a_connection_lost(cluster: Cluster) -> None:
-    cluster.run(checked(6))
+    cluster.run(bed.checked(6))
     before = cluster.await_running("/web", 6)
     address, port = cluster.await_served("/web", before)
     with under_load(cluster, address, port) as clients:

@@ -17,6 +17,7 @@ from tests.cluster.traffic import steady
 UNREACHABLE_AFTER_S, LOST_AFTER_S = 1.0, 4.0
 SILENCE_NOTICED_S = 6.0  # keepalive and its deadline (wire/tls.py)
 MARGIN_S = 2.0
+RATE = 200
 NODE = "n3"
 
 Served = tuple[Cluster, Tasks, tuple[str, int]]
@@ -35,7 +36,7 @@ def impatient() -> Iterator[Cluster]:
 @pytest.fixture
 def served(impatient: Cluster) -> Iterator[Served]:
     """A cluster that runs /web, two tasks on each node, and where /web is served. It is whole again afterwards."""
-    impatient.run(bed.web(6))
+    impatient.run(bed.checked(6))
     tasks = impatient.await_running("/web", 6)
     yield impatient, tasks, impatient.await_served("/web", tasks)
     impatient.await_empty()
@@ -45,7 +46,7 @@ def test_node_without_power_is_left_out_then_given_up_and_comes_back_clean(serve
     cluster, before, (address, port) = served
     gone, others = on(NODE, before), [name for name in cluster.names if name != NODE]
     boot_id = cluster.nodes()[NODE]["boot_id"]
-    with steady(cluster.lab, "n1", address, port) as client:
+    with steady(cluster.lab, "n1", address, port, RATE) as client:
         cluster.lab.power_off(NODE)
         eventually(lambda: cluster.backends("/web") == before.keys() - gone, "its backends are out of the VIP")
         assert cluster.nodes()[NODE]["state"] == "unreachable" and gone <= cluster.running("/web").keys()
@@ -56,6 +57,9 @@ def test_node_without_power_is_left_out_then_given_up_and_comes_back_clean(serve
         eventually(lambda: client.served_by(whole) == after.keys(), "the replacements answer")
         client.stop()
         assert client.failures(whole) == []
+        # Whoever was on the way to it got no answer. Nobody was sent away.
+        said = {answer.error for answer in client.failures()}
+        assert not [error for error in said if "Refused" in error or "Reset" in error]
     assert {task["node"] for task in after.values()} == set(others)
     cluster.lab.boot(NODE)
     eventually(lambda: NODE in cluster.connected(), "it is connected again")
