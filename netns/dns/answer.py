@@ -26,9 +26,8 @@ from dnslib import (
     DNSRecord,
 )
 
-from model.network import Address
 from netns.dns import zone
-from netns.dns.zone import Service, Zone
+from netns.dns.zone import Service, Value, Zone
 
 TTL_S = 5
 PLAIN_MOST = 512  # octets over UDP without EDNS
@@ -127,7 +126,7 @@ def variants(answer: DNSRecord) -> int:
     return min(len(answer.rr), 8)
 
 
-def _rr(name: object, value: Address | Service | str) -> RR:
+def _rr(name: object, value: Value) -> RR:
     if isinstance(value, Service):
         return RR(name, QTYPE.SRV, ttl=TTL_S, rdata=SRV(0, 0, value.port, value.target))
     if isinstance(value, str):

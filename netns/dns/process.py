@@ -20,10 +20,11 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
+from netns.dns.dcos import Domains
 from netns.dns.forward import Forwarder
 from netns.dns.server import Server
 from netns.dns.table import from_wire, scope_from_wire
-from netns.dns.zone import Domains, Zone
+from netns.dns.zone import Zone
 
 NAME = "tepui-names"
 NOBODY = 65_534

@@ -14,7 +14,8 @@ from model.names import NamedTask
 from model.task import Port
 from netns.dns import answer
 from netns.dns.cache import Cache, aged, lifetime
-from netns.dns.zone import Domains, Zone
+from netns.dns.dcos import Domains
+from netns.dns.zone import Zone
 
 APP = "web.services.containerip.tepui.internal"
 

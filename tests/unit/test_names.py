@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 from ipaddress import ip_address
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from model.names import LABEL_MOST, NamedTask, app_label, fitting, task_label, vip_labels
 from model.network import Address
 from model.task import Port, Protocol
+from netns.dns.dcos import Domains
 from netns.dns.table import from_wire, to_wire
-from netns.dns.zone import Domains, NamedVip, Record, Service, Zone, records, vip_records
+from netns.dns.zone import NamedVip, Service, Zone, records
 
 OWN = "tepui.internal"
 ONLY_OWN, BOTH = Domains(OWN, compat=False), Domains(OWN)
@@ -29,10 +31,9 @@ def web(number: int = 1, ports: tuple[Port, ...] = (HTTP,), own: Iterable[str] |
     return NamedTask(f"group_web.{number}", "services", "/group/web", addresses(*own), (NODE,), ports)
 
 
-def found(task: NamedTask | NamedVip, domains: Domains = ONLY_OWN) -> dict[tuple[str, str], set[str]]:
-    all_of: Iterable[Record] = vip_records(task, domains) if isinstance(task, NamedVip) else records(task, domains)
+def found(thing: NamedTask | NamedVip) -> dict[tuple[str, str], set[str]]:
     said: dict[tuple[str, str], set[str]] = {}
-    for record in all_of:
+    for record in records(thing, OWN):
         value = record.value
         text = f"{value.target} {value.port}" if isinstance(value, Service) else str(value)
         said.setdefault((record.name, record.type), set()).add(text)
@@ -86,26 +87,61 @@ def test_a_task_on_the_nodes_network_has_its_nodes_address_and_ports() -> None:
         assert service == f"group-web-1.web-group.services.{kind}.{OWN} 8080"
 
 
-def test_names_of_dcos() -> None:
-    said = found(web(), BOTH)
-    assert said["web-group.marathon.mesos", "A"] == {"100.64.0.1"}
-    assert said["web-group.marathon.slave.mesos", "A"] == {str(NODE)}
-    assert said["web-group.marathon.containerip.dcos.thisdcos.directory", "A"] == {"100.64.0.1"}
-    target = "group-web-1.web-group.marathon.autoip.dcos.thisdcos.directory"
-    assert said["_web-group._tcp.marathon.mesos", "SRV"] == {f"{target} 8080"}
-    assert said["_http._web-group._tcp.marathon.mesos", "SRV"] == {f"{target} 8080"}
-    assert said[target, "A"] == {"100.64.0.1"}
-    assert not any("mesos" in name or "thisdcos" in name for name, _ in found(web()))
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ("groupapp.marathon.l4lb.thisdcos.directory", "groupapp.services.l4lb"),
+        ("my.web.kafka.l4lb.thisdcos.directory", "my.web.kafka.l4lb"),
+        ("app-group.marathon.containerip.dcos.thisdcos.directory", "app-group.services.containerip"),
+        ("_http._tcp.app.metronome.agentip.dcos.thisdcos.directory", "_http._tcp.app.jobs.agentip"),
+        ("marathon.autoip.dcos.thisdcos.directory", "services.autoip"),
+        ("l4lb.thisdcos.directory", "l4lb"),
+        ("app-group.marathon.mesos", "app-group.services.autoip"),
+        ("app.marathon.slave.mesos", "app.services.agentip"),
+        ("_http._app-group._tcp.marathon.mesos", "_http._tcp.app-group.services.autoip"),
+        ("_app-group._udp.marathon.mesos", "_udp.app-group.services.autoip"),
+        ("leader.mesos", "master"),
+        ("marathon.mesos", "master"),
+    ],
+)
+def test_names_of_dcos_are_other_words(theirs: str, ours: str) -> None:
+    assert BOTH.canonical(theirs) == f"{ours}.{OWN}"
+    assert ONLY_OWN.canonical(theirs) == theirs
+
+
+LABELS = ("a", "_tcp", "_x", "slave", "marathon", "mesos", "dcos", "thisdcos", "directory", "")
+
+
+@given(st.lists(st.sampled_from(LABELS)))
+def test_whatever_is_asked_for_means_something(labels: list[str]) -> None:
+    for name in (".".join(labels), ".".join([*labels, "mesos"]), ".".join([*labels, "thisdcos", "directory"])):
+        assert isinstance(BOTH.canonical(name), str)
+        Zone(BOTH).exists(name)
+
+
+def test_tasks_and_vips_are_found_by_names_of_dcos() -> None:
+    zone = Zone(BOTH)
+    zone.put("name/1", web())
+    zone.put("vip/1", NamedVip("services/groupweb", ip_address("100.127.0.1")))
+    assert zone.find("web-group.marathon.mesos", "A") == [*addresses("100.64.0.1")]
+    assert zone.find("web-group.marathon.slave.mesos", "A") == [NODE]
+    assert zone.find("groupweb.marathon.l4lb.thisdcos.directory", "A") == [*addresses("100.127.0.1")]
+    (service,) = zone.find("_web-group._tcp.marathon.mesos", "SRV")
+    assert isinstance(service, Service) and service.port == 8080
+    assert zone.find(service.target, "A") == [*addresses("100.64.0.1")]
+    assert zone.find("_http._web-group._tcp.marathon.mesos", "SRV") == [service]
+    for name in ("mesos", "thisdcos.directory", "marathon.containerip.dcos.thisdcos.directory"):
+        assert zone.exists(name)
+    assert not zone.exists("moon.marathon.mesos")
 
 
 def test_names_of_vips() -> None:
     vip = NamedVip("services/groupweb", ip_address("100.127.0.1"))
-    assert found(vip, BOTH) == {
+    assert found(vip) == {
         (f"groupweb.services.l4lb.{OWN}", "A"): {"100.127.0.1"},
         ("1.0.127.100.in-addr.arpa", "PTR"): {f"groupweb.services.l4lb.{OWN}"},
-        ("groupweb.marathon.l4lb.thisdcos.directory", "A"): {"100.127.0.1"},
     }
-    assert found(NamedVip("", ip_address("10.1.2.3")), BOTH) == {}
+    assert found(NamedVip("", ip_address("10.1.2.3"))) == {}
 
 
 def test_the_master_has_names() -> None:
