@@ -19,13 +19,13 @@ import asyncio
 import hashlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from ipaddress import ip_address
-from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -43,7 +43,8 @@ T = TypeVar("T")
 SOCKET, LOG = "names.sock", "names.log"
 PORT = 53
 BACKLOG = 128
-AT_ONCE = 100  # things in a packet
+PART = 1 << 15  # octets of things in a packet
+SO_SNDBUFFORCE = 32  # asm-generic/socket.h
 ANSWER_DEADLINE_S = 10.0
 RETRY_S = 2.0
 IP_FREEBIND = 15  # linux/in.h, of IPv6 too: the address may come later, or be gone for a moment
@@ -79,8 +80,10 @@ class NameServer:
         self._table: NameTable | None = None
         self._told: Mapping[str, Thing] | None = None  # to the process that is there now
         self._listening: set[Address] = set()
+        self._refused: set[Address] = set()  # where it can not listen
         self._count = 0
         self._process: subprocess.Popen[bytes] | None = None  # that this agent has started
+        self._pidfd = -1  # of the process that is there now
 
     async def apply(self, table: NameTable) -> None:
         async with self._turn:
@@ -90,10 +93,11 @@ class NameServer:
             try:
                 async with asyncio.timeout(ANSWER_DEADLINE_S):
                     await self._tell(table)
-            except (OSError, TimeoutError) as error:
-                self._disconnect()
-                self._lost.set()
-                raise NetworkError(f"tell the name server what there is: {error or 'no answer'}") from error
+            except TimeoutError as error:
+                self._kill()
+                raise self._failed("no answer") from error
+            except OSError as error:
+                raise self._failed(str(error)) from error
             finally:
                 self._watch()
 
@@ -121,20 +125,25 @@ class NameServer:
                     await self._send({"over": True})
             self._disconnect()
 
+    def _failed(self, reason: str) -> NetworkError:
+        self._disconnect()
+        self._lost.set()
+        return NetworkError(f"tell the name server what there is: {reason}")
+
     async def _tell(self, table: NameTable) -> None:
         late = None
         if self._socket is None or self._gone():
             self._disconnect()
             late = await self._find()
-        before = self._told
+        before, self._told = self._told, None  # should this be given up in the middle, the next time all is told
         things = table.things
         put = {key: thing for key, thing in things.items() if before is None or before.get(key) is not thing}
         removed = before.keys() - things.keys() if before is not None else ()
         if before is None:
             await self._send({"all": "begins"})
         await self._send({"scopes": [scope_to_wire(scope) for scope in table.scopes]})
-        for part in _parts(put.items()):
-            await self._send({"put": {key: to_wire(thing) for key, thing in part}})
+        for part in _parts((key, to_wire(thing)) for key, thing in put.items()):
+            await self._send({"put": dict(part)})
         for names in _parts(removed):
             await self._send({"remove": names})
         if before is None:
@@ -159,9 +168,13 @@ class NameServer:
             try:
                 sockets = _bound(address, self._port)
             except OSError as error:
-                log.error("names are not answered here", address=str(address), port=self._port, reason=error.strerror)
+                if address not in self._refused:
+                    said = {"address": str(address), "port": self._port, "reason": error.strerror}
+                    log.error("names are not answered here, trying again", **said)
+                self._refused.add(address)
                 asyncio.get_running_loop().call_later(RETRY_S, self._lost.set)
                 continue
+            self._refused.discard(address)
             try:
                 await self._send({"listen": str(address)}, [sock.fileno() for sock in sockets])
             finally:
@@ -177,16 +190,27 @@ class NameServer:
             found = await self._connect()
             hello = await _receive(found)
             if hello.get("digest") == self._settings["digest"]:
-                self._socket = found
+                self._take(found, hello)
                 self._listening = set(map(ip_address, hello["listening"]))
                 log.info("name server found", pid=hello["pid"])
                 return None
             late = found
         self._start()
-        self._socket = await self._connect()
-        hello = await self._hear()
+        fresh = await self._connect()
+        hello = await _receive(fresh)
+        self._take(fresh, hello)
         log.info("name server started", pid=hello["pid"])
         return late
+
+    def _take(self, found: socket.socket, hello: dict[str, Any]) -> None:
+        self._socket = found
+        self._pidfd = os.pidfd_open(hello["pid"])
+
+    def _kill(self) -> None:
+        """It does not answer any more, and would keep its ports."""
+        if self._pidfd >= 0:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
     def _start(self) -> None:
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as control:
@@ -210,6 +234,7 @@ class NameServer:
 
     async def _connect(self) -> socket.socket:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+        sock.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, 2 * LONGEST)
         try:
             self._at(sock.connect)
         except OSError:
@@ -240,7 +265,9 @@ class NameServer:
         if self._socket is not None:
             asyncio.get_running_loop().remove_reader(self._socket)
             self._socket.close()
-        self._socket, self._told, self._listening = None, None, set()
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
+        self._socket, self._pidfd, self._told, self._listening = None, -1, None, set()
 
     async def _send(self, said: dict[str, Any], descriptors: Sequence[int] = ()) -> None:
         assert self._socket is not None
@@ -314,8 +341,16 @@ def _bound(address: Address, port: int) -> tuple[socket.socket, socket.socket]:
 
 
 def _parts(items: Iterable[T]) -> Iterator[list[T]]:
-    left = iter(items)
-    while part := list(islice(left, AT_ONCE)):
+    """Each of a size that is far from what a packet may have."""
+    part: list[T] = []
+    size = 0
+    for item in items:
+        part.append(item)
+        size += len(json.dumps(item))
+        if size > PART:
+            yield part
+            part, size = [], 0
+    if part:
         yield part
 
 

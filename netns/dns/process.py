@@ -29,7 +29,7 @@ from netns.dns.zone import Zone
 NAME = "tepui-names"
 NOBODY = 65_534
 PR_SET_NO_NEW_PRIVS = 38  # linux/prctl.h
-LONGEST = 1 << 17
+LONGEST = 1 << 18
 MOST_OPEN = 4096
 MOST_MEMORY = 512 << 20
 

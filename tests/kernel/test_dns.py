@@ -337,6 +337,42 @@ async def test_one_that_ends_is_replaced(node: None, tmp_path: Path) -> None:
         await names.close(needed=False)
 
 
+async def test_one_that_answers_no_more_is_replaced(
+    node: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = server(tmp_path)
+    keeping = asyncio.create_task(names.keep())
+    await names.apply(table("10.1.0.2"))
+    try:
+        (pid,) = processes()
+        os.kill(pid, signal.SIGSTOP)
+        with monkeypatch.context() as impatient:
+            impatient.setattr("netns.dns.client.ANSWER_DEADLINE_S", 0.5)
+            with pytest.raises(NetworkError, match="no answer"):
+                await names.apply(table("10.1.0.3"))
+        await until(lambda: pid not in processes(), "it is gone")
+        await until(lambda: values(ask(WEB)) == {"10.1.0.3"}, "names are answered")
+    finally:
+        keeping.cancel()
+        await names.close(needed=False)
+
+
+async def test_what_was_given_up_in_the_middle_leaves_nothing(node: None, tmp_path: Path) -> None:
+    names = server(tmp_path)
+    await names.apply(table("10.1.0.2"))
+    try:
+        for number in range(20):
+            applying = asyncio.create_task(names.apply(table("10.1.0.2", *(f"10.1.1.{n}" for n in range(1, 200)))))
+            for _ in range(number):
+                await asyncio.sleep(0)
+            applying.cancel()
+            await asyncio.gather(applying, return_exceptions=True)
+            await names.apply(table("10.1.0.2"))
+            assert values(await asked(WEB, tcp=True)) == {"10.1.0.2"}
+    finally:
+        await names.close(needed=False)
+
+
 async def test_names_are_answered_while_no_agent_is_here_and_the_next_one_goes_on(node: None, tmp_path: Path) -> None:
     first = server(tmp_path)
     await first.apply(table("10.1.0.2", "10.1.0.3"))
