@@ -264,7 +264,7 @@ class _Master:
         volumes = volumes_router(self.volumes, self.nodes)
         removal = nodes_router(self.nodes, self.dispatcher)
         parts = [cluster, streams, observe, adjustments, images, volumes, networks_router(networks), removal]
-        parts.append(vips_router(self.discovery, self.nodes, self.desired))
+        parts.append(vips_router(self.discovery, self.nodes, self.desired, self.authority.domain))
         policies = policies_router(self.policies, FRAMEWORK)
         everything = [*parts, policies, *routers(self.store, self.services)]
         return create_app(lambda token: admin_token.matches(token, self.digest), everything, PUBLIC)

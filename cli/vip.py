@@ -44,7 +44,7 @@ def show(vip: Name, json: Json = False) -> None:
     for number, each in enumerate(found):
         if number:
             console.print()
-        console.print(_address(each), each["name"], markup=False)
+        console.print(_address(each), each["name"], each["dns"], markup=False)
         print_table(("  BACKEND", "TASK", "NODE", "#WEIGHT"), map(_backend, each["backends"]))
         print_table(
             ("  ON NODE", ""), ((f"  {node['node']}", node["state"] or "as it should be") for node in each["nodes"])

@@ -44,6 +44,12 @@ def port_label(name: str) -> str:
     return fitting(name.lower(), LABEL_MOST - 1)  # an underscore comes before it: RFC 2782
 
 
+def vip_name(name: str, domain: str) -> str:
+    """Of a VIP (`<framework>/<name>`), in the cluster's own domain; empty when it has an address only."""
+    framework, _, own = name.partition("/")
+    return f"{vip_labels(own)}.{framework}.l4lb.{domain}" if own else ""
+
+
 def vip_labels(name: str) -> str:
     """Of a VIP's name without slashes, one or more labels with dots between."""
     return ".".join(fitting(part) for part in name.lower().split(".") if part)

@@ -11,6 +11,7 @@ from master.desired import Desired
 from master.discovery import Discovery
 from master.nodes import Nodes, NodeView
 from master.rest.errors import ApiError
+from model.names import vip_name
 from model.vip import Vip
 
 VIPS: TypeAdapter[list[Vip]] = TypeAdapter(list[Vip])
@@ -18,16 +19,17 @@ VIPS: TypeAdapter[list[Vip]] = TypeAdapter(list[Vip])
 CAN_NOT = ("apply VIP table", "read VIP rules", "forget flows")
 
 
-def vips_router(discovery: Discovery, nodes: Nodes, desired: Desired) -> APIRouter:
+def vips_router(discovery: Discovery, nodes: Nodes, desired: Desired, domain: str) -> APIRouter:
+    """`domain` is that of the cluster's names."""
     router = APIRouter(prefix="/api/v1/vips", tags=["cluster"])
 
     @router.get("")
     async def list_vips() -> dict[str, Any]:
-        """`behind`: nodes that still have it as it was before, or can not have it."""
+        """`behind`: nodes that still have it as it was before, or can not have it. `dns`: what it is called."""
         table = discovery.table()
         return {
             "vips": [
-                {**shown, "behind": [node for node, state in _states(vip) if state]}
+                {**shown, "dns": vip_name(vip.name, domain), "behind": [node for node, state in _states(vip) if state]}
                 for vip, shown in zip(table, VIPS.dump_python(table, mode="json"), strict=True)
             ]
         }
@@ -40,7 +42,12 @@ def vips_router(discovery: Discovery, nodes: Nodes, desired: Desired) -> APIRout
             raise ApiError(404, f"No task asks for a VIP '{name}'")
         shown = VIPS.dump_python(found, mode="json")
         states = [[{"node": node, "state": state} for node, state in _states(vip)] for vip in found]
-        return {"vips": [{**vip, "nodes": nodes} for vip, nodes in zip(shown, states, strict=True)]}
+        return {
+            "vips": [
+                {**vip, "dns": vip_name(vip["name"], domain), "nodes": nodes}
+                for vip, nodes in zip(shown, states, strict=True)
+            ]
+        }
 
     def _states(vip: Vip) -> list[tuple[str, str]]:
         late = desired.behind(f"vip/{vip.key}")

@@ -21,7 +21,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
-from model.names import NamedTask, app_label, port_label, task_label, vip_labels
+from model.names import NamedTask, app_label, port_label, task_label, vip_name
 from model.network import Address
 from model.task import Port
 from netns.dns.dcos import MASTER, Domains
@@ -135,9 +135,7 @@ def _of_task(task: NamedTask, domain: str) -> Iterator[Record]:
 
 
 def _of_vip(vip: NamedVip, domain: str) -> Iterator[Record]:
-    framework, _, name = vip.name.partition("/")
-    if name:  # else its label has an address
-        full = f"{vip_labels(name)}.{framework}.l4lb.{domain}"
+    if full := vip_name(vip.name, domain):
         yield from _addresses(full, (vip.address,))
         yield Record(vip.address.reverse_pointer, PTR, full)
 

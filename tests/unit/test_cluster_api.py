@@ -52,7 +52,7 @@ async def api(directory: Path) -> AsyncIterator[Api]:
     async with cluster(directory) as (parts, dial):
         tokens = Tokens(parts.store, issued.authority.fingerprint)
         router = cluster_router(parts.tasks, parts.nodes, parts.allocator, parts.logs, tokens)
-        vips = vips_router(parts.discovery, parts.nodes, parts.desired)
+        vips = vips_router(parts.discovery, parts.nodes, parts.desired, "tepui.internal")
         app = create_app(lambda token: admin_token.matches(token, KEPT), [router, vips])
         context = server_context(directory / "web" / "m1", ssl.TLSVersion.TLSv1_3)
         async with serving(app, "127.0.0.1", 0, context) as port:
