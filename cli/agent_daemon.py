@@ -194,12 +194,13 @@ async def _run(state: Path) -> None:
                 "images": ImageFeed(images).serve,
             }
         )
-        stack.push_async_callback(lambda: names.close(needed=bool(reconciler.living() or guests())))
         stack.push_async_callback(streams.close)
         stack.push_async_callback(sandboxes.close)
         stack.push_async_callback(reconciler.close)
         await foreign.recover()
         await reconciler.recover()
+        # Not before: until here nobody knows whether anything lives that asks for names.
+        stack.push_async_callback(lambda: names.close(needed=bool(reconciler.living() or guests())))
         for misfit in reconciler.books.misfits(node.resources, node.rights):
             log.warning("tasks no longer fit this node", reason=misfit)
         networks.recall(attachments(reconciler.living()))

@@ -82,10 +82,18 @@ class Discovery:
         allowed = (*self._names.pools, *self._ranges)
         if not any(label.address in each for each in allowed):
             return f"is in none of {', '.join(map(str, allowed))} (vip_ranges in master.toml allows more)"
+        if label.address.is_loopback or label.address.is_multicast:
+            return "is an address of no service"
+        if network := self._network_of(label.address):
+            return f'is within network "{network}", whose containers and name servers have these'
         if name := self._names.holder(label.address):
             return f"is the address of {name}"
         node = next((node for node, address in self._where.items() if address == label.address), "")
         return f"is the address of node {node}" if node else ""
+
+    def _network_of(self, address: Address) -> str:
+        networks = self._networks.all()
+        return next((each.name for each in networks if any(address in subnet for subnet in each.subnets)), "")
 
     def owners(self, framework: str) -> set[str]:
         """Of the framework's, those that have names of VIPs."""

@@ -103,6 +103,8 @@ def test_cve_2020_8554_an_app_has_no_address_that_is_anothers(cluster: Cluster) 
         node,
         str(cluster.lab.node(MASTER).address),
         "127.0.0.1",
+        "127.0.0.84",  # name servers
+        "100.64.0.1",
         "8.8.8.8",
         cluster.vip("/web")["address"],
         "/web",
