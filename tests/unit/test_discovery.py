@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import tempfile
 from dataclasses import replace
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,7 @@ from master.discovery import serving, wanted
 from master.store.sqlite import SqliteStore
 from master.vip_names import VipNames
 from model.health import HealthCheck, ProbeKind
+from model.network import Network, NetworkKind
 from model.node import NodeState
 from model.task import Interface, Port, Protocol, TaskState
 from model.vip import Backend, Vip, parse_label
@@ -353,6 +354,9 @@ async def test_only_addresses_of_pools_and_ranges_can_be_had(tmp_path: Path) -> 
         assert services.vip_problem(parse_label("10.1.2.3:80")) == none
         assert services.vip_problem(parse_label("[fd09::1]:80")) == none
         assert services.vip_problem(parse_label("100.127.0.1:81")) == "is the address of services/web"
+        await parts.networks.create(Network("mine", NetworkKind.BRIDGE, (ip_network("9.9.9.128/25"),)), [], POOLS)
+        within = 'is within network "mine", whose containers and name servers have these'
+        assert services.vip_problem(parse_label("9.9.9.129:53")) == within
 
 
 async def test_a_port_says_how_its_vips_choose(tmp_path: Path) -> None:
