@@ -354,7 +354,7 @@ async def test_only_addresses_of_pools_and_ranges_can_be_had(tmp_path: Path) -> 
         assert services.vip_problem(parse_label("10.1.2.3:80")) == none
         assert services.vip_problem(parse_label("[fd09::1]:80")) == none
         assert services.vip_problem(parse_label("100.127.0.1:81")) == "is the address of services/web"
-        await parts.networks.create(Network("mine", NetworkKind.BRIDGE, (ip_network("9.9.9.128/25"),)), [], POOLS)
+        await parts.networks.create(Network("mine", NetworkKind.BRIDGE, (ip_network("9.9.9.0/24"),)), [], POOLS)
         within = 'is within network "mine", whose containers and name servers have these'
         assert services.vip_problem(parse_label("9.9.9.129:53")) == within
 
