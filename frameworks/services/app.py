@@ -48,6 +48,7 @@ class App:
     config_version: str
     scaled: str
     deployment: str
+    created: str = ""  # the version with which this life of it began
 
     @property
     def id(self) -> str:
@@ -67,7 +68,7 @@ def key(app_id: str) -> str:
 
 def create(definition: Definition | PodDefinition, now: datetime) -> App:
     version = format_time(now)
-    return App(definition, version, version, version, str(uuid.uuid4()))
+    return App(definition, version, version, version, str(uuid.uuid4()), version)
 
 
 def scale(app: App, instances: int, now: datetime) -> App:
@@ -76,12 +77,18 @@ def scale(app: App, instances: int, now: datetime) -> App:
     return replace(app, definition=definition, version=version, scaled=version, deployment=str(uuid.uuid4()))
 
 
-def update(app: App, definition: PodDefinition, now: datetime) -> App:
+def update(app: App, definition: Definition | PodDefinition, now: datetime) -> App:
     """To another definition. When all that changed is the number of instances, this is scaling."""
     if definition == app.definition.scaled(definition.instances):
         return scale(app, definition.instances, now)
     version = _next_version(app, now)
-    return App(definition, version, version, version, str(uuid.uuid4()))
+    return App(definition, version, version, version, str(uuid.uuid4()), app.created)
+
+
+def restart(app: App, now: datetime) -> App:
+    """The same definition, and tasks of another version."""
+    version = _next_version(app, now)
+    return App(app.definition, version, version, app.scaled, str(uuid.uuid4()), app.created)
 
 
 def new_tasks(app: App, now: datetime, place: Place = ANYWHERE) -> tuple[TaskSpec, ...]:

@@ -1,21 +1,22 @@
 """The apps in the store (`services/apps/<id>`): read by everyone, changed by the REST API alone.
 
 A change is complete when it is in the store; `framework.py` watches and makes the cluster follow. Apps and pods have
-one set of ids; who asks for the one kind does not see the other. Of a pod, the last definitions are kept too
-(`services/pods/<id>::<version>`).
+one set of ids; who asks for the one kind does not see the other. The last definitions of each are kept too
+(`services/versions/<id>::<version>`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 
-from frameworks.services.app import CODEC, PREFIX, App, create, key, scale, update
+from frameworks.services.app import CODEC, PREFIX, App, create, key, restart, scale, update
 from frameworks.services.definition import Definition
 from frameworks.services.pods.definition import PodDefinition
 from master.store.base import Conflict, Delete, Entry, Put, Store
 from model.codec import Damaged
 
-VERSIONS = "services/pods"
+VERSIONS = "services/versions"
 VERSIONS_KEPT = 25
 
 Kind = type[Definition] | type[PodDefinition]
@@ -56,10 +57,7 @@ async def read_all(store: Store, kind: Kind = Definition) -> list[App]:
 
 async def resize(store: Store, app_id: str, instances: int, kind: Kind = Definition) -> App:
     """Raises Conflict when the app was changed at the same moment."""
-    entry, before = await _entry(store, app_id, kind)
-    app = scale(before, instances, _now())
-    await store.transaction(Put(entry.key, CODEC.encode(app), expected=entry.revision), *await _remembered(store, app))
-    return app
+    return await _change(store, app_id, kind, lambda before: scale(before, instances, _now()))
 
 
 async def shrink(store: Store, app_id: str, by: int) -> App:
@@ -72,10 +70,19 @@ async def shrink(store: Store, app_id: str, by: int) -> App:
             continue
 
 
-async def replace(store: Store, definition: PodDefinition) -> App:
+async def replace(store: Store, definition: Definition | PodDefinition) -> App:
     """Raises Conflict as `resize` does."""
-    entry, before = await _entry(store, definition.id, PodDefinition)
-    app = update(before, definition, _now())
+    return await _change(store, definition.id, type(definition), lambda before: update(before, definition, _now()))
+
+
+async def start_again(store: Store, app_id: str) -> App:
+    """All its tasks are replaced by others of the same definition. Raises Conflict as `resize` does."""
+    return await _change(store, app_id, Definition, lambda before: restart(before, _now()))
+
+
+async def _change(store: Store, app_id: str, kind: Kind, change: Callable[[App], App]) -> App:
+    entry, before = await _entry(store, app_id, kind)
+    app = change(before)
     await store.transaction(Put(entry.key, CODEC.encode(app), expected=entry.revision), *await _remembered(store, app))
     return app
 
@@ -96,24 +103,22 @@ async def remove(store: Store, app_id: str, kind: Kind = Definition) -> App:
     return app
 
 
-async def versions(store: Store, pod_id: str) -> dict[str, App]:
-    """A pod's, the newest first. Raises UnknownApp."""
-    await read(store, pod_id, PodDefinition)
-    entries = await store.range(_versions(pod_id))
+async def versions(store: Store, app_id: str, kind: Kind) -> dict[str, App]:
+    """The newest first. Raises UnknownApp."""
+    await read(store, app_id, kind)
+    entries = await store.range(_versions(app_id))
     return {entry.key.rpartition("::")[2]: CODEC.decode(entry.value) for entry in reversed(entries)}
 
 
 async def _remembered(store: Store, app: App) -> list[Put | Delete]:
     """What is to be written of this version beside it, and which is forgotten for it."""
-    if not isinstance(app.definition, PodDefinition):
-        return []
     before = await store.range(_versions(app.id))
     forgotten: list[Put | Delete] = [Delete(entry.key) for entry in before[: max(0, len(before) + 1 - VERSIONS_KEPT)]]
     return [Put(_versions(app.id) + app.version, CODEC.encode(app)), *forgotten]
 
 
-def _versions(pod_id: str) -> str:
-    return f"{VERSIONS}{pod_id}::"
+def _versions(app_id: str) -> str:
+    return f"{VERSIONS}{app_id}::"
 
 
 async def _entry(store: Store, app_id: str, kind: Kind) -> tuple[Entry, App]:

@@ -169,7 +169,7 @@ class Definition(Strict):
     taskRateLimit: Refused = None
     tty: Refused = None
     unreachableStrategy: Annotated[Literal["disabled"] | None, NothingIsAbsent] = None
-    upgradeStrategy: Annotated[UpgradeStrategy | None, NothingIsAbsent] = None
+    upgradeStrategy: UpgradeStrategy = UpgradeStrategy()
 
     @model_validator(mode="before")
     @classmethod
@@ -223,6 +223,15 @@ class Definition(Strict):
         if found := dict(volumes.problems(*given)):
             raise invalid_at(found)
         return self
+
+    @property
+    def upgrade(self) -> UpgradeStrategy:
+        return self.upgradeStrategy
+
+    @property
+    def kept_in_place(self) -> bool:
+        """Whether a task has to end before the next one of its instance can begin."""
+        return any(each.persistent is not None for each in self.container.volumes)
 
     def scaled(self, instances: int) -> Definition:
         return self.model_copy(update={"instances": instances})
@@ -285,18 +294,6 @@ class Definition(Strict):
     def resources(self) -> Resources:
         """Rounded up to what we hand out; `round` takes off what binary fractions add, so that 0.57 is 570."""
         return Resources(ceil(round(self.cpus * 1000, 6)), ceil(self.mem), ceil(self.disk))
-
-
-class Scale(Strict):
-    """The only update of an app that this version knows."""
-
-    id: AppId | None = None
-    instances: Count
-
-    @model_validator(mode="before")
-    @classmethod
-    def _null_is_absent(cls, value: object) -> object:
-        return without_nulls(value)
 
 
 class TaskIds(Strict):

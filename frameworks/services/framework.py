@@ -137,6 +137,22 @@ class Services:
         if latest is not None:
             self._note(replace(latest, view=replace(latest.view, killing=True)))
 
+    def queue(self) -> list[tuple[App, int, float]]:
+        """Apps that have fewer instances than they ask for: how many fewer, and for how many seconds they are held
+        back."""
+        now, lacking = time.monotonic(), [(app, self._missing(app)) for app in self._apps.values()]
+        return [(app, count, self._backoff.get(app.id, Backoff()).remaining(now)) for app, count in lacking if count]
+
+    def end_delay(self, app_id: str) -> bool:
+        """Whether there was one."""
+        delayed = self._backoff.pop(app_id, None) is not None
+        self._changed.set()
+        return delayed
+
+    def refused(self, app_id: str) -> list[str]:
+        """Why offers of nodes are of no use to it."""
+        return [reason([refusal]) for refusal in self._valid_refusals(app_id)]
+
     def last_failure(self, app_id: str) -> TaskFailure | None:
         return self._failures.get(app_id)
 

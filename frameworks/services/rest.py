@@ -11,17 +11,20 @@ from datetime import UTC, datetime
 from ipaddress import ip_address
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Body, Query, Response
 from pydantic import BeforeValidator
 from starlette.responses import PlainTextResponse
 
 from frameworks.services import catalog, networking
 from frameworks.services.app import FRAMEWORK, SERVICE_PORTS_LABEL, STAGED_LABEL, VERSION_LABEL, App, format_time, label
 from frameworks.services.catalog import AppExists, UnknownApp
-from frameworks.services.definition import Definition, Scale, TaskIds
+from frameworks.services.definition import Definition, TaskIds, without_nulls
+from frameworks.services.deployments import DeploymentsApi
 from frameworks.services.framework import Services, TaskFailure, describe_end
 from frameworks.services.health import health_results, readiness_results
 from frameworks.services.pods.rest import PodsApi
+from frameworks.services.revision import revised
+from frameworks.services.selector import selector
 from frameworks.services.vips import refuse_bad
 from frameworks.services.wanted import Run, settled
 from master.rest import cluster
@@ -45,6 +48,7 @@ Embed = Annotated[list[str], Query()]
 
 def routers(store: Store, services: Services) -> list[APIRouter]:
     marathon, pods = MarathonApi(store, services).router(), PodsApi(store, services)
+    marathon.include_router(DeploymentsApi(store, services).router())
     aliases = APIRouter(include_in_schema=False)
     for alias in ALIASES:
         aliases.include_router(marathon, prefix=alias)
@@ -69,8 +73,12 @@ class MarathonApi:
         router.delete("/v2/apps/{app_id:path}/tasks")(self.kill_all)
         router.delete("/v2/apps/{app_id:path}/tasks/{task_id}")(self.kill_one)
         router.post("/v2/tasks/delete")(self.kill_some)
+        router.post("/v2/apps/{app_id:path}/restart")(self.restart)
+        router.get("/v2/apps/{app_id:path}/versions")(self.versions)
+        router.get("/v2/apps/{app_id:path}/versions/{version}")(self.version)
         router.get("/v2/apps/{app_id:path}")(self.show)
         router.put("/v2/apps/{app_id:path}")(self.update)
+        router.patch("/v2/apps/{app_id:path}")(self.update)
         router.delete("/v2/apps/{app_id:path}")(self.delete)
         return router
 
@@ -97,8 +105,23 @@ class MarathonApi:
         response.headers["Marathon-Deployment-Id"] = app.deployment
         return app_json(app, self._services)
 
-    async def list_apps(self, embed: Embed = []) -> Json:  # noqa: B006 - FastAPI copies it
-        apps = await catalog.read_all(self._store)
+    async def list_apps(
+        self,
+        embed: Embed = [],  # noqa: B006 - FastAPI copies it
+        cmd: str = "",
+        app_id: Annotated[str, Query(alias="id")] = "",
+        label: str = "",
+    ) -> Json:
+        """Only those with `cmd` in their command, `id` in their id, and labels that the selector `label` takes."""
+        selects = selector(label)
+        apps = [
+            app
+            for app in await catalog.read_all(self._store)
+            if isinstance(app.definition, Definition)
+            and cmd in (app.definition.cmd or "")
+            and app_id in app.id
+            and selects(app.definition.labels)
+        ]
         return {"apps": [self._embedding(app, embed, EMBEDDED_TASKS & set(embed)) for app in apps]}
 
     async def show(self, app_id: str, embed: Embed = []) -> Json:  # noqa: B006 - FastAPI copies it
@@ -111,18 +134,74 @@ class MarathonApi:
             answer["readinessCheckResults"] = [result for run in runs for result in readiness_results(run.view)]
         return answer
 
-    async def update(self, app_id: str, scale: Scale, response: Response) -> Json:
+    # `force` has nothing to overrule: the last definition is the one that counts.
+    async def update(
+        self,
+        app_id: str,
+        body: Annotated[Json, Body()],
+        response: Response,
+        force: Flag = False,
+        partial: Annotated[Flag, Query(alias="partialUpdate")] = True,
+    ) -> Json:
+        """What is not said stays as it is. An app that is not there is made."""
         path = "/" + app_id
-        if scale.id not in (None, path):
-            raise ApiError(422, "Object is not valid", {"/id": [f"must be {path}, as in the request's path"]})
-        networks = (await existing(self._store, app_id)).definition.networks
-        if problems := dict(networking.problems(networks, scale.instances)):
-            raise ApiError(422, "Object is not valid", {"/instances": list(problems.values())})
+        before = await self._known(path)
+        said = without_nulls(body)
+        if before is not None and said.keys() <= {"id", "version"} and "version" in said:
+            definition = (await self._version(app_id, str(said["version"]))).definition
+            assert isinstance(definition, Definition)
+        else:
+            _refuse_too_many(before, said)
+            definition = revised(path, before, said, partial=partial)
+        refuse_bad(self._services.vip_problems(definition))
         try:
-            app = await catalog.resize(self._store, path, scale.instances)
+            if before is None:
+                response.status_code = 201
+                app = await catalog.add(self._store, definition)
+            else:
+                app = await catalog.replace(self._store, definition)
+        except AppExists as error:
+            raise ApiError(409, f"App '{path}' was changed at the same moment: read it again") from error
         except (UnknownApp, Conflict) as error:
             raise _refusal(error, path) from error
         return _deployed(app, response)
+
+    async def _known(self, path: str) -> Definition | None:
+        try:
+            definition = (await catalog.read(self._store, path)).definition
+        except UnknownApp:
+            return None
+        assert isinstance(definition, Definition)
+        return definition
+
+    async def restart(self, app_id: str, response: Response, force: Flag = False) -> Json:
+        """All its tasks are replaced, as its upgradeStrategy says."""
+        path = "/" + app_id
+        try:
+            app = await catalog.start_again(self._store, path)
+        except (UnknownApp, Conflict) as error:
+            raise _refusal(error, path) from error
+        return _deployed(app, response)
+
+    async def versions(self, app_id: str) -> Json:
+        return {"versions": list(await self._versions(app_id))}
+
+    async def version(self, app_id: str, version: str) -> Json:
+        app = await self._version(app_id, version)
+        return app.definition.model_dump(exclude_none=True) | {"version": app.version, "versionInfo": _info(app)}
+
+    async def _version(self, app_id: str, version: str) -> App:
+        known = await self._versions(app_id)
+        if version not in known:
+            raise ApiError(404, f"App '/{app_id}' has no version '{version}'")
+        return known[version]
+
+    async def _versions(self, app_id: str) -> dict[str, App]:
+        path = "/" + app_id
+        try:
+            return await catalog.versions(self._store, path, Definition)
+        except UnknownApp as error:
+            raise _refusal(error, path) from error
 
     async def delete(self, app_id: str, response: Response) -> Json:
         path = "/" + app_id
@@ -229,7 +308,7 @@ def app_json(app: App, services: Services, with_tasks: bool = False) -> Json:
     answer: Json = app.definition.model_dump(exclude_none=True)
     answer |= {
         "version": app.version,
-        "versionInfo": {"lastScalingAt": app.scaled, "lastConfigChangeAt": app.config_version},
+        "versionInfo": _info(app),
         "tasksStaged": sum(run.view.status.state < TaskState.RUNNING for run in runs),
         "tasksRunning": len(running),
         "tasksHealthy": sum(run.view.status.healthy is True for run in running),
@@ -245,6 +324,19 @@ def app_json(app: App, services: Services, with_tasks: bool = False) -> Json:
     if with_tasks and failure is not None:
         answer["lastTaskFailure"] = failure_json(failure)
     return answer
+
+
+def _refuse_too_many(before: Definition | None, said: Json) -> None:
+    """When all that is said is a number, that is what is wrong."""
+    instances = said.get("instances")
+    if before is None or not said.keys() <= {"id", "instances"} or not isinstance(instances, int):
+        return
+    if problems := dict(networking.problems(before.networks, instances)):
+        raise ApiError(422, "Object is not valid", {"/instances": list(problems.values())})
+
+
+def _info(app: App) -> Json:
+    return {"lastScalingAt": app.scaled, "lastConfigChangeAt": app.config_version}
 
 
 def task_json(run: Run) -> Json:

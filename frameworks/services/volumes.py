@@ -99,10 +99,12 @@ class Residency(Strict):
 
 
 class UpgradeStrategy(Strict):
-    """Of an app whose tasks can't be elsewhere before they end here. The bounds are Marathon's for such apps."""
+    """How an app changes to another version (`marathon.raml: upgradeStrategy`), in parts of its instances: how many
+    serve meanwhile, and how many more there may be. The tasks of an app with persistent volumes can't be elsewhere
+    before they end here; its bounds are Marathon's for such apps."""
 
-    minimumHealthCapacity: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.5
-    maximumOverCapacity: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.0
+    minimumHealthCapacity: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 1.0
+    maximumOverCapacity: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 1.0
 
 
 def _nothing_is_absent(value: object) -> object:
@@ -116,7 +118,9 @@ def with_defaults(body: Any) -> Any:
     """What Marathon adds to the definition of an app that has persistent volumes, and which clients read."""
     if not _is_resident(body):
         return body
-    return {"residency": RESIDENCY, "upgradeStrategy": UPGRADE, "unreachableStrategy": "disabled", **body}
+    given = body.get("upgradeStrategy")
+    upgrade = UPGRADE | (given if isinstance(given, dict) else {})
+    return {"residency": RESIDENCY, "unreachableStrategy": "disabled", **body, "upgradeStrategy": upgrade}
 
 
 def _is_resident(body: Any) -> bool:
@@ -128,7 +132,7 @@ def _is_resident(body: Any) -> bool:
 def problems(
     volumes: Sequence[Volume],
     residency: Residency | None,
-    upgrade: UpgradeStrategy | None,
+    upgrade: UpgradeStrategy,
     unreachable: str | None,
 ) -> Iterator[tuple[Location, str]]:
     """What does not go together, each with its place."""
@@ -136,11 +140,11 @@ def problems(
     for index, volume in enumerate(volumes):
         if volume.persistent is not None and names.count(volume.name) > 1:
             yield ("container", "volumes", index, "containerPath"), f"two persistent volumes are called {volume.name!r}"
-    given = (("residency", residency), ("upgradeStrategy", upgrade), ("unreachableStrategy", unreachable))
+    given = (("residency", residency), ("unreachableStrategy", unreachable))
     for field, value in given:
         if value is not None and not names:
             yield (field,), "is not supported by this version but for an app with persistent volumes: remove it"
-    if upgrade is not None and names:
+    if names:
         if upgrade.maximumOverCapacity != 0:
             yield ("upgradeStrategy", "maximumOverCapacity"), "must be 0 for an app with persistent volumes"
         if upgrade.minimumHealthCapacity > 0.5:

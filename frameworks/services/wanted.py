@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from math import ceil, floor
 
 from frameworks.services.app import VERSION_LABEL, App, label
 from frameworks.services.backoff import NEVER
@@ -47,26 +48,59 @@ class Run:
 
 
 def missing(app: App, runs: Iterable[Run]) -> int:
-    return max(0, app.instances - sum(not _is_moving(instance) for instance in instances(runs)))
+    """How many instances to start: those that lack, as long as with those of other versions they are not too many."""
+    known = [instance for instance in instances(runs) if not _is_moving(instance)]
+    old = sum(any(_is_obsolete(app, run) for run in instance) for instance in known)
+    return max(0, min(app.instances - len(known) + old, most(app) - len(known)))
+
+
+def least(app: App) -> int:
+    """So many serve while the app changes to another version (`marathon.raml: upgradeStrategy`)."""
+    fewest = ceil(app.instances * app.definition.upgrade.minimumHealthCapacity)
+    return min(fewest, _ceiling(app) - 1) if app.definition.kept_in_place else fewest
+
+
+def most(app: App) -> int:
+    """So many there are meanwhile. One more than have to serve, or nothing could begin."""
+    return _ceiling(app) if app.definition.kept_in_place else max(_ceiling(app), least(app) + 1)
+
+
+def _ceiling(app: App) -> int:
+    return floor(app.instances * (1 + app.definition.upgrade.maximumOverCapacity))
 
 
 def surplus(app: App | None, runs: Iterable[Run], chosen: Collection[str] = ()) -> list[Run]:
-    """Which to kill: all of other versions and those that their checks gave up, those that others replace, then as
-    many as are too many: those with a `chosen` id, then the worst first. An instance goes as a whole, and when part of
-    it is gone."""
+    """Which to kill: those that their checks gave up, or that are left of another life of the app; of other versions
+    as many as are not needed, those that others replace, then as many as are too many: those with a `chosen` id, then
+    the worst first. An instance goes as a whole, and when part of it is gone."""
     living = [run for run in runs if not run.view.killing]
     if app is None:
         return living
     good: list[list[Run]] = []
-    obsolete: list[list[Run]] = []
+    bad: list[list[Run]] = []
     for instance in instances(living):
-        (good if all(_is_good(app, run) for run in instance) and _is_whole(instance) else obsolete).append(instance)
+        (good if all(_is_good(app, run) for run in instance) and _is_whole(instance) else bad).append(instance)
     good.sort(key=lambda instance: min(map(_worth, instance)))
     good.sort(key=lambda instance: not any(run.id in chosen for run in instance))
-    moving, staying = ([each for each in good if _is_moving(each) is moves] for moves in (True, False))
-    replaced = len(moving) + sum(all(run.serving for run in instance) for instance in staying) - app.instances
-    gone = moving[: max(0, replaced)] + staying[: max(0, len(staying) - app.instances)]
-    return [run for instance in obsolete + gone for run in instance]
+    old, new = (
+        [each for each in good if any(_is_obsolete(app, run) for run in each) is obsolete] for obsolete in (True, False)
+    )
+    moving, staying = ([each for each in new if _is_moving(each) is moves] for moves in (True, False))
+    gone = _needless(app, old, sum(map(_serves, good)))
+    gone += moving[: max(0, len(moving) + sum(map(_serves, staying)) - app.instances)]
+    gone += staying[: max(0, len(staying) - app.instances)]
+    return [run for instance in bad + gone for run in instance]
+
+
+def _needless(app: App, old: list[list[Run]], serving: int) -> list[list[Run]]:
+    """Those of other versions that may go now: who does not serve, and as many others as leave enough that do."""
+    idle = [instance for instance in old if not _serves(instance)]
+    busy = [instance for instance in old if _serves(instance)]
+    return idle + busy[: max(0, serving - least(app))]
+
+
+def _serves(instance: Iterable[Run]) -> bool:
+    return all(run.serving for run in instance)
 
 
 def settled(app: App, runs: Iterable[Run]) -> bool:
@@ -85,8 +119,18 @@ def instances(runs: Iterable[Run]) -> list[list[Run]]:
     return list(found.values())
 
 
+def _is_obsolete(app: App, run: Run) -> bool:
+    """Of another version, but of this life of the app."""
+    return not current(app, run) and not _is_earlier(app, run)
+
+
+def _is_earlier(app: App, run: Run) -> bool:
+    return label(run.view.spec, VERSION_LABEL) < app.created
+
+
 def _is_good(app: App, run: Run) -> bool:
-    return current(app, run) and not illness(run.view) and not (run.view.leaving and _is_only_one(run.view.spec))
+    stuck = run.view.leaving and _is_only_one(run.view.spec)
+    return not _is_earlier(app, run) and not illness(run.view) and not stuck
 
 
 def _is_moving(instance: Iterable[Run]) -> bool:

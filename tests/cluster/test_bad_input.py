@@ -88,7 +88,7 @@ def test_bad_change_of_a_service_leaves_it_as_it_was(cluster: Cluster) -> None:
     before = cluster.await_running("/good", 1)
     for body in {"instances": -1}, {"instances": "2"}, {"instances": 1, "colour": "red"}, {}:
         assert cluster.request("PUT", "/v2/apps/good", json=body).status_code == 422
-    assert cluster.request("PUT", "/v2/apps/none", json={"instances": 1}).status_code == 404
+    assert cluster.request("PUT", "/v2/apps/none", json={"instances": 1}).status_code == 422
     assert cluster.request("DELETE", "/v2/apps/none").status_code == 404
     assert cluster.request("POST", "/v2/apps", json={**GOOD, "id": "/good"}).status_code == 409
     assert bed.same(before, cluster.running("/good"))

@@ -90,6 +90,31 @@ def test_scaling_and_a_rolling_restart_lose_no_connection(cluster: Cluster) -> N
         all_answer(clients, set(now))
 
 
+def test_a_change_of_version_loses_no_connection_and_can_be_gone_back_from(cluster: Cluster) -> None:
+    cluster.run(bed.checked(4))
+    before = cluster.await_running("/web", 4)
+    address, port = cluster.await_served("/web", before)
+    with under_load(cluster, address, port) as clients:
+        cluster.call("PUT", "/v2/apps/web", json={"env": {"VERSION": "2"}})
+        second = cluster.await_replaced("/web", set(before), 4)
+        all_answer(clients, set(second))
+        cluster.call("PUT", "/v2/apps/web", json={"args": None, "cmd": "exit 1", "backoffSeconds": 0.1})
+        eventually(lambda: len(failed(cluster)) > 1, "it does not come to run")
+        assert second.keys() <= cluster.running("/web").keys()  # and replaces nobody
+        (deployment,) = cluster.get("/v2/deployments")
+        cluster.call("DELETE", f"/v2/deployments/{deployment['id']}")
+        third = cluster.await_replaced("/web", set(second), 4)
+        all_answer(clients, set(third))
+    app = cluster.get("/v2/apps/web")["app"]
+    assert app["env"] == {"VERSION": "2"} and app["deployments"] == [] and len(app["args"]) > 1
+
+
+def failed(cluster: Cluster) -> str:
+    """What became of its last task that did."""
+    failure = cluster.get("/v2/apps/web")["app"].get("lastTaskFailure") or {}
+    return str(failure.get("message", ""))
+
+
 def test_a_node_is_emptied_without_a_connection_lost(cluster: Cluster) -> None:
     cluster.run(bed.checked(6))
     before = cluster.await_running("/web", 6)

@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 import tempfile
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -136,6 +137,82 @@ async def test_a_task_being_killed_keeps_its_place(store: SqliteStore) -> None:
         cluster.advance(cluster.killed[0], TaskState.KILLED)
         await until(lambda: len(cluster.accepted) == 3)
     assert running.last_failure("/web") is None
+
+
+async def update(store: SqliteStore, **fields: Any) -> None:
+    await catalog.replace(store, definition(**fields))
+
+
+def versions(cluster: Cluster) -> Counter[str]:
+    return Counter(task.spec.argv[-1] for task in cluster.active("/web"))
+
+
+@pytest.mark.parametrize(
+    ("strategy", "steps"),
+    [
+        # How many of each version there are, as the new ones come to run.
+        ({}, [{"old": 4, "new": 4}]),
+        ({"maximumOverCapacity": 0.5}, [{"old": 4, "new": 2}, {"old": 2, "new": 4}]),
+        ({"maximumOverCapacity": 0}, [{"old": 4, "new": 1}, {"old": 3, "new": 2}, {"old": 2, "new": 3}]),
+        ({"minimumHealthCapacity": 0.5, "maximumOverCapacity": 0}, [{"old": 2, "new": 2}, {"new": 4}]),
+        ({"minimumHealthCapacity": 0, "maximumOverCapacity": 0}, [{"new": 4}]),
+    ],
+)
+async def test_a_change_is_as_careful_as_it_is_to_be(
+    store: SqliteStore, strategy: dict[str, float], steps: list[dict[str, int]]
+) -> None:
+    cluster = Cluster(node("a"), node("b"), automatic=False)
+
+    def settle(state: TaskState) -> None:
+        """What is being killed has ended, and what has begun is as far as that."""
+        for task in cluster.active("/web"):
+            if task.killing:
+                cluster.advance(task.spec.id, TaskState.KILLED)
+            elif task.status.state < state:
+                cluster.advance(task.spec.id, state)
+
+    async with services(store, cluster):
+        fields: dict[str, Any] = {"instances": 4, "upgradeStrategy": strategy}
+        await catalog.add(store, definition(cmd="old", **fields))
+        await until(lambda: versions(cluster) == {"old": 4})
+        settle(TaskState.RUNNING)
+        await update(store, cmd="new", **fields)
+        least = 4 * strategy.get("minimumHealthCapacity", 1)
+        for step in steps:
+
+            def reached(step: dict[str, int] = step) -> bool:
+                settle(TaskState.STAGING)
+                return versions(cluster) == step
+
+            await until(reached)
+            assert sum(not task.killing for task in cluster.running("/web")) >= least
+            settle(TaskState.RUNNING)
+        while versions(cluster) != {"new": 4}:
+            await asyncio.sleep(0)
+            settle(TaskState.RUNNING)
+            assert sum(not task.killing for task in cluster.running("/web")) >= least
+
+
+async def test_a_version_that_does_not_come_to_run_replaces_nobody(store: SqliteStore) -> None:
+    cluster = Cluster(node("a"), automatic=False)
+    async with services(store, cluster):
+        await catalog.add(store, definition(cmd="old", instances=2))
+        await until(lambda: versions(cluster) == {"old": 2})
+        for task in cluster.active("/web"):
+            cluster.advance(task.spec.id, TaskState.RUNNING)
+        await update(store, cmd="bad", instances=2, backoffSeconds=0.01, backoffFactor=1)
+        for _ in range(3):
+            await until(lambda: versions(cluster)["bad"] == 2)
+            for task in cluster.active("/web"):
+                if task.spec.argv[-1] == "bad":
+                    cluster.advance(task.spec.id, TaskState.FAILED)
+        assert versions(cluster)["old"] == 2 and cluster.killed == []
+        await update(store, cmd="old", instances=2)
+        await until(lambda: versions(cluster)["old"] == 4)  # of another version all the same
+        for task in cluster.active("/web"):
+            if task.status.state < TaskState.RUNNING:
+                cluster.advance(task.spec.id, TaskState.RUNNING)
+        await until(lambda: len(cluster.killed) >= 2)
 
 
 async def test_what_is_on_a_node_that_drains_moves_when_others_serve_in_its_place(store: SqliteStore) -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from frameworks.services.app import create, new_task, parse_time, scale
-from frameworks.services.definition import APP_ID_LENGTH, Definition, Scale
+from frameworks.services.definition import APP_ID_LENGTH, Definition
 from master.rest.errors import json_path
 from model.fetch import Fetch
 from model.image import ImageSpec, Rules
@@ -68,7 +68,7 @@ def test_defaults_are_marathons() -> None:
         ({"dependencies": ["/db"]}, "/dependencies", "not supported by this version"),
         ({"constraints": [["hostname", "UNIQUE"]]}, "/constraints", "not supported"),
         ({"acceptedResourceRoles": ["*"]}, "/acceptedResourceRoles", "not supported"),
-        ({"upgradeStrategy": {"minimumHealthCapacity": 1}}, "/upgradeStrategy", "not supported"),
+        ({"upgradeStrategy": {"minimumHealthCapacity": 2}}, "/upgradeStrategy/minimumHealthCapacity", "less than"),
         ({"gpus": 1}, "/gpus", "not supported"),
         ({"requirePorts": True}, "/requirePorts", "is for host networking"),
         ({"id": "/a/../b"}, "/id", "path segments"),
@@ -157,7 +157,6 @@ def test_nothing_asked_is_nothing_refused() -> None:
 
 def test_ids_may_be_relative() -> None:
     assert Definition.model_validate({**LEAST, "id": "group/web.v2"}).id == "/group/web.v2"
-    assert Scale.model_validate({"id": "web", "instances": 2}).id == "/web"
 
 
 def test_both_protocols() -> None:

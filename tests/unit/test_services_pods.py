@@ -139,7 +139,7 @@ def test_what_a_definition_becomes() -> None:
         ("scaling", {"kind": "free"}, "/scaling/kind"),
         ("scheduling.placement", {"constraints": [["hostname", "UNIQUE"]]}, "/scheduling/placement/constraints"),
         ("scheduling.placement", {"acceptedResourceRoles": ["r"]}, "/scheduling/placement/acceptedResourceRoles"),
-        ("scheduling.upgrade", {"minimumHealthCapacity": 0.5}, "/scheduling/upgrade"),
+        ("scheduling.upgrade", {"minimumHealthCapacity": 2}, "/scheduling/upgrade/minimumHealthCapacity"),
         ("id", "/" + "a" * 90, "/id"),
         ("id", "/web::status", "/id"),
     ],

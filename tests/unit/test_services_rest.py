@@ -189,17 +189,171 @@ async def test_scale(client: httpx2.AsyncClient, cluster: Cluster) -> None:
 @pytest.mark.parametrize(
     ("body", "path"),
     [
-        ({"instances": 1, "cmd": "x"}, "/cmd"),
+        ({"instances": 1, "colour": "red"}, "/colour"),
         ({"instances": "1"}, "/instances"),
-        ({"instances": None}, "/instances"),
+        ({"cpus": -1}, "/cpus"),
         ({"instances": 1, "id": "/other"}, "/id"),
+        ({"upgradeStrategy": {"minimumHealthCapacity": 1.5}}, "/upgradeStrategy/minimumHealthCapacity"),
     ],
 )
-async def test_only_instances_can_be_updated(client: httpx2.AsyncClient, body: object, path: str) -> None:
-    await client.post("/v2/apps", json=WEB)
-    answer = await client.put("/v2/apps/group/web", json=body)
+@pytest.mark.parametrize("method", ["PUT", "PATCH"])
+async def test_a_bad_change_is_refused_by_its_field(
+    client: httpx2.AsyncClient, method: str, body: object, path: str
+) -> None:
+    before = (await client.post("/v2/apps", json=WEB)).json()
+    answer = await client.request(method, "/v2/apps/group/web", json=body)
     assert answer.status_code == 422 and answer.json()["details"][0]["path"] == path
-    assert (await client.get("/v2/apps/group/web")).json()["app"]["instances"] == 2
+    assert (await client.get("/v2/apps/group/web")).json()["app"]["version"] == before["version"]
+
+
+async def test_what_a_change_does_not_say_stays(client: httpx2.AsyncClient, cluster: Cluster) -> None:
+    before = (await client.post("/v2/apps", json={**WEB, "env": {"A": "1"}, "labels": {"team": "web"}})).json()
+    await settled(cluster, 2)
+    answer = await client.put("/v2/apps/group/web", json={"cmd": "serve", "env": {"B": "2"}, "mem": None})
+    assert answer.status_code == 200 and answer.headers["Marathon-Deployment-Id"] == answer.json()["deploymentId"]
+    await until(lambda: {spec.argv[-1] for spec in [task.spec for task in cluster.active()]} == {"serve"})
+    app = (await client.get("/v2/apps/group/web")).json()["app"]
+    assert app["version"] == app["versionInfo"]["lastConfigChangeAt"] > before["version"]
+    assert (app["cmd"], app.get("args"), app["env"], app["labels"]) == ("serve", None, {"B": "2"}, {"team": "web"})
+    await client.put("/v2/apps/group/web?partialUpdate=false", json={"cmd": "serve", "networks": WEB["networks"]})
+    app = (await client.get("/v2/apps/group/web")).json()["app"]
+    assert (app["env"], app["labels"], app["instances"], app["mem"]) == ({}, {}, 1, 128.0)
+
+
+async def test_what_was_read_can_be_sent_back(client: httpx2.AsyncClient, cluster: Cluster) -> None:
+    await client.post("/v2/apps", json=WEB)
+    await settled(cluster, 2)
+    app = (await client.get("/v2/apps/group/web")).json()["app"]
+    answer = await client.put("/v2/apps/group/web", json=app)
+    assert answer.status_code == 200
+    after = (await client.get("/v2/apps/group/web")).json()["app"]
+    assert after["versionInfo"]["lastConfigChangeAt"] == app["version"]  # nothing was changed
+    assert len(cluster.accepted) == 2
+
+
+async def test_an_app_that_is_not_there_is_made(client: httpx2.AsyncClient) -> None:
+    answer = await client.put("/v2/apps/group/web", json={key: value for key, value in WEB.items() if key != "id"})
+    assert answer.status_code == 201
+    assert (await client.get("/v2/apps/group/web")).json()["app"]["version"] == answer.json()["version"]
+
+
+async def test_versions_can_be_read_and_gone_back_to(client: httpx2.AsyncClient, cluster: Cluster) -> None:
+    first = (await client.post("/v2/apps", json=WEB)).json()["version"]
+    second = (await client.put("/v2/apps/group/web", json={"cpus": 0.2})).json()["version"]
+    assert (await client.get("/v2/apps/group/web/versions")).json() == {"versions": [second, first]}
+    shown = [(await client.get(f"/v2/apps/group/web/versions/{each}")).json() for each in (first, second)]
+    assert [(each["version"], each["cpus"]) for each in shown] == [(first, 0.5), (second, 0.2)]
+    third = (await client.put("/v2/apps/group/web", json={"version": first})).json()["version"]
+    app = (await client.get("/v2/apps/group/web")).json()["app"]
+    assert (app["cpus"], app["version"]) == (0.5, third)
+    for path in ("/v2/apps/none/versions", "/v2/apps/group/web/versions/1"):
+        assert (await client.get(path)).status_code == 404
+    assert (await client.put("/v2/apps/group/web", json={"version": "1"})).status_code == 404
+
+
+async def test_restart_replaces_every_task(client: httpx2.AsyncClient, cluster: Cluster) -> None:
+    await client.post("/v2/apps", json=WEB)
+    await settled(cluster, 2)
+    before = {task.spec.id for task in cluster.active()}
+    answer = await client.post("/v2/apps/group/web/restart")
+    assert answer.status_code == 200 and set(answer.json()) == {"version", "deploymentId"}
+    await until(lambda: not before & {task.spec.id for task in cluster.active()})
+    await settled(cluster, 2)
+    assert (await client.post("/v2/apps/none/restart")).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("query", "found"),
+    [
+        ("label=team==web", {"/a", "/b"}),
+        ("label=team!=web", {"/c"}),
+        ("label=team==web,canary", {"/b"}),
+        ("label=tier in (one, two)", {"/a", "/c"}),
+        ("label=tier notin (one)", {"/b", "/c"}),
+        ("label=", {"/a", "/b", "/c"}),
+        ("cmd=sleep", {"/a", "/c"}),
+        ("id=b", {"/b"}),
+    ],
+)
+async def test_apps_can_be_selected(client: httpx2.AsyncClient, query: str, found: set[str]) -> None:
+    labels = {"/a": {"team": "web", "tier": "one"}, "/b": {"team": "web", "canary": ""}, "/c": {"tier": "two"}}
+    for app, each in labels.items():
+        cmd = "serve" if app == "/b" else "sleep 1"
+        body = {"id": app, "cmd": cmd, "labels": each, "networks": WEB["networks"]}
+        assert (await client.post("/v2/apps", json=body)).status_code == 201
+    apps = (await client.get("/v2/apps?" + query.replace(" ", "%20"))).json()["apps"]
+    assert {app["id"] for app in apps} == found
+
+
+async def test_a_selector_that_can_not_be_read(client: httpx2.AsyncClient) -> None:
+    answer = await client.get("/v2/apps?label=a==b%20in(")
+    assert answer.status_code == 400 and answer.json()["details"][0]["path"] == "label"
+
+
+async def test_a_deployment_is_what_is_not_there_yet_and_can_be_gone_back_from(
+    client: httpx2.AsyncClient, cluster: Cluster
+) -> None:
+    cluster.automatic = False
+    made = (await client.post("/v2/apps", json=WEB)).json()
+    (deployment,) = (await client.get("/v2/deployments")).json()
+    assert deployment["id"] == made["deployments"][0]["id"] and deployment["affectedApps"] == ["/group/web"]
+    assert deployment["currentActions"][0]["action"] == "ScaleApplication"
+    await until(lambda: len(cluster.active()) == 2)
+    for task in cluster.active():
+        cluster.advance(task.spec.id, TaskState.RUNNING)
+    await until(lambda: True)
+    changed = (await client.put("/v2/apps/group/web", json={"cmd": "bad"})).json()
+    (deployment,) = (await client.get("/v2/deployments")).json()
+    assert deployment["id"] == changed["deploymentId"]
+    assert deployment["currentActions"][0]["action"] == "RestartApplication"
+    back = await client.delete(f"/v2/deployments/{deployment['id']}")
+    assert back.status_code == 200 and back.json()["deploymentId"] != deployment["id"]
+    app = (await client.get("/v2/apps/group/web")).json()["app"]
+    assert (app["args"], app.get("cmd")) == (["server"], None)
+    assert (await client.delete("/v2/deployments/none")).status_code == 404
+
+
+async def test_a_new_app_that_is_cancelled_is_gone(client: httpx2.AsyncClient, cluster: Cluster) -> None:
+    cluster.automatic = False
+    await client.post("/v2/apps", json=WEB)
+    (deployment,) = (await client.get("/v2/deployments")).json()
+    gone = await client.delete(f"/v2/deployments/{deployment['id']}?force=true")
+    assert (gone.status_code, gone.content) == (202, b"")
+    assert (await client.get("/v2/apps/group/web")).status_code == 404
+
+
+async def queued(client: httpx2.AsyncClient) -> dict[str, Any]:
+    """The only item of the queue, when there is one."""
+    found: list[dict[str, Any]] = []
+    async with asyncio.timeout(DEADLINE_S):
+        while not found:
+            await asyncio.sleep(0.01)
+            found = (await client.get("/v2/queue")).json()["queue"]
+    (item,) = found
+    return item
+
+
+async def test_the_queue_says_why_and_for_how_long(client: httpx2.AsyncClient, cluster: Cluster) -> None:
+    await client.post("/v2/apps", json={**WEB, "cpus": 1000})
+    await until(lambda: bool(cluster.declined))
+    async with asyncio.timeout(DEADLINE_S):
+        while not (item := await queued(client))["processedOffersSummary"]["rejectSummaryLastOffers"]:
+            continue
+    assert (item["app"]["id"], item["count"], item["delay"]["overdue"]) == ("/group/web", 2, True)
+    (rejected,) = item["processedOffersSummary"]["rejectSummaryLastOffers"]
+    assert "CPU" in rejected["reason"] and rejected["declined"] == 2
+    assert (await client.delete("/v2/queue/group/web/delay")).status_code == 404
+
+
+async def test_a_delay_can_be_ended(client: httpx2.AsyncClient, cluster: Cluster) -> None:
+    await client.post("/v2/apps", json={**WEB, "instances": 1, "backoffSeconds": 1000})
+    await settled(cluster, 1)
+    (task,) = cluster.active()
+    cluster.advance(task.spec.id, TaskState.FAILED)
+    item = await queued(client)
+    assert not item["delay"]["overdue"] and item["delay"]["timeLeftSeconds"] > 200
+    assert (await client.delete("/v2/queue/group/web/delay")).status_code == 204
+    await settled(cluster, 1)
 
 
 async def test_delete(client: httpx2.AsyncClient, cluster: Cluster) -> None:
@@ -218,7 +372,7 @@ async def test_unknown_apps(client: httpx2.AsyncClient, path: str) -> None:
 
 
 async def test_unknown_apps_can_not_be_changed(client: httpx2.AsyncClient) -> None:
-    assert (await client.put("/v2/apps/none", json={"instances": 1})).status_code == 404
+    assert (await client.put("/v2/apps/none", json={"instances": 1})).status_code == 422  # it says not what to execute
     assert (await client.delete("/v2/apps/none")).status_code == 404
 
 

@@ -29,6 +29,7 @@ from frameworks.services.pods import volumes
 from frameworks.services.pods.container import Container, OwnAmounts
 from frameworks.services.pods.volumes import Volume, Volumes
 from frameworks.services.ports import mapping_problems, repeated_hosts, repeated_ports
+from frameworks.services.volumes import UpgradeStrategy
 from model.resources import Resources
 from model.volume import PersistentVolume
 
@@ -86,7 +87,7 @@ class Scheduling(Strict):
     placement: Placement = Placement()
     killSelection: Literal["YOUNGEST_FIRST"] = "YOUNGEST_FIRST"
     unreachableStrategy: Refused = None
-    upgrade: Refused = None
+    upgrade: UpgradeStrategy = UpgradeStrategy()
 
 
 class PodDefinition(Strict):
@@ -186,6 +187,14 @@ class PodDefinition(Strict):
     def kept(self, framework: str, instance: str) -> tuple[PersistentVolume, ...]:
         """No volume of a pod outlives it."""
         return ()
+
+    @property
+    def upgrade(self) -> UpgradeStrategy:
+        return self.scheduling.upgrade
+
+    @property
+    def kept_in_place(self) -> bool:
+        return False
 
     @property
     def residency(self) -> None:

@@ -150,7 +150,7 @@ class PodsApi:
     async def _versions(self, pod_id: str) -> dict[str, App]:
         path = "/" + pod_id
         try:
-            return await catalog.versions(self._store, path)
+            return await catalog.versions(self._store, path, PodDefinition)
         except UnknownApp as error:
             raise _refusal(error, path) from error
 
