@@ -61,17 +61,80 @@ def show(service: Id, json: Json = False) -> None:
 @app.command()
 def scale(service: Id, instances: Annotated[int, typer.Argument(min=0)], json: Json = False) -> None:
     """Change the number of instances."""
-    answer = connect().put(f"/v2/apps/{service.lstrip('/')}", {"instances": instances})
+    _told(service, connect().put(f"/v2/apps/{service.lstrip('/')}", {"instances": instances}), json)
+
+
+@app.command()
+def update(
+    service: Id,
+    file: Annotated[Path, typer.Argument(help="What is to change of its definition (JSON); all else stays.")],
+    json: Json = False,
+) -> None:
+    """Change a service: its tasks are replaced as its upgradeStrategy says."""
+    _told(service, connect().put(f"/v2/apps/{service.lstrip('/')}", read_definition(file)), json)
+
+
+@app.command()
+def restart(service: Id, json: Json = False) -> None:
+    """Replace every task of a service, as its upgradeStrategy says."""
+    _told(service, connect().post(f"/v2/apps/{service.lstrip('/')}/restart"), json)
+
+
+@app.command()
+def rollback(
+    service: Id,
+    version: Annotated[str, typer.Argument(help="As 'tepui service versions' says; else the one before.")] = "",
+    json: Json = False,
+) -> None:
+    """Go back to an earlier version of a service's definition."""
+    client, path = connect(), f"/v2/apps/{service.lstrip('/')}"
+    if not version:
+        known = client.get(f"{path}/versions")["versions"]
+        if len(known) < 2:
+            raise Problem(f"{service}: has no version but this one")
+        version = known[1]
+    _told(service, client.put(path, {"version": version}), json)
+
+
+@app.command()
+def versions(service: Id, json: Json = False) -> None:
+    """The versions of a service's definition that are kept, the newest first."""
+    known = connect().get(f"/v2/apps/{service.lstrip('/')}/versions")["versions"]
+    if json:
+        print_json(known)
+        return
+    for version in known:
+        typer.echo(version)
+
+
+@app.command()
+def deployments(json: Json = False) -> None:
+    """Services and pods that are not yet as they were asked to be."""
+    found = connect().get("/v2/deployments")
+    if json:
+        print_json(found)
+        return
+    rows = ((each["id"], ", ".join(each["affectedApps"] + each["affectedPods"]), each["version"]) for each in found)
+    print_table(("DEPLOYMENT", "OF", "SINCE"), rows)
+
+
+@app.command()
+def cancel(deployment: Annotated[str, typer.Argument(help="Its id.")], json: Json = False) -> None:
+    """Go back from a deployment to what was there before; a service that is new is removed."""
+    answer = connect().delete(f"/v2/deployments/{deployment}")
     if json:
         print_json(answer)
     else:
-        typer.echo(f"{service}: deployment {answer['deploymentId']}")
+        typer.echo(f"deployment {answer['deploymentId']}")
 
 
 @app.command()
 def remove(service: Id, json: Json = False) -> None:
     """Stop and remove a service."""
-    answer = connect().delete(f"/v2/apps/{service.lstrip('/')}")
+    _told(service, connect().delete(f"/v2/apps/{service.lstrip('/')}"), json)
+
+
+def _told(service: str, answer: dict[str, Any], json: bool) -> None:
     if json:
         print_json(answer)
     else:

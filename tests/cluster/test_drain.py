@@ -101,10 +101,12 @@ def test_a_change_of_version_loses_no_connection_and_can_be_gone_back_from(clust
         cluster.call("PUT", "/v2/apps/web", json={"args": None, "cmd": "exit 1", "backoffSeconds": 0.1})
         eventually(lambda: len(failed(cluster)) > 1, "it does not come to run")
         assert second.keys() <= cluster.running("/web").keys()  # and replaces nobody
-        (deployment,) = cluster.get("/v2/deployments")
-        cluster.call("DELETE", f"/v2/deployments/{deployment['id']}")
+        (deployment,) = tepui(cluster.lab, "service", "deployments")
+        tepui(cluster.lab, "service", "cancel", deployment["id"])
         third = cluster.await_replaced("/web", set(second), 4)
         all_answer(clients, set(third))
+        tepui(cluster.lab, "service", "restart", "/web")
+        all_answer(clients, set(cluster.await_replaced("/web", set(third), 4)))
     app = cluster.get("/v2/apps/web")["app"]
     assert app["env"] == {"VERSION": "2"} and app["deployments"] == [] and len(app["args"]) > 1
 

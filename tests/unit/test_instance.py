@@ -64,6 +64,7 @@ def test_a_node_is_described() -> None:
         "address": "192.0.2.1",
         "state": "online",
         "connected": False,
+        "draining": True,
         "tasks": 3,
         "resources": amounts,
         "used": {"cpus": 0.5, "mem": 64},
@@ -74,7 +75,7 @@ def test_a_node_is_described() -> None:
     }
     assert list(describe(node)) == [
         ("node", "n1 (host, 192.0.2.1)"),
-        ("state", "online, no session"),
+        ("state", "online, draining, no session"),
         ("tasks", "3"),
         ("cpus", "0.5 of 2"),
         ("mem", "64 of 1024"),
