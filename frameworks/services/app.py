@@ -24,18 +24,21 @@ FRAMEWORK = "services"
 PREFIX = "services/apps"  # an app's id begins with a slash
 VERSION_LABEL = "tepui/version"
 STAGED_LABEL = "tepui/staged"
+PLACE_LABEL = "tepui/place/"
 SERVICE_PORTS_LABEL = "tepui/service-ports"
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
     """What is known of a run when it is known where it runs: the address of the node (`host`), the `ports` that were
-    chosen there, the `instance` that it continues, and which addresses other runs have (`used`)."""
+    chosen there, the `instance` that it continues, which addresses other runs have (`used`), and what the node has in
+    the fields of the app's constraints (`noted`)."""
 
     host: str = ""
     ports: tuple[int, ...] = ()
     instance: str = ""
     used: frozenset[str] = frozenset()
+    noted: tuple[tuple[str, str], ...] = ()
 
 
 ANYWHERE = Place()
@@ -105,7 +108,7 @@ def new_task(app: App, now: datetime, place: Place = ANYWHERE) -> TaskSpec:
     definition = app.definition
     assert isinstance(definition, Definition)
     task_id = f"{app.id[1:].replace('/', '_')}.{uuid.uuid4()}"
-    labels = {**definition.labels, **_own_labels(app, now), **_service_ports(definition)}
+    labels = {**definition.labels, **_own_labels(app, now), **_service_ports(definition), **_notes(place)}
     ports = resolved(definition.task_ports, iter(place.ports))
     plain = TaskSpec(
         id=task_id,
@@ -133,6 +136,15 @@ def new_task(app: App, now: datetime, place: Place = ANYWHERE) -> TaskSpec:
 
 def label(spec: TaskSpec, name: str) -> str:
     return dict(spec.labels).get(name, "")
+
+
+def place_noted(spec: TaskSpec, field: str) -> str | None:
+    """What the node, on which it was placed, had in this field of a constraint."""
+    return dict(spec.labels).get(PLACE_LABEL + field)
+
+
+def _notes(place: Place) -> dict[str, str]:
+    return {PLACE_LABEL + field: value for field, value in place.noted}
 
 
 def format_time(at: datetime) -> str:

@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BaseModel, Field, model_validator
 from frameworks.services import confinement, health, networking, volumes
 from frameworks.services.artifacts import Artifacts, DockerImage, Secrets, Uris, fetches, pull_problems
 from frameworks.services.confinement import LinuxInfo, Parameters, ResourceLimits
+from frameworks.services.constraints import Constraint, Constraints, constraints
 from frameworks.services.fields import STRICT, Refused, invalid, invalid_at
 from frameworks.services.health import HealthChecks, ReadinessChecks
 from frameworks.services.networking import NetworkRefs
@@ -151,10 +152,10 @@ class Definition(Strict):
     readinessChecks: ReadinessChecks = []
     portDefinitions: Annotated[list[PortDefinition], Field(max_length=100)] | None = None
     requirePorts: bool = False
+    constraints: Constraints = []
 
     acceptedResourceRoles: Refused = None
     check: Refused = None
-    constraints: Refused = None
     dependencies: Refused = None
     executor: Refused = None
     executorResources: Refused = None
@@ -223,6 +224,10 @@ class Definition(Strict):
         if found := dict(volumes.problems(*given)):
             raise invalid_at(found)
         return self
+
+    @property
+    def placement(self) -> tuple[Constraint, ...]:
+        return constraints(self.constraints)
 
     @property
     def upgrade(self) -> UpgradeStrategy:

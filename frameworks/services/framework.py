@@ -21,17 +21,18 @@ from datetime import UTC, datetime
 import structlog
 
 from frameworks.services import vips
-from frameworks.services.app import CODEC, FRAMEWORK, PREFIX, STAGED_LABEL, App, Place, label, new_tasks
+from frameworks.services.app import CODEC, FRAMEWORK, PREFIX, STAGED_LABEL, App, Place, label, new_tasks, place_noted
 from frameworks.services.backoff import Backoff, Failure, failed
+from frameworks.services.constraints import Constraint
 from frameworks.services.definition import Definition
 from frameworks.services.fields import Location
 from frameworks.services.instances import Instance, Waiting, idle, remains
 from frameworks.services.networking import addresses_asked, names_of
-from frameworks.services.place import Demand, Placement, place
+from frameworks.services.place import Demand, Placement, Places, place
 from frameworks.services.pods.definition import PodDefinition
 from frameworks.services.refusals import Refusal, explain, reason
 from frameworks.services.volumes import Residency
-from frameworks.services.wanted import Run, illness, missing, settled, surplus
+from frameworks.services.wanted import Run, current, illness, instances, missing, settled, surplus
 from master.offers import (
     Offer,
     OfferGone,
@@ -367,7 +368,7 @@ class Services:
         """Accept or decline every offer at hand. Returns when to come back if the master could not write that down."""
         offers, self._offers = list(self._offers.values()), {}
         running = Counter((app_id, run.view.node) for app_id, runs in self._runs.items() for run in runs.values())
-        plan = place(demands, offers, running)
+        plan = place(demands, offers, running, self._places(demands))
         self._remember(plan.refusals, demands, offers)
         pause = None
         for offer in offers:
@@ -378,6 +379,18 @@ class Services:
             elif not await self._launch(offer, chosen):
                 pause = RETRY_S
         return pause
+
+    def _places(self, demands: Sequence[Demand]) -> Places:
+        """Where instances are of the versions that apps have now. Of a task it was noted when it was launched."""
+        places: dict[tuple[str, Constraint], Counter[str]] = {}
+        for demand in demands:
+            app = self._apps[demand.app]
+            runs = [run for run in self._runs.get(app.id, {}).values() if current(app, run)]
+            firsts = [instance[0] for instance in instances(runs)]
+            for constraint in demand.constraints:
+                noted = (place_noted(run.view.spec, constraint.field) for run in firsts)
+                places[app.id, constraint] = Counter(at for at in noted if at is not None)
+        return places
 
     async def _launch(self, offer: Offer, placements: Sequence[Placement]) -> bool:
         # The apps may have changed while earlier offers were being answered.
@@ -421,7 +434,10 @@ class Services:
     def _place(self, placement: Placement) -> Place:
         runs = self._runs.get(placement.app, {}).values()
         used = frozenset(address for run in runs for address in addresses_asked(run.view.spec))
-        return Place(str(placement.offer.node.address), placement.ports, placement.instance, used)
+        node, app = placement.offer.node, self._apps[placement.app]
+        fields = {each.field: each.place_of(node) for each in app.definition.placement}
+        noted = tuple((field, at) for field, at in fields.items() if at is not None)
+        return Place(str(node.address), placement.ports, placement.instance, used, noted)
 
     def _unlaunched(self, specs: Sequence[TaskSpec]) -> None:
         for spec in specs:
@@ -480,6 +496,7 @@ def _demand(app: App, count: int) -> Demand:
         sockets=tuple(socket for socket in sockets(ports) if socket[1]),
         chosen=tuple(tuple(protocol.value for protocol in port.protocols) for port in ports if port.host == 0),
         static=frozenset(each.network for task in tasks for each in task.attachments if each.address),
+        constraints=definition.placement,
     )
 
 

@@ -14,7 +14,7 @@ HOLDERS_NAMED = 3  # of a port that is taken
 class Refusal:
     """`node` has `free` left, and not enough of `lacking` kinds; there are networks that it has not, or on which it has
     no address left; what is needed is `forbidden` there; ports are `taken` by tasks, or none is left to choose; the
-    instance's volume is `elsewhere`; or the master `said` why not."""
+    instance's volume is `elsewhere`; constraints are `unmet`; or the master `said` why not."""
 
     app: str
     node: str
@@ -27,6 +27,7 @@ class Refusal:
     no_address: tuple[str, ...] = ()
     no_port: bool = False
     said: str = ""
+    unmet: tuple[str, ...] = ()
 
     @property
     def causes(self) -> list[str]:
@@ -38,6 +39,7 @@ class Refusal:
             *(f"port {port}/{protocol}" for (protocol, port), _ in self.taken),
             *["a port to choose"] * self.no_port,
             *(f'an address of network "{name}"' for name in self.no_address),
+            *(f"constraint {constraint}" for constraint in self.unmet),
             *[self.said] * bool(self.said),
         ]
 
@@ -53,6 +55,8 @@ def explain(needed: Resources, refusals: Sequence[Refusal]) -> list[str]:
     for right, count in _counted(refusals, lambda refusal: sorted(refusal.forbidden)):
         who = "no node permits it" if count == nodes else f"{_of(count, nodes)} not permit it"
         sentences.append(f"needs {right}: {who}, in its agent.toml")
+    for constraint, count in _counted(refusals, lambda refusal: refusal.unmet):
+        sentences.append(f"constraint {constraint}: not met on {count} of {_nodes(nodes)}")
     sentences += _of_ports(refusals)
     sentences += sorted({refusal.said for refusal in refusals} - {""})
     for kind in UNITS:

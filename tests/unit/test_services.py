@@ -215,6 +215,23 @@ async def test_a_version_that_does_not_come_to_run_replaces_nobody(store: Sqlite
         await until(lambda: len(cluster.killed) >= 2)
 
 
+async def test_constraints_hold_for_those_of_before_too(store: SqliteStore) -> None:
+    cluster = Cluster(node("a"), node("b"))
+    unique: dict[str, Any] = {"constraints": [["hostname", "UNIQUE"]]}
+    async with services(store, cluster):
+        await catalog.add(store, definition(instances=3, **unique))
+        await runs(cluster, "/web", 2)
+    async with services(store, cluster) as again:  # another master: what was launched says where it is
+        said = "constraint hostname UNIQUE: not met on 2 of 2 nodes"
+        await until(lambda: any(said in again.waiting(app) for app in again.apps()))
+        cluster.add_node(node("c"))
+        await runs(cluster, "/web", 3)
+        assert cluster.spread("/web") == {"a": 1, "b": 1, "c": 1}
+        await update(store, cmd="new", instances=3, **unique)  # those of the last version are in nobody's way
+        await until(lambda: versions(cluster) == {"new": 3})
+        assert cluster.spread("/web") == {"a": 1, "b": 1, "c": 1}
+
+
 async def test_what_is_on_a_node_that_drains_moves_when_others_serve_in_its_place(store: SqliteStore) -> None:
     cluster = Cluster(node("a"), node("b"), automatic=False)
     async with services(store, cluster):

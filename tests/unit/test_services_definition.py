@@ -66,7 +66,7 @@ def test_defaults_are_marathons() -> None:
         ({"instances": 10**9}, "/instances", "less than"),
         ({"colour": "red"}, "/colour", "Extra"),
         ({"dependencies": ["/db"]}, "/dependencies", "not supported by this version"),
-        ({"constraints": [["hostname", "UNIQUE"]]}, "/constraints", "not supported"),
+        ({"constraints": [["hostname", "NEAR"]]}, "/constraints(0)", "must be one of"),
         ({"acceptedResourceRoles": ["*"]}, "/acceptedResourceRoles", "not supported"),
         ({"upgradeStrategy": {"minimumHealthCapacity": 2}}, "/upgradeStrategy/minimumHealthCapacity", "less than"),
         ({"gpus": 1}, "/gpus", "not supported"),
@@ -148,10 +148,11 @@ def test_port_mappings(fields: dict[str, Any], field: str, says: str) -> None:
 
 
 def test_nothing_asked_is_nothing_refused() -> None:
-    empty: dict[str, Any] = {"dependencies": [], "constraints": None, "secrets": {}, "gpus": 0, "requirePorts": False}
+    empty: dict[str, Any] = {"dependencies": [], "constraints": [], "secrets": {}, "gpus": 0, "requirePorts": False}
     nulls = {"container": {"docker": None, "portMappings": [{**MAPPING, "name": None, "labels": {"a": None}}]}}
     app = Definition.model_validate({**LEAST, **empty, **nulls, "user": None})
     assert app.task_ports[0].labels == ()
+    assert app.placement == ()
     assert "dependencies" not in app.model_dump(exclude_none=True)
 
 

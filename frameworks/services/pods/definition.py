@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BaseModel, Field, model_validator
 
 from frameworks.services import networking
 from frameworks.services.artifacts import Secrets, pull_problems
+from frameworks.services.constraints import Constraint
 from frameworks.services.definition import (
     AppId,
     Count,
@@ -186,6 +187,10 @@ class PodDefinition(Strict):
 
     def kept(self, framework: str, instance: str) -> tuple[PersistentVolume, ...]:
         """No volume of a pod outlives it."""
+        return ()
+
+    @property
+    def placement(self) -> tuple[Constraint, ...]:
         return ()
 
     @property
