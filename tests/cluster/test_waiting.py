@@ -32,6 +32,20 @@ def test_part_of_an_app_runs_and_the_rest_waits(cluster: Cluster) -> None:
     assert app["tasksRunning"] == 3 and len(app["deployments"]) == 1
 
 
+def test_a_constraint_holds_when_a_task_is_replaced_and_says_who_waits(cluster: Cluster) -> None:
+    cluster.run(bed.command("/apart", "exec sleep 3600", instances=4, constraints=[["hostname", "UNIQUE"]]))
+    for _ in range(2):
+        eventually(lambda: len(cluster.running("/apart")) == 3, "three run")
+        running = cluster.running("/apart")
+        assert {task["node"] for task in running.values()} == set(cluster.names)
+        (why,) = eventually(lambda: waiting(cluster, "/apart"), "it says why the fourth waits")
+        assert why == "constraint hostname UNIQUE: not met on 3 of 3 nodes"
+        cluster.call("DELETE", f"/v2/apps/apart/tasks/{min(running)}")
+        eventually(lambda running=running: min(running) not in cluster.running("/apart"), "it ends")  # type: ignore[misc]
+    cluster.call("PUT", "/v2/apps/apart", json={"constraints": []})
+    cluster.await_running("/apart", 4)
+
+
 def test_an_app_that_waits_holds_up_nobody(cluster: Cluster) -> None:
     cluster.run(bed.command("/large", "exec sleep 3600", cpus=CPUS + 1))
     eventually(lambda: waiting(cluster, "/large"), "it says why it waits")
