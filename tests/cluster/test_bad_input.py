@@ -86,7 +86,7 @@ def test_no_token_or_a_wrong_one(cluster: Cluster, method: str, path: str, heade
 def test_bad_change_of_a_service_leaves_it_as_it_was(cluster: Cluster) -> None:
     cluster.run(bed.command("/good", "exec sleep 3600"))
     before = cluster.await_running("/good", 1)
-    for body in {"instances": -1}, {"instances": "2"}, {"instances": 1, "colour": "red"}, {}:
+    for body in {"instances": -1}, {"instances": "2"}, {"instances": 1, "colour": "red"}, {"cpus": 0}:
         assert cluster.request("PUT", "/v2/apps/good", json=body).status_code == 422
     assert cluster.request("PUT", "/v2/apps/none", json={"instances": 1}).status_code == 422
     assert cluster.request("DELETE", "/v2/apps/none").status_code == 404
