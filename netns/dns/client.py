@@ -23,31 +23,27 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import structlog
 
 from model.network import Address
-from netns.dns.process import LONGEST
+from netns.dns.channel import LONGEST, bound, parts, receive, send
 from netns.dns.table import NameTable, Thing, scope_to_wire, to_wire
 from netns.driver import NetworkError
 from netns.spec import KERNEL_IPV6
 
 log = structlog.get_logger()
-T = TypeVar("T")
 
 SOCKET, LOG = "names.sock", "names.log"
 PORT = 53
-BACKLOG = 128
-PART = 1 << 15  # octets of things in a packet
 SO_SNDBUFFORCE = 32  # asm-generic/socket.h
 ANSWER_DEADLINE_S = 10.0
 RETRY_S = 2.0
-IP_FREEBIND = 15  # linux/in.h, of IPv6 too: the address may come later, or be gone for a moment
 PROJECT = Path(__file__).resolve().parents[2]
 CODE = ("model/names.py", "netns/dns/*.py")
 
@@ -142,9 +138,9 @@ class NameServer:
         if before is None:
             await self._send({"all": "begins"})
         await self._send({"scopes": [scope_to_wire(scope) for scope in table.scopes]})
-        for part in _parts((key, to_wire(thing)) for key, thing in put.items()):
+        for part in parts((key, to_wire(thing)) for key, thing in put.items()):
             await self._send({"put": dict(part)})
-        for names in _parts(removed):
+        for names in parts(removed):
             await self._send({"remove": names})
         if before is None:
             await self._send({"all": "ends"})
@@ -166,7 +162,7 @@ class NameServer:
         there = {address for address in wanted if address.version == 4 or KERNEL_IPV6.exists()}
         for address in sorted(there - self._listening, key=str):
             try:
-                sockets = _bound(address, self._port)
+                sockets = bound(address, self._port)
             except OSError as error:
                 if address not in self._refused:
                     said = {"address": str(address), "port": self._port, "reason": error.strerror}
@@ -188,7 +184,7 @@ class NameServer:
         late = None
         with suppress(OSError):
             found = await self._connect()
-            hello = await _receive(found)
+            hello = await receive(found)
             if hello.get("digest") == self._settings["digest"]:
                 self._take(found, hello)
                 self._listening = set(map(ip_address, hello["listening"]))
@@ -197,7 +193,7 @@ class NameServer:
             late = found
         self._start()
         fresh = await self._connect()
-        hello = await _receive(fresh)
+        hello = await receive(fresh)
         self._take(fresh, hello)
         log.info("name server started", pid=hello["pid"])
         return late
@@ -271,11 +267,11 @@ class NameServer:
 
     async def _send(self, said: dict[str, Any], descriptors: Sequence[int] = ()) -> None:
         assert self._socket is not None
-        await _send(self._socket, said, descriptors)
+        await send(self._socket, said, descriptors)
 
     async def _hear(self) -> dict[str, Any]:
         assert self._socket is not None
-        return await _receive(self._socket)
+        return await receive(self._socket)
 
     def _watch(self) -> None:
         """The end of the process is heard of by the socket."""
@@ -288,70 +284,9 @@ class NameServer:
         self._lost.set()
 
 
-async def _send(sock: socket.socket, said: dict[str, Any], descriptors: Sequence[int] = ()) -> None:
-    while True:
-        try:
-            socket.send_fds(sock, [json.dumps(said).encode()], descriptors)
-            return
-        except BlockingIOError:
-            await _writable(sock)
-
-
-async def _writable(sock: socket.socket) -> None:
-    loop = asyncio.get_running_loop()
-    ready = asyncio.Event()
-    loop.add_writer(sock, ready.set)
-    try:
-        await ready.wait()
-    finally:
-        loop.remove_writer(sock)
-
-
-async def _receive(sock: socket.socket) -> dict[str, Any]:
-    packet = await asyncio.get_running_loop().sock_recv(sock, LONGEST)
-    if not packet:
-        raise ConnectionResetError("the name server has ended")
-    said: dict[str, Any] = json.loads(packet)
-    return said
-
-
 async def _end(late: socket.socket) -> None:
     with late, suppress(OSError):
-        await _send(late, {"over": True})
-
-
-def _bound(address: Address, port: int) -> tuple[socket.socket, socket.socket]:
-    """UDP and TCP. Several processes may be bound to the same, of one user: the next is before the last goes."""
-    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
-    sockets = []
-    try:
-        for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM):
-            sock = socket.socket(family, kind | socket.SOCK_CLOEXEC)
-            sockets.append(sock)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            sock.setsockopt(socket.IPPROTO_IP, IP_FREEBIND, 1)
-            sock.bind((str(address), port))
-        sockets[1].listen(BACKLOG)
-    except OSError:
-        for sock in sockets:
-            sock.close()
-        raise
-    return sockets[0], sockets[1]
-
-
-def _parts(items: Iterable[T]) -> Iterator[list[T]]:
-    """Each of a size that is far from what a packet may have."""
-    part: list[T] = []
-    size = 0
-    for item in items:
-        part.append(item)
-        size += len(json.dumps(item))
-        if size > PART:
-            yield part
-            part, size = [], 0
-    if part:
-        yield part
+        await send(late, {"over": True})
 
 
 def _digest(settings: Mapping[str, Any]) -> str:

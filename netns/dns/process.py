@@ -3,7 +3,7 @@ what it was told last, and the next agent finds it.
 
 Executed with a listening socket (`client.py` is the other side, and what is said between them is told there). What
 comes from containers is parsed here, so it has no rights: it becomes nobody once it has read its own code, and opens
-no port; sockets come to it open. It has what it needs in memory and is executed by `-m`.
+no port; sockets come to it open.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
+from netns.dns.channel import LONGEST
 from netns.dns.dcos import Domains
 from netns.dns.forward import Forwarder
 from netns.dns.server import Server
@@ -29,7 +30,6 @@ from netns.dns.zone import Zone
 NAME = "tepui-names"
 NOBODY = 65_534
 PR_SET_NO_NEW_PRIVS = 38  # linux/prctl.h
-LONGEST = 1 << 18
 MOST_OPEN = 4096
 MOST_MEMORY = 512 << 20
 
