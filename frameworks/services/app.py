@@ -98,7 +98,12 @@ def new_tasks(app: App, now: datetime, place: Place = ANYWHERE) -> tuple[TaskSpe
     """Another run of the app: of the instance that has persistent volumes already, or of a new one."""
     if isinstance(app.definition, PodDefinition):
         return new_instance(
-            app.definition, FRAMEWORK, app.config_version, _own_labels(app, now), place.host, place.ports
+            app.definition,
+            FRAMEWORK,
+            app.config_version,
+            {**_own_labels(app, now), **_notes(place)},
+            place.host,
+            place.ports,
         )
     return (new_task(app, now, place),)
 

@@ -72,13 +72,18 @@ def constraints(given: Iterable[Sequence[str]]) -> tuple[Constraint, ...]:
     return tuple(Constraint(field, operator.upper(), *value) for field, operator, *value in given)
 
 
+def problem_of(given: Sequence[str]) -> str:
+    """What is wrong with a field, an operator and perhaps a value; empty when nothing is."""
+    return next(_problems(given), "")
+
+
 def _constraint(given: list[str]) -> list[str]:
-    if problem := next(_problems(given), ""):
+    if problem := problem_of(given):
         raise invalid(problem)
     return given
 
 
-def _problems(given: list[str]) -> Iterator[str]:
+def _problems(given: Sequence[str]) -> Iterator[str]:
     field, operator = given[0], given[1].upper()
     value = given[2] if len(given) > 2 else ""
     if not field.removeprefix("@"):

@@ -1,1 +1,1 @@
-"""Names (DNS) on a node. `client.py` is the agent's side, `process.py` what answers, `zone.py` which names there are."""
+"""Names (DNS) on a node: `client.py` is the agent's side, `process.py` what answers, `zone.py` which there are."""

@@ -1,4 +1,4 @@
-"""Packets of JSON between the agent and the name server, with sockets in them; and the sockets that listen for names."""
+"""What passes between the agent and the name server: packets of JSON, and in them sockets that listen for names."""
 
 from __future__ import annotations
 

@@ -137,7 +137,11 @@ def test_what_a_definition_becomes() -> None:
         ("volumes", [{"name": "data", "secret": "key"}], "/volumes(0)/secret"),
         ("secrets", {"key": {"source": "/key"}}, "/secrets/key/source"),
         ("scaling", {"kind": "free"}, "/scaling/kind"),
-        ("scheduling.placement", {"constraints": [["hostname", "UNIQUE"]]}, "/scheduling/placement/constraints"),
+        (
+            "scheduling.placement",
+            {"constraints": [{"fieldName": "hostname", "operator": "NEAR"}]},
+            "/scheduling/placement/constraints(0)",
+        ),
         ("scheduling.placement", {"acceptedResourceRoles": ["r"]}, "/scheduling/placement/acceptedResourceRoles"),
         ("scheduling.upgrade", {"minimumHealthCapacity": 2}, "/scheduling/upgrade/minimumHealthCapacity"),
         ("id", "/" + "a" * 90, "/id"),
@@ -293,6 +297,17 @@ async def test_instances_are_spread_and_each_is_on_one_node(client: httpx2.Async
     await run(client, cluster)
     assert cluster.spread("/group/web") == {"n1": 2, "n2": 2}
     assert all(len({cluster.tasks[each].node for each in tasks}) == 1 for tasks in pods(cluster).values())
+
+
+async def test_instances_are_where_constraints_let_them_be(client: httpx2.AsyncClient, cluster: Cluster) -> None:
+    constraints = {"constraints": [{"fieldName": "hostname", "operator": "MAX_PER", "value": "1"}]}
+    body = changed("scheduling.placement", constraints)
+    body["scaling"] = {"kind": "fixed", "instances": 3}
+    assert (await client.post("/v2/pods", json=body)).status_code == 201
+    await runs(cluster, 2)
+    assert {task.node for task in cluster.active()} == {"n1", "n2"} and len(pods(cluster)) == 2
+    shown = (await client.get("/v2/pods/group/web")).json()
+    assert shown["scheduling"]["placement"]["constraints"] == constraints["constraints"]
 
 
 async def test_an_instance_of_which_one_task_ends_is_replaced(client: httpx2.AsyncClient, cluster: Cluster) -> None:

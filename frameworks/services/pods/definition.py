@@ -13,7 +13,8 @@ from pydantic import AfterValidator, BaseModel, Field, model_validator
 
 from frameworks.services import networking
 from frameworks.services.artifacts import Secrets, pull_problems
-from frameworks.services.constraints import Constraint
+from frameworks.services.constraints import MOST as MOST_CONSTRAINTS
+from frameworks.services.constraints import Constraint, constraints, problem_of
 from frameworks.services.definition import (
     AppId,
     Count,
@@ -78,9 +79,25 @@ class Backoff(Strict):
     maxLaunchDelay: Seconds = 300.0
 
 
+class PodConstraint(Strict):
+    fieldName: str
+    operator: str
+    value: str | None = None
+
+    @model_validator(mode="after")
+    def _means_something(self) -> PodConstraint:
+        if problem := problem_of(self.words):
+            raise invalid(problem)
+        return self
+
+    @property
+    def words(self) -> list[str]:
+        return [self.fieldName, self.operator, *([self.value] if self.value is not None else [])]
+
+
 class Placement(Strict):
     acceptedResourceRoles: Annotated[list[str], AfterValidator(_roles)] = []
-    constraints: Refused = None
+    constraints: Annotated[list[PodConstraint], Field(max_length=MOST_CONSTRAINTS)] = []
 
 
 class Scheduling(Strict):
@@ -191,7 +208,7 @@ class PodDefinition(Strict):
 
     @property
     def placement(self) -> tuple[Constraint, ...]:
-        return ()
+        return constraints(each.words for each in self.scheduling.placement.constraints)
 
     @property
     def upgrade(self) -> UpgradeStrategy:
