@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from ipaddress import ip_address
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Query, Response
+from fastapi import APIRouter, Body, Query, Request, Response
 from pydantic import BeforeValidator
 from starlette.responses import PlainTextResponse
 
@@ -37,6 +37,7 @@ MARATHON_VERSION = "1.11.0"  # of the API: clients choose their calls by it
 # Where DC/OS has its Marathon, and where its proxies often put it.
 ALIASES = ("/service/marathon", "/marathon")
 PUBLIC = ("/ping", *(alias + "/ping" for alias in ALIASES))
+MOST_AT_ONCE = 10_000
 EMBEDDED_TASKS = {"app.tasks", "apps.tasks"}
 EMBEDDED_READINESS = {"app.readiness", "apps.readiness"}
 
@@ -68,6 +69,9 @@ class MarathonApi:
         router.get("/v2/tasks")(self.all_tasks)
         router.get("/v2/apps")(self.list_apps)
         router.post("/v2/apps", status_code=201)(self.create)
+        router.put("/v2/apps")(self.update_many)
+        router.patch("/v2/apps")(self.update_many)
+        router.get("/v2/leader")(self.leader)
         # Before the apps themselves: an id may have slashes, but does not end in /tasks.
         router.get("/v2/apps/{app_id:path}/tasks")(self.tasks)
         router.delete("/v2/apps/{app_id:path}/tasks")(self.kill_all)
@@ -84,6 +88,9 @@ class MarathonApi:
 
     async def ping(self) -> str:
         return "pong"
+
+    async def leader(self, request: Request) -> Json:
+        return {"leader": request.url.netloc}
 
     async def info(self) -> Json:
         return {
@@ -146,25 +153,49 @@ class MarathonApi:
         """What is not said stays as it is. An app that is not there is made."""
         path = "/" + app_id
         before = await self._known(path)
+        app = await self._change(await self._wanted(path, before, body, partial), is_new=before is None)
+        if before is None:
+            response.status_code = 201
+        return _deployed(app, response)
+
+    async def update_many(
+        self,
+        bodies: Annotated[list[Json], Body(min_length=1, max_length=MOST_AT_ONCE)],
+        response: Response,
+        force: Flag = False,
+        partial: Annotated[Flag, Query(alias="partialUpdate")] = True,
+    ) -> Json:
+        """As if one after the other were asked for, but all are looked at before the first is changed."""
+        wanted: dict[str, tuple[Definition, bool]] = {}
+        for number, body in enumerate(bodies):
+            name = body.get("id")
+            path = "/" + name.strip("/") if isinstance(name, str) else ""
+            if not path or path in wanted:
+                raise ApiError(422, "Object is not valid", {f"/({number})/id": ["must be there, and no other's"]})
+            before = await self._known(path)
+            wanted[path] = await self._wanted(path, before, {**body, "id": path}, partial), before is None
+        for definition, is_new in wanted.values():
+            app = await self._change(definition, is_new=is_new)
+        return _deployed(app, response)
+
+    async def _wanted(self, path: str, before: Definition | None, body: Json, partial: bool) -> Definition:
         said = without_nulls(body)
         if before is not None and said.keys() <= {"id", "version"} and "version" in said:
-            definition = (await self._version(app_id, str(said["version"]))).definition
+            definition = (await self._version(path.removeprefix("/"), str(said["version"]))).definition
             assert isinstance(definition, Definition)
         else:
             _refuse_too_many(before, said)
             definition = revised(path, before, said, partial=partial)
         refuse_bad(self._services.vip_problems(definition))
+        return definition
+
+    async def _change(self, definition: Definition, *, is_new: bool) -> App:
         try:
-            if before is None:
-                response.status_code = 201
-                app = await catalog.add(self._store, definition)
-            else:
-                app = await catalog.replace(self._store, definition)
+            return await (catalog.add if is_new else catalog.replace)(self._store, definition)
         except AppExists as error:
-            raise ApiError(409, f"App '{path}' was changed at the same moment: read it again") from error
+            raise ApiError(409, f"An app or a pod with id [{definition.id}] already exists.") from error
         except (UnknownApp, Conflict) as error:
-            raise _refusal(error, path) from error
-        return _deployed(app, response)
+            raise _refusal(error, definition.id) from error
 
     async def _known(self, path: str) -> Definition | None:
         try:

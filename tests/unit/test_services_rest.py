@@ -237,6 +237,20 @@ async def test_an_app_that_is_not_there_is_made(client: httpx2.AsyncClient) -> N
     assert (await client.get("/v2/apps/group/web")).json()["app"]["version"] == answer.json()["version"]
 
 
+@pytest.mark.parametrize("method", ["PUT", "PATCH"])
+async def test_several_apps_are_changed_or_none(client: httpx2.AsyncClient, method: str) -> None:
+    await client.post("/v2/apps", json={**WEB, "id": "/a"})
+    other = {"id": "b", "cmd": "serve", "networks": WEB["networks"]}
+    for bad in ([{"id": "/a", "cpus": 2}, {**other, "cpus": -1}], [{"id": "/a"}, {"id": "a"}], [{"cpus": 1}], []):
+        assert (await client.request(method, "/v2/apps", json=bad)).status_code == 422
+    apps = (await client.get("/v2/apps")).json()["apps"]
+    assert [(app["id"], app["cpus"]) for app in apps] == [("/a", 0.5)]
+    answer = await client.request(method, "/v2/apps", json=[{"id": "/a", "cpus": 2}, other])
+    assert answer.status_code == 200 and set(answer.json()) == {"version", "deploymentId"}
+    apps = (await client.get("/v2/apps")).json()["apps"]
+    assert {(app["id"], app["cpus"]) for app in apps} == {("/a", 2.0), ("/b", 1.0)}
+
+
 async def test_versions_can_be_read_and_gone_back_to(client: httpx2.AsyncClient, cluster: Cluster) -> None:
     first = (await client.post("/v2/apps", json=WEB)).json()["version"]
     second = (await client.put("/v2/apps/group/web", json={"cpus": 0.2})).json()["version"]
