@@ -1,14 +1,11 @@
 """Marathon's REST API for services (`/v2/...`), and our own view of one (`/api/v1/services/...`).
 
-Default answers keep to the keys that Marathon's answers have: clients exist that fail on any other. What Marathon has
-no word for (addresses of nodes, process ids, why something waits) is in our own view.
+What Marathon has no word for (addresses of nodes, process ids, why something waits) is in our own view.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from datetime import UTC, datetime
-from ipaddress import ip_address
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Query, Request, Response
@@ -16,22 +13,21 @@ from pydantic import BeforeValidator
 from starlette.responses import PlainTextResponse
 
 from frameworks.services import catalog, networking
-from frameworks.services.app import FRAMEWORK, SERVICE_PORTS_LABEL, STAGED_LABEL, VERSION_LABEL, App, format_time, label
+from frameworks.services.answers import app_json, task_json, version_info
+from frameworks.services.app import FRAMEWORK, App
 from frameworks.services.catalog import AppExists, UnknownApp
 from frameworks.services.definition import Definition, TaskIds, without_nulls
 from frameworks.services.deployments import DeploymentsApi
-from frameworks.services.framework import Services, TaskFailure, describe_end
-from frameworks.services.health import health_results, readiness_results
+from frameworks.services.framework import Services
+from frameworks.services.health import readiness_results
 from frameworks.services.pods.rest import PodsApi
 from frameworks.services.revision import revised
 from frameworks.services.selector import selector
 from frameworks.services.vips import refuse_bad
-from frameworks.services.wanted import Run, settled
+from frameworks.services.wanted import Run
 from master.rest import cluster
 from master.rest.errors import ApiError
 from master.store.base import Conflict, Store
-from model.task import MESOS_STATES, TaskState
-from model.volume import WORKSPACE, VolumeKind
 
 MARATHON_VERSION = "1.11.0"  # of the API: clients choose their calls by it
 # Where DC/OS has its Marathon, and where its proxies often put it.
@@ -219,7 +215,7 @@ class MarathonApi:
 
     async def version(self, app_id: str, version: str) -> Json:
         app = await self._version(app_id, version)
-        return app.definition.model_dump(exclude_none=True) | {"version": app.version, "versionInfo": _info(app)}
+        return app.definition.model_dump(exclude_none=True) | {"version": app.version, "versionInfo": version_info(app)}
 
     async def _version(self, app_id: str, version: str) -> App:
         known = await self._versions(app_id)
@@ -333,30 +329,6 @@ async def existing(store: Store, app_id: str) -> App:
         raise _refusal(error, path) from error
 
 
-def app_json(app: App, services: Services, with_tasks: bool = False) -> Json:
-    runs = services.runs(app.id)
-    running = [run for run in runs if run.running]
-    answer: Json = app.definition.model_dump(exclude_none=True)
-    answer |= {
-        "version": app.version,
-        "versionInfo": _info(app),
-        "tasksStaged": sum(run.view.status.state < TaskState.RUNNING for run in runs),
-        "tasksRunning": len(running),
-        "tasksHealthy": sum(run.view.status.healthy is True for run in running),
-        "tasksUnhealthy": sum(run.view.status.healthy is False for run in running),
-        "deployments": [] if settled(app, runs) else [{"id": app.deployment}],
-    }
-    if isinstance(app.definition, Definition) and app.definition.network == networking.HOST:
-        answer["portDefinitions"] = [each.model_dump(exclude_none=True) for each in app.definition.definitions]
-        answer["ports"] = [each.port for each in app.definition.definitions]
-    if with_tasks:
-        answer["tasks"] = [task_json(run) for run in runs]
-    failure = services.last_failure(app.id)
-    if with_tasks and failure is not None:
-        answer["lastTaskFailure"] = failure_json(failure)
-    return answer
-
-
 def _refuse_too_many(before: Definition | None, said: Json) -> None:
     """When all that is said is a number, that is what is wrong."""
     instances = said.get("instances")
@@ -364,52 +336,6 @@ def _refuse_too_many(before: Definition | None, said: Json) -> None:
         return
     if problems := dict(networking.problems(before.networks, instances)):
         raise ApiError(422, "Object is not valid", {"/instances": list(problems.values())})
-
-
-def _info(app: App) -> Json:
-    return {"lastScalingAt": app.scaled, "lastConfigChangeAt": app.config_version}
-
-
-def task_json(run: Run) -> Json:
-    spec, status = run.view.spec, run.view.status
-    task: Json = {
-        "id": spec.id,
-        "appId": spec.owner,
-        "host": run.view.node,
-        "slaveId": run.view.node,
-        "ipAddresses": [
-            {"ipAddress": address, "protocol": f"IPv{ip_address(address).version}"} for address in status.addresses
-        ],
-        "ports": [port.host for port in spec.ports if port.host is not None],
-        "servicePorts": [int(port) for port in label(spec, SERVICE_PORTS_LABEL).split(",") if port],
-        "stagedAt": label(spec, STAGED_LABEL),
-        "state": MESOS_STATES[status.state],
-        "version": label(spec, VERSION_LABEL),
-    }
-    if spec.health_checks:
-        task["healthCheckResults"] = health_results(run.view)
-    if kept := [mount for mount in spec.volumes if mount.kind is VolumeKind.PERSISTENT]:
-        task["localVolumes"] = [
-            {"containerPath": mount.destination.removeprefix(f"{WORKSPACE}/"), "persistenceId": mount.source}
-            for mount in kept
-        ]
-    if run.started is not None:
-        task["startedAt"] = _time(run.started)
-    return task
-
-
-def failure_json(failure: TaskFailure) -> Json:
-    spec, status = failure.view.spec, failure.view.status
-    return {
-        "appId": spec.owner,
-        "taskId": spec.id,
-        "host": failure.view.node,
-        "slaveId": failure.view.node,
-        "state": MESOS_STATES[status.state],
-        "message": describe_end(failure.view),
-        "timestamp": _time(failure.at),
-        "version": failure.version,
-    }
 
 
 def _deployed(app: App, response: Response) -> Json:
@@ -421,7 +347,3 @@ def _refusal(error: UnknownApp | Conflict, path: str) -> ApiError:
     if isinstance(error, UnknownApp):
         return ApiError(404, f"App '{path}' does not exist")
     return ApiError(409, f"App '{path}' was changed at the same moment: read it again")
-
-
-def _time(seconds: float) -> str:
-    return format_time(datetime.fromtimestamp(seconds, UTC))

@@ -1,0 +1,95 @@
+"""What `/v2/apps` and `/v2/tasks` answer of an app and its tasks, in Marathon's words. Pure.
+
+Default answers keep to the keys that Marathon's have: clients exist that fail on any other.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from ipaddress import ip_address
+from typing import Any
+
+from frameworks.services import networking
+from frameworks.services.app import SERVICE_PORTS_LABEL, STAGED_LABEL, VERSION_LABEL, App, format_time, label
+from frameworks.services.definition import Definition
+from frameworks.services.framework import Services, TaskFailure, describe_end
+from frameworks.services.health import health_results
+from frameworks.services.wanted import Run, settled
+from model.task import MESOS_STATES, TaskState
+from model.volume import WORKSPACE, VolumeKind
+
+Json = dict[str, Any]
+
+
+def app_json(app: App, services: Services, with_tasks: bool = False) -> Json:
+    runs = services.runs(app.id)
+    running = [run for run in runs if run.running]
+    answer: Json = app.definition.model_dump(exclude_none=True)
+    answer |= {
+        "version": app.version,
+        "versionInfo": version_info(app),
+        "tasksStaged": sum(run.view.status.state < TaskState.RUNNING for run in runs),
+        "tasksRunning": len(running),
+        "tasksHealthy": sum(run.view.status.healthy is True for run in running),
+        "tasksUnhealthy": sum(run.view.status.healthy is False for run in running),
+        "deployments": [] if settled(app, runs) else [{"id": app.deployment}],
+    }
+    if isinstance(app.definition, Definition) and app.definition.network == networking.HOST:
+        answer["portDefinitions"] = [each.model_dump(exclude_none=True) for each in app.definition.definitions]
+        answer["ports"] = [each.port for each in app.definition.definitions]
+    if with_tasks:
+        answer["tasks"] = [task_json(run) for run in runs]
+    failure = services.last_failure(app.id)
+    if with_tasks and failure is not None:
+        answer["lastTaskFailure"] = failure_json(failure)
+    return answer
+
+
+def version_info(app: App) -> Json:
+    return {"lastScalingAt": app.scaled, "lastConfigChangeAt": app.config_version}
+
+
+def task_json(run: Run) -> Json:
+    spec, status = run.view.spec, run.view.status
+    task: Json = {
+        "id": spec.id,
+        "appId": spec.owner,
+        "host": run.view.node,
+        "slaveId": run.view.node,
+        "ipAddresses": [
+            {"ipAddress": address, "protocol": f"IPv{ip_address(address).version}"} for address in status.addresses
+        ],
+        "ports": [port.host for port in spec.ports if port.host is not None],
+        "servicePorts": [int(port) for port in label(spec, SERVICE_PORTS_LABEL).split(",") if port],
+        "stagedAt": label(spec, STAGED_LABEL),
+        "state": MESOS_STATES[status.state],
+        "version": label(spec, VERSION_LABEL),
+    }
+    if spec.health_checks:
+        task["healthCheckResults"] = health_results(run.view)
+    if kept := [mount for mount in spec.volumes if mount.kind is VolumeKind.PERSISTENT]:
+        task["localVolumes"] = [
+            {"containerPath": mount.destination.removeprefix(f"{WORKSPACE}/"), "persistenceId": mount.source}
+            for mount in kept
+        ]
+    if run.started is not None:
+        task["startedAt"] = _time(run.started)
+    return task
+
+
+def failure_json(failure: TaskFailure) -> Json:
+    spec, status = failure.view.spec, failure.view.status
+    return {
+        "appId": spec.owner,
+        "taskId": spec.id,
+        "host": failure.view.node,
+        "slaveId": failure.view.node,
+        "state": MESOS_STATES[status.state],
+        "message": describe_end(failure.view),
+        "timestamp": _time(failure.at),
+        "version": failure.version,
+    }
+
+
+def _time(seconds: float) -> str:
+    return format_time(datetime.fromtimestamp(seconds, UTC))
