@@ -12,16 +12,17 @@ from fastapi import APIRouter, Body, Query, Request, Response
 from pydantic import BeforeValidator
 from starlette.responses import PlainTextResponse
 
-from frameworks.services import catalog, networking
+from frameworks.services import catalog
 from frameworks.services.answers import app_json, task_json, version_info
 from frameworks.services.app import FRAMEWORK, App
 from frameworks.services.catalog import AppExists, UnknownApp
-from frameworks.services.definition import Definition, TaskIds, without_nulls
+from frameworks.services.changes import Changes, deployed, refusal
+from frameworks.services.definition import Definition, TaskIds
 from frameworks.services.deployments import DeploymentsApi
 from frameworks.services.framework import Services
+from frameworks.services.groups import GroupsApi
 from frameworks.services.health import readiness_results
 from frameworks.services.pods.rest import PodsApi
-from frameworks.services.revision import revised
 from frameworks.services.selector import selector
 from frameworks.services.vips import refuse_bad
 from frameworks.services.wanted import Run
@@ -46,6 +47,7 @@ Embed = Annotated[list[str], Query()]
 def routers(store: Store, services: Services) -> list[APIRouter]:
     marathon, pods = MarathonApi(store, services).router(), PodsApi(store, services)
     marathon.include_router(DeploymentsApi(store, services).router())
+    marathon.include_router(GroupsApi(store, services).router())
     aliases = APIRouter(include_in_schema=False)
     for alias in ALIASES:
         aliases.include_router(marathon, prefix=alias)
@@ -57,6 +59,7 @@ class MarathonApi:
     def __init__(self, store: Store, services: Services) -> None:
         self._store = store
         self._services = services
+        self._changes = Changes(store, services)
 
     def router(self) -> APIRouter:
         router = APIRouter(tags=["services"])
@@ -148,11 +151,11 @@ class MarathonApi:
     ) -> Json:
         """What is not said stays as it is. An app that is not there is made."""
         path = "/" + app_id
-        before = await self._known(path)
-        app = await self._change(await self._wanted(path, before, body, partial), is_new=before is None)
+        before = await self._changes.known(path)
+        app = await self._changes.make(await self._changes.wanted(path, before, body, partial), is_new=before is None)
         if before is None:
             response.status_code = 201
-        return _deployed(app, response)
+        return deployed(app, response)
 
     async def update_many(
         self,
@@ -162,44 +165,14 @@ class MarathonApi:
         partial: Annotated[Flag, Query(alias="partialUpdate")] = True,
     ) -> Json:
         """As if one after the other were asked for, but all are looked at before the first is changed."""
-        wanted: dict[str, tuple[Definition, bool]] = {}
+        named: dict[str, Json] = {}
         for number, body in enumerate(bodies):
             name = body.get("id")
             path = "/" + name.strip("/") if isinstance(name, str) else ""
-            if not path or path in wanted:
+            if not path or path in named:
                 raise ApiError(422, "Object is not valid", {f"/({number})/id": ["must be there, and no other's"]})
-            before = await self._known(path)
-            wanted[path] = await self._wanted(path, before, {**body, "id": path}, partial), before is None
-        for definition, is_new in wanted.values():
-            app = await self._change(definition, is_new=is_new)
-        return _deployed(app, response)
-
-    async def _wanted(self, path: str, before: Definition | None, body: Json, partial: bool) -> Definition:
-        said = without_nulls(body)
-        if before is not None and said.keys() <= {"id", "version"} and "version" in said:
-            definition = (await self._version(path.removeprefix("/"), str(said["version"]))).definition
-            assert isinstance(definition, Definition)
-        else:
-            _refuse_too_many(before, said)
-            definition = revised(path, before, said, partial=partial)
-        refuse_bad(self._services.vip_problems(definition))
-        return definition
-
-    async def _change(self, definition: Definition, *, is_new: bool) -> App:
-        try:
-            return await (catalog.add if is_new else catalog.replace)(self._store, definition)
-        except AppExists as error:
-            raise ApiError(409, f"An app or a pod with id [{definition.id}] already exists.") from error
-        except (UnknownApp, Conflict) as error:
-            raise _refusal(error, definition.id) from error
-
-    async def _known(self, path: str) -> Definition | None:
-        try:
-            definition = (await catalog.read(self._store, path)).definition
-        except UnknownApp:
-            return None
-        assert isinstance(definition, Definition)
-        return definition
+            named[path] = {**body, "id": path}
+        return deployed((await self._changes.make_all(named, partial))[-1], response)
 
     async def restart(self, app_id: str, response: Response, force: Flag = False) -> Json:
         """All its tasks are replaced, as its upgradeStrategy says."""
@@ -207,36 +180,23 @@ class MarathonApi:
         try:
             app = await catalog.start_again(self._store, path)
         except (UnknownApp, Conflict) as error:
-            raise _refusal(error, path) from error
-        return _deployed(app, response)
+            raise refusal(error, path) from error
+        return deployed(app, response)
 
     async def versions(self, app_id: str) -> Json:
-        return {"versions": list(await self._versions(app_id))}
+        return {"versions": list(await self._changes.versions("/" + app_id))}
 
     async def version(self, app_id: str, version: str) -> Json:
-        app = await self._version(app_id, version)
+        app = await self._changes.version("/" + app_id, version)
         return app.definition.model_dump(exclude_none=True) | {"version": app.version, "versionInfo": version_info(app)}
-
-    async def _version(self, app_id: str, version: str) -> App:
-        known = await self._versions(app_id)
-        if version not in known:
-            raise ApiError(404, f"App '/{app_id}' has no version '{version}'")
-        return known[version]
-
-    async def _versions(self, app_id: str) -> dict[str, App]:
-        path = "/" + app_id
-        try:
-            return await catalog.versions(self._store, path, Definition)
-        except UnknownApp as error:
-            raise _refusal(error, path) from error
 
     async def delete(self, app_id: str, response: Response) -> Json:
         path = "/" + app_id
         try:
             app = await catalog.remove(self._store, path)
         except (UnknownApp, Conflict) as error:
-            raise _refusal(error, path) from error
-        return _deployed(app, response)
+            raise refusal(error, path) from error
+        return deployed(app, response)
 
     async def tasks(self, app_id: str) -> Json:
         app = await existing(self._store, app_id)
@@ -260,8 +220,8 @@ class MarathonApi:
         found = [run for run in self._services.runs(app.id) if run.id == task_id]
         if not found:
             raise ApiError(404, f"Task '{task_id}' does not exist")
-        deployed = await self._kill(found, scale, wipe)
-        return _deployed(deployed[0], response) if deployed else {"task": task_json(found[0])}
+        shrunk = await self._kill(found, scale, wipe)
+        return deployed(shrunk[0], response) if shrunk else {"task": task_json(found[0])}
 
     async def kill_all(
         self,
@@ -284,8 +244,8 @@ class MarathonApi:
         found = [run for app in apps for run in self._services.runs(app.id) if run.id in ids]
         return self._killed(found, await self._kill(found, scale, wipe), response)
 
-    def _killed(self, found: list[Run], deployed: list[App], response: Response) -> Json:
-        return _deployed(deployed[0], response) if deployed else {"tasks": [task_json(run) for run in found]}
+    def _killed(self, found: list[Run], shrunk: list[App], response: Response) -> Json:
+        return deployed(shrunk[0], response) if shrunk else {"tasks": [task_json(run) for run in found]}
 
     async def _kill(self, runs: list[Run], scale: bool, wipe: bool) -> list[App]:
         """With `scale` their apps shrink by as many, and are returned. First they shrink: none of these is replaced."""
@@ -297,7 +257,7 @@ class MarathonApi:
             try:
                 deployed.append(await catalog.shrink(self._store, app_id, count))
             except UnknownApp as error:
-                raise _refusal(error, app_id) from error
+                raise refusal(error, app_id) from error
         for run in runs:
             await self._services.kill(run)
             if wipe:
@@ -326,24 +286,4 @@ async def existing(store: Store, app_id: str) -> App:
     try:
         return await catalog.read(store, path)
     except UnknownApp as error:
-        raise _refusal(error, path) from error
-
-
-def _refuse_too_many(before: Definition | None, said: Json) -> None:
-    """When all that is said is a number, that is what is wrong."""
-    instances = said.get("instances")
-    if before is None or not said.keys() <= {"id", "instances"} or not isinstance(instances, int):
-        return
-    if problems := dict(networking.problems(before.networks, instances)):
-        raise ApiError(422, "Object is not valid", {"/instances": list(problems.values())})
-
-
-def _deployed(app: App, response: Response) -> Json:
-    response.headers["Marathon-Deployment-Id"] = app.deployment
-    return {"version": app.version, "deploymentId": app.deployment}
-
-
-def _refusal(error: UnknownApp | Conflict, path: str) -> ApiError:
-    if isinstance(error, UnknownApp):
-        return ApiError(404, f"App '{path}' does not exist")
-    return ApiError(409, f"App '{path}' was changed at the same moment: read it again")
+        raise refusal(error, path) from error
