@@ -25,6 +25,7 @@ from frameworks.services.app import CODEC, FRAMEWORK, PREFIX, STAGED_LABEL, App,
 from frameworks.services.backoff import Backoff, Failure, failed
 from frameworks.services.constraints import Constraint
 from frameworks.services.definition import Definition
+from frameworks.services.events import ServiceEvents
 from frameworks.services.fields import Location
 from frameworks.services.instances import Instance, Waiting, idle, remains
 from frameworks.services.networking import addresses_asked, names_of
@@ -49,7 +50,7 @@ from master.store.base import Change, Compacted, Store, StoreError
 from model.codec import Damaged
 from model.resources import Resources
 from model.rights import needed
-from model.task import TaskSpec, TaskState, TaskStatus, newer, sockets
+from model.task import MESOS_STATES, TaskSpec, TaskState, TaskStatus, newer, sockets
 from model.volume import PersistentVolume, persistent
 
 GATHER_S = 0.05  # offers of several nodes arrive one by one; to spread, wait this long for the others
@@ -85,6 +86,8 @@ class Services:
         self._condemned: set[str] = set()  # volumes of apps that are gone
         self._asked: Counter[str] = Counter()  # what the last pass wanted offers for
         self._changed = asyncio.Event()
+        self.events = ServiceEvents()
+        self._deploying: dict[str, App] = {}  # as they were asked for, and are not yet
 
     async def run(self) -> None:
         """Never ends."""
@@ -187,7 +190,10 @@ class Services:
         while True:
             try:
                 async for change in self._store.watch(PREFIX + "/", revision):
+                    app_id = change.key.removeprefix(PREFIX)
+                    previous = self._apps.get(app_id)
                     self._app_changed(change)
+                    self._deployed(previous, self._apps.get(app_id))
             except Compacted as error:
                 log.warning("read all services again", reason=str(error))
                 revision = await self._load_apps()
@@ -224,7 +230,23 @@ class Services:
                     await self._observe(view)
             self._changed.set()
 
+    def _deployed(self, previous: App | None, app: App | None) -> None:
+        """The app was changed: what was under way is not any more, and something else is."""
+        if previous is not None and (late := self._deploying.pop(previous.id, None)) is not None:
+            self.events.deployment("deployment_failed", late)
+        if app is not None:
+            self._deploying[app.id] = app
+            self.events.deployment("deployment_info", app)
+        elif previous is not None:
+            self.events.gone(previous.id)
+
+    def _tell_deployed(self) -> None:
+        for app in [app for app in self._deploying.values() if settled(app, self.runs(app.id))]:
+            del self._deploying[app.id]
+            self.events.deployment("deployment_success", app)
+
     async def _observe(self, view: TaskView) -> None:
+        self._tell_of(view)
         if view.status.state.terminal:
             self._ended(view)
         else:
@@ -238,6 +260,14 @@ class Services:
         except (StoreError, UnknownTask) as error:
             # It comes again, and finds nothing left to do.
             log.warning("acknowledge task", task=view.spec.id, error=str(error))
+
+    def _tell_of(self, view: TaskView) -> None:
+        known = self._runs.get(view.spec.owner, {}).get(view.spec.id)
+        before = known.view.status if known is not None else None
+        if before is None or MESOS_STATES[before.state] != MESOS_STATES[view.status.state]:
+            self.events.status(view)
+        if before is not None and view.status.healthy is not None and before.healthy != view.status.healthy:
+            self.events.health(view)
 
     def _note(self, run: Run) -> None:
         """Put the task into the picture, and remember when it was first seen running."""
@@ -277,6 +307,7 @@ class Services:
             self._changed.clear()
             pause = await self._kill_surplus() or await self._destroy_remains()
             again = await self._start_missing()
+            self._tell_deployed()
             try:
                 async with asyncio.timeout(min((s for s in (pause, again) if s is not None), default=None)):
                     await self._changed.wait()

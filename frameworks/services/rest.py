@@ -28,6 +28,7 @@ from frameworks.services.vips import refuse_bad
 from frameworks.services.wanted import Run
 from master.rest import cluster
 from master.rest.errors import ApiError
+from master.rest.event_stream import LastEventId, chosen, stream
 from master.store.base import Conflict, Store
 
 MARATHON_VERSION = "1.11.0"  # of the API: clients choose their calls by it
@@ -71,6 +72,7 @@ class MarathonApi:
         router.put("/v2/apps")(self.update_many)
         router.patch("/v2/apps")(self.update_many)
         router.get("/v2/leader")(self.leader)
+        router.get("/v2/events", response_model=None)(self.events)
         # Before the apps themselves: an id may have slashes, but does not end in /tasks.
         router.get("/v2/apps/{app_id:path}/tasks")(self.tasks)
         router.delete("/v2/apps/{app_id:path}/tasks")(self.kill_all)
@@ -88,6 +90,11 @@ class MarathonApi:
     async def ping(self) -> str:
         return "pong"
 
+    async def events(self, last_event_id: LastEventId = "", event_type: Annotated[list[str], Query()] = []) -> Response:  # noqa: B006 - FastAPI copies it
+        """From now on, or from where the reader was; only of these types, if any are given."""
+        log = self._services.events
+        return stream(chosen(log.read(last_event_id or log.newest), event_type))
+
     async def leader(self, request: Request) -> Json:
         return {"leader": request.url.netloc}
 
@@ -100,13 +107,14 @@ class MarathonApi:
             "frameworkId": FRAMEWORK,
         }
 
-    async def create(self, definition: Definition, response: Response) -> Json:
+    async def create(self, definition: Definition, request: Request, response: Response) -> Json:
         try:
             await catalog.refuse_taken(self._store, definition.id)
             refuse_bad(self._services.vip_problems(definition))
             app = await catalog.add(self._store, definition)
         except AppExists as error:
             raise ApiError(409, f"An app with id [{definition.id}] already exists.") from error
+        self._tell(app, request)
         response.headers["Location"] = f"/v2/apps{app.id}"
         response.headers["Marathon-Deployment-Id"] = app.deployment
         return app_json(app, self._services)
@@ -145,6 +153,7 @@ class MarathonApi:
         self,
         app_id: str,
         body: Annotated[Json, Body()],
+        request: Request,
         response: Response,
         force: Flag = False,
         partial: Annotated[Flag, Query(alias="partialUpdate")] = True,
@@ -153,9 +162,13 @@ class MarathonApi:
         path = "/" + app_id
         before = await self._changes.known(path)
         app = await self._changes.make(await self._changes.wanted(path, before, body, partial), is_new=before is None)
+        self._tell(app, request)
         if before is None:
             response.status_code = 201
         return deployed(app, response)
+
+    def _tell(self, app: App, request: Request) -> None:
+        self._services.events.asked(app, request.url.path, request.client.host if request.client else "")
 
     async def update_many(
         self,

@@ -5,27 +5,20 @@ Both need a token like everything else: `authorization: {credentials: TOKEN}` in
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
-from typing import Annotated
 
-from fastapi import APIRouter, Header
+from fastapi import APIRouter
 from fastapi.responses import Response, StreamingResponse
 
-from master.events import Event, Events
+from master.events import Events
 from master.nodes import Nodes
+from master.rest.event_stream import LastEventId, stream
 from master.tasks import TaskRecord, Tasks, active
 from model.metrics import CONTENT_TYPE, Family, Kind, Labels, container_families, expose, gauge
 from model.node import NodeState
 from model.task import TaskState
-
-KEEPALIVE_S = 15.0  # a comment, so that proxies and clients know that the stream lives
-KEEPALIVE = ": nothing happened\n\n"
-
-LastEventId = Annotated[str, Header(alias="Last-Event-ID", max_length=100)]
-
 
 Source = Callable[[], Iterable[Family]]
 
@@ -36,8 +29,7 @@ def observe_router(tasks: Tasks, nodes: Nodes, events: Events, others: Sequence[
 
     @router.get("/api/v1/events")
     async def read_events(last_event_id: LastEventId = "", follow: bool = True) -> StreamingResponse:
-        chunks = _kept_alive(events.read(last_event_id, follow))
-        return StreamingResponse(chunks, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+        return stream(events.read(last_event_id, follow))
 
     @router.get("/metrics")
     async def read_metrics() -> Response:
@@ -45,22 +37,6 @@ def observe_router(tasks: Tasks, nodes: Nodes, events: Events, others: Sequence[
         return Response(expose(families), media_type=CONTENT_TYPE)
 
     return router
-
-
-async def _kept_alive(events: AsyncIterator[Event]) -> AsyncIterator[str]:
-    following = asyncio.ensure_future(anext(events, None))
-    try:
-        while True:
-            done, _ = await asyncio.wait({following}, timeout=KEEPALIVE_S)
-            if not done:
-                yield KEEPALIVE
-                continue
-            if (event := following.result()) is None:
-                return
-            yield f"id: {event.id}\nevent: {event.kind}\ndata: {event.data}\n\n"
-            following = asyncio.ensure_future(anext(events, None))
-    finally:
-        following.cancel()
 
 
 def _families(tasks: Tasks, nodes: Nodes) -> Iterator[Family]:

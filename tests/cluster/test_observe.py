@@ -6,13 +6,14 @@ import json
 import re
 import subprocess
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import groupby
 from typing import Any
 
 from lab import daemons
 from lab.cluster import MASTER
 from tests.cluster import bed
-from tests.cluster.bed import Cluster, eventually
+from tests.cluster.bed import DEADLINE_S, Cluster, Json, eventually
 
 BUSY = "while :; do :; done"
 SERVED = "import urllib.request as r; print(r.urlopen('http://127.0.0.1:9464/metrics').read().decode())"
@@ -74,3 +75,42 @@ def value(metrics: str, name: str, task: str) -> float:
     found = re.search(rf'^{name}{{task="{re.escape(task)}".*}} (\S+)$', metrics, re.MULTILINE)
     assert found is not None, f"{name} of {task} in {metrics[:2000]}"
     return float(found[1])
+
+
+def test_services_are_told_of_as_marathon_does(cluster: Cluster) -> None:
+    """A reader that goes away goes on where it was."""
+    seen: list[Json] = []
+
+    def read(last: str, until: str) -> str:
+        headers = {"Last-Event-ID": last} if last else {}
+        number = last
+        extensions = {"sni_hostname": cluster.server_name}
+        query = {"event_type": ["status_update_event", "deployment_success", "api_post_event"]}
+        with cluster.api.stream("GET", "/v2/events", params=query, headers=headers, extensions=extensions) as answer:
+            for line in answer.iter_lines():
+                if line.startswith("id: "):
+                    number = line.removeprefix("id: ")
+                if line.startswith("data: "):
+                    seen.append(json.loads(line.removeprefix("data: ")))
+                    if seen[-1]["eventType"] == until:
+                        return number
+        raise AssertionError("the stream has ended")
+
+    with ThreadPoolExecutor(1) as threads:
+        reading = threads.submit(cluster.lab.within, MASTER, lambda: read("", "api_post_event"))
+        app = bed.command("/told", "exec sleep 3600")
+        eventually(lambda: asked_again(cluster, app, reading), "somebody reads")
+        last = reading.result(DEADLINE_S)
+    cluster.await_running("/told", 1)
+    cluster.lab.within(MASTER, lambda: read(last, "deployment_success"))
+    kinds = [event["eventType"] for event in seen]
+    assert kinds[0] == "api_post_event" and seen[0]["appDefinition"]["id"] == "/told"
+    running = [event for event in seen if event.get("taskStatus") == "TASK_RUNNING"]
+    assert {event["appId"] for event in running} == {"/told"}
+    assert kinds[-1] == "deployment_success"
+
+
+def asked_again(cluster: Cluster, app: Json, reading: Future[str]) -> bool:
+    """Whether the reader has heard of it: it may not have been there yet the first time."""
+    cluster.call("PUT", "/v2/apps/told", json=app)
+    return reading.done()

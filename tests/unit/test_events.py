@@ -20,7 +20,8 @@ from frameworks.services import catalog
 from frameworks.services import metrics as service_metrics
 from frameworks.services.definition import Definition
 from frameworks.services.framework import Services
-from master.events import Event, Events
+from master.event_log import Event
+from master.events import Events
 from master.rest.app import create_app
 from master.rest.observe import observe_router
 from master.store import metrics as store_metrics

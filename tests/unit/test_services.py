@@ -232,6 +232,51 @@ async def test_constraints_hold_for_those_of_before_too(store: SqliteStore) -> N
         assert cluster.spread("/web") == {"a": 1, "b": 1, "c": 1}
 
 
+async def told(running: Services) -> list[dict[str, Any]]:
+    return [json.loads(event.data) async for event in running.events.read(follow=False)]
+
+
+async def test_what_happens_is_told_in_marathons_words(store: SqliteStore) -> None:
+    cluster = Cluster(node("a"), automatic=False)
+    async with services(store, cluster) as running:
+        app = await catalog.add(store, definition())
+        await until(lambda: len(cluster.active("/web")) == 1)
+        (task,) = cluster.active("/web")
+        cluster.advance(task.spec.id, TaskState.RUNNING)
+        await until(lambda: not running._deploying)
+        await update(store, cmd="new")
+        await catalog.remove(store, "/web")
+        await until(lambda: not running.apps())
+        events = await told(running)
+    assert [event["eventType"] for event in events] == [
+        "deployment_info",
+        "status_update_event",
+        "deployment_success",
+        "deployment_info",
+        "deployment_failed",
+        "app_terminated_event",
+    ]
+    assert (events[0]["plan"]["id"], events[2]["id"]) == (app.deployment, app.deployment)
+    status = events[1]
+    assert (status["taskId"], status["taskStatus"], status["appId"], status["host"]) == (
+        task.spec.id,
+        "TASK_RUNNING",
+        "/web",
+        "a",
+    )
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d+Z", status["timestamp"])
+
+
+async def test_a_master_that_starts_tells_of_nothing_that_was_before(store: SqliteStore) -> None:
+    cluster = Cluster(node("a"))
+    async with services(store, cluster):
+        await catalog.add(store, definition())
+        await runs(cluster, "/web", 1)
+    async with services(store, cluster) as again:
+        await until(lambda: bool(again.runs("/web")))
+        assert [event["eventType"] for event in await told(again)] == []
+
+
 async def test_what_is_on_a_node_that_drains_moves_when_others_serve_in_its_place(store: SqliteStore) -> None:
     cluster = Cluster(node("a"), node("b"), automatic=False)
     async with services(store, cluster):
