@@ -81,9 +81,12 @@ def ask(name: str, kind: str = "A", at: str = str(NODE_ADDRESS), source: str = "
             sock.connect((at, 53))
             packet = bytes(asked.pack())
             sock.sendall(len(packet).to_bytes(2, "big") + packet if tcp else packet)
-            said = DNSRecord.parse(_stream(sock) if tcp else sock.recv(65_535))
+            answer = _stream(sock) if tcp else sock.recv(65_535)
         except (TimeoutError, ConnectionError):
             return None
+    if not answer:
+        return None
+    said = DNSRecord.parse(answer)
     assert said.header.id == asked.header.id
     return said
 
