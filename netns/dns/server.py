@@ -32,7 +32,7 @@ from netns.dns.zone import REVERSE, Zone
 
 MOST_READY, MOST_SOURCES = 10_000, 4096
 BURST = 64  # packets, before somebody else gets a turn
-MOST_WAITING = 512  # questions over UDP that are being forwarded
+MOST_WAITING, MOST_WAITING_OF_ONE = 512, 64  # questions over UDP that are being forwarded; of one source
 MOST_CONNECTIONS, MOST_OF_ONE = 128, 16
 IDLE_S = 10.0
 LENGTH = struct.Struct("!H")
@@ -60,6 +60,7 @@ class Server:
         self._tcp: dict[Address, socket.socket] = {}
         self._waiting: set[asyncio.Task[None]] = set()
         self._connected: Counter[str] = Counter()
+        self._asking: Counter[str] = Counter()
 
     @property
     def listening(self) -> tuple[Address, ...]:
@@ -103,8 +104,12 @@ class Server:
             said = self._at_once(packet, source[0], tcp=False)
             if isinstance(said, bytes):
                 _send(sock, said, source)
-            elif said is not None and len(self._waiting) < MOST_WAITING:
+            elif said is not None and self._has_patience(source[0]):
                 self._begin(self._forward_udp(sock, source, said))
+
+    def _has_patience(self, source: str) -> bool:
+        """What is too much is lost, as any packet may be. Nobody takes the others' share."""
+        return len(self._waiting) < MOST_WAITING and self._asking[source] < MOST_WAITING_OF_ONE
 
     def _at_once(self, packet: bytes, source: str, *, tcp: bool) -> bytes | Query | None:
         """What to say; a Query: others have to be asked first; None: nothing, for it is no question."""
@@ -169,7 +174,11 @@ class Server:
         task.add_done_callback(self._waiting.discard)
 
     async def _forward_udp(self, sock: socket.socket, source: Source, query: Query) -> None:
-        found = await self._forwarder.ask(query, tcp=False)
+        self._asking[source[0]] += 1
+        try:
+            found = await self._forwarder.ask(query, tcp=False)
+        finally:
+            self._asking -= Counter((source[0],))
         _send(sock, answer.pack(query, found, tcp=False), source)
 
     def _accept(self, sock: socket.socket) -> None:

@@ -288,6 +288,22 @@ async def test_what_is_cut_short_is_asked_for_by_tcp(node: None, tmp_path: Path)
         await names.close(needed=False)
 
 
+async def test_who_asks_too_much_takes_nobodys_share(node: None, tmp_path: Path) -> None:
+    def only_good(asked: Any) -> Any:
+        return says("198.51.100.7")(asked) if str(asked.q.qname) == "good.example.com." else None
+
+    names = server(tmp_path)
+    await names.apply(table())
+    try:
+        with upstream(UPSTREAMS[0], only_good), socket.socket(type=socket.SOCK_DGRAM) as greedy:
+            greedy.bind((OPEN, 0))
+            for number in range(400):
+                greedy.sendto(bytes(question(f"slow{number}.example.com").pack()), (OPEN, 53))
+            assert values(await asked("good.example.com")) == {"198.51.100.7"}
+    finally:
+        await names.close(needed=False)
+
+
 async def test_an_answer_to_another_question_is_not_taken(node: None, tmp_path: Path) -> None:
     """RFC 5452: whoever guesses has to guess the id too, and the name."""
 
