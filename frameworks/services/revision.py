@@ -34,7 +34,7 @@ def revised(path: str, before: Definition | None, body: Mapping[str, Any], *, pa
         raise ApiError(422, "Object is not valid", {"/id": [f"must be {path}, as in the request's path"]})
     kept: Json = {}
     if before is not None and partial:
-        kept = before.model_dump(exclude_none=True, exclude_defaults=True)
+        kept = before.model_dump(exclude_none=True)
         if any(said.get(key) is not None for key in COMMAND):
             kept = {key: value for key, value in kept.items() if key not in COMMAND}
     return validated({**kept, **said, "id": path})

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from frameworks.services.app import create, new_task, parse_time, scale
 from frameworks.services.definition import APP_ID_LENGTH, Definition
+from frameworks.services.revision import revised
 from master.rest.errors import json_path
 from model.fetch import Fetch
 from model.image import ImageSpec, Rules
@@ -232,3 +233,26 @@ def test_what_is_to_be_fetched() -> None:
         Fetch("file:///x"),
     )
     assert (spec.user, spec.cwd) == ("0:0", "")
+
+
+FULL: dict[str, Any] = {
+    "env": {"A": "b"},
+    "labels": {"team": "web"},
+    "fetch": [{"uri": "http://192.0.2.1/file"}],
+    "healthChecks": [{"protocol": "TCP", "port": 80}],
+    "constraints": [["hostname", "UNIQUE"]],
+    "upgradeStrategy": {"minimumHealthCapacity": 0.5},
+    "container": {
+        "type": "DOCKER",
+        "docker": {"image": "nginx:1.25", "parameters": [{"key": "cap-drop", "value": "ALL"}]},
+        "portMappings": [{"containerPort": 80, "hostPort": 0, "name": "http", "labels": {"VIP_0": "/web:80"}}],
+        "volumes": [{"containerPath": "/data", "hostPath": "/srv/data", "mode": "RO"}],
+    },
+}
+
+
+@pytest.mark.parametrize("fields", [{}, FULL, {"networks": [{"mode": "host"}]}, {"args": ["x"], "cmd": None}])
+def test_a_change_of_nothing_changes_nothing(fields: dict[str, Any]) -> None:
+    before = Definition.model_validate({**LEAST, **fields})
+    for body in ({}, before.model_dump(exclude_none=True)):
+        assert revised(before.id, before, body, partial=True) == before

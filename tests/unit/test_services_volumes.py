@@ -14,6 +14,7 @@ from frameworks.services.app import Place, create, new_task
 from frameworks.services.definition import Definition
 from frameworks.services.framework import Services
 from frameworks.services.instances import Instance, Waiting
+from frameworks.services.revision import revised
 from frameworks.services.volumes import RESIDENCY, UPGRADE
 from master.rest.errors import json_path
 from master.store.sqlite import SqliteStore
@@ -311,3 +312,12 @@ def test_those_that_are_left_over_come_last_and_waiting_has_an_end() -> None:
     assert waiting.choose([first, second], 1, 10.0, now=10.0) == []
     waiting.launched("y", ["y.data"])
     assert waiting.choose([first], 1, 10.0, now=20.0) == [first]
+
+
+@pytest.mark.parametrize("change", [{}, {"instances": 0}, {"labels": {"a": "b"}}])
+def test_a_change_of_something_else_leaves_an_app_where_its_volumes_are(change: dict[str, Any]) -> None:
+    """Otherwise it would begin anew elsewhere, without them."""
+    before = Definition.model_validate({**LEAST, "container": {"volumes": [KEPT]}})
+    after = revised(before.id, before, change, partial=True)
+    assert after == before.model_copy(update=change) and after.residency is not None
+    assert after.upgradeStrategy == before.upgradeStrategy
