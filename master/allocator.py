@@ -22,6 +22,7 @@ from master.networks import Networks
 from master.nodes import Nodes, NodeView
 from master.offers import (
     Event,
+    NodesChanged,
     Offer,
     OfferGone,
     Offers,
@@ -35,7 +36,7 @@ from master.offers import (
 from master.store.base import StoreError
 from master.tasks import TaskRecord, Tasks
 from master.volumes import VolumeRecord, Volumes
-from model.node import NodeState
+from model.node import Node, NodeState
 from model.resources import Resources, describe
 from model.rights import missing, needed
 from model.task import TASK_ID, TaskSpec, sockets
@@ -72,6 +73,7 @@ class _Inbox:
     updates: dict[str, None] = field(default_factory=dict)  # task ids, in the order of their first change
     offers: list[Offer] = field(default_factory=list)
     rescinded: list[str] = field(default_factory=list)
+    nodes_changed: bool = False
     wake: asyncio.Event = field(default_factory=asyncio.Event)
 
 
@@ -98,7 +100,8 @@ class Allocator:
         self._subscribers: list[FrameworkSubscription] = []
         self._numbers = itertools.count(1)
         self._wake = asyncio.Event()
-        self._draining: set[str] = set()  # nodes, as frameworks were told
+        self._told: dict[str, tuple[bool, bool]] = {}  # of nodes: whether they drain, and whether they are away
+        self._taking: dict[str, Node] = {}  # nodes that take tasks
         tasks.listen(self._task_changed)
         nodes.listen(self._node_changed)
         volumes.listen(self._volume_changed)
@@ -135,7 +138,11 @@ class Allocator:
 
     def view(self, record: TaskRecord) -> TaskView:
         node = self._nodes.get(record.node)
-        return TaskView(record.spec, record.node, record.status, record.killing, node is not None and node.draining)
+        leaving, unreachable = (node.draining, node.unreachable) if node is not None else (False, None)
+        return TaskView(record.spec, record.node, record.status, record.killing, leaving, unreachable)
+
+    def taking(self) -> tuple[Node, ...]:
+        return tuple(view.node for view in self._nodes.all() if _takes_tasks(view))
 
     def used(self, node_id: str) -> Resources:
         return self.tasks.used(node_id) + self.volumes.reserved(node_id)
@@ -227,10 +234,15 @@ class Allocator:
     def _node_changed(self, view: NodeView) -> None:
         """An offer is good for as long as its node is there, and is what it was."""
         good = _takes_tasks(view)
-        moves = view.draining != (view.node.id in self._draining)
-        (self._draining.add if view.draining else self._draining.discard)(view.node.id)
-        for record in self.tasks.on(view.node.id) if moves else ():
-            self._tell(record)
+        told = view.draining, view.unreachable is not None
+        if self._told.get(view.node.id, (False, False)) != told:
+            self._told[view.node.id] = told
+            for record in self.tasks.on(view.node.id):
+                self._tell(record)
+        if self._taking.get(view.node.id) != (view.node if good else None):
+            self._taking = {node.id: node for node in self.taking()}
+            for subscriber in self._subscribers:
+                subscriber.note_nodes()
         for subscriber in self._subscribers:
             for offer in [o for o in subscriber.outstanding.values() if o.node.id == view.node.id]:
                 if not good or offer.node != view.node:
@@ -321,6 +333,9 @@ class FrameworkSubscription:
             raise UnknownTask(task_id)
         await self._tasks.mark(task_id)
 
+    def nodes(self) -> tuple[Node, ...]:
+        return self._allocator.taking()
+
     def volumes(self) -> tuple[VolumeView, ...]:
         own = self._volumes.of(self.framework)
         users = self._volumes.users(own)
@@ -375,6 +390,10 @@ class FrameworkSubscription:
         self._inbox.updates[task_id] = None
         self._inbox.wake.set()
 
+    def note_nodes(self) -> None:
+        self._inbox.nodes_changed = True
+        self._inbox.wake.set()
+
     def _close(self, offer_id: str) -> None:
         self.outstanding.pop(offer_id, None)
         self.offered_at.pop(offer_id, None)
@@ -385,7 +404,9 @@ class FrameworkSubscription:
         changed, inbox.updates = inbox.updates, {}
         rescinded, inbox.rescinded = inbox.rescinded, []
         offers, inbox.offers = inbox.offers, []
-        events: list[Event] = [Rescinded(offer_id) for offer_id in rescinded]
+        events: list[Event] = [NodesChanged()] if inbox.nodes_changed else []
+        inbox.nodes_changed = False
+        events += [Rescinded(offer_id) for offer_id in rescinded]
         for task_id in changed:
             if (record := self._tasks.get(task_id)) is not None:
                 events.append(Update(self._allocator.view(record)))

@@ -256,6 +256,7 @@ class Dispatcher(control_pb2_grpc.ControlServicer):
             pod = after.spec.pod
             name, tasks = (pod.id, pod.members) if pod is not None else (after.spec.id, (after.spec.id,))
             self._work(f"drain {name}", lambda: self._drain(tasks))
+            self._give_up_with(self._nodes.get(after.node), after)  # it may be the only one that was not yet
 
     def _release(self, over: TaskRecord) -> None:
         """Volumes of it that are to be destroyed may be now."""
@@ -273,9 +274,12 @@ class Dispatcher(control_pb2_grpc.ControlServicer):
 
     def _node_changed(self, view: NodeView) -> None:
         """A node that stays away is given up, so that frameworks start its tasks elsewhere."""
-        if view.state is NodeState.LOST:
-            for record in active(self._tasks.on(view.node.id)):
-                self._work(f"give up {record.spec.id}", partial(self._give_up, record.spec.id, view.node.id))
+        for record in active(self._tasks.on(view.node.id)) if view.state is NodeState.LOST else ():
+            self._give_up_with(view, record)
+
+    def _give_up_with(self, view: NodeView | None, record: TaskRecord) -> None:
+        if view is not None and view.state is NodeState.LOST and (record.killing or not record.spec.patient):
+            self._work(f"give up {record.spec.id}", partial(self._give_up, record.spec.id, record.node))
 
     async def _give_up(self, task_id: str, node_id: str) -> None:
         view = self._nodes.get(node_id)

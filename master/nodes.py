@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -30,13 +31,14 @@ PREFIX, DRAINING = "nodes/", "draining/"
 @dataclass(frozen=True, slots=True)
 class NodeView:
     """`connected`: there is a session now. `errors`: what the agent could not do of the last change it was sent.
-    `draining`: it is to have no tasks."""
+    `draining`: it is to have no tasks. `unreachable`: since when, on the monotonic clock."""
 
     node: Node
     state: NodeState
     connected: bool = False
     errors: tuple[str, ...] = ()
     draining: bool = False
+    unreachable: float | None = None
 
 
 CODEC = Codec(Node)
@@ -112,7 +114,9 @@ class Nodes:
 
     def _away(self, node_id: str, state: NodeState, after_s: float) -> None:
         log.warning("node is away", node=node_id, state=state.value, after_s=after_s)
-        self._publish(dataclasses.replace(self._views[node_id], state=state))
+        before = self._views[node_id]
+        since = time.monotonic() if before.unreachable is None else before.unreachable
+        self._publish(dataclasses.replace(before, state=state, unreachable=since))
 
     def _publish(self, view: NodeView) -> None:
         self._views[view.node.id] = view

@@ -58,13 +58,15 @@ class Rescinded:
 @dataclass(frozen=True, slots=True)
 class TaskView:
     """One of the framework's tasks, as the master knows it. `killing`: somebody asked for its end. `leaving`: its node
-    is to have no tasks: another one shall run elsewhere, if it can, and this one shall end."""
+    is to have no tasks: another one shall run elsewhere, if it can, and this one shall end. `unreachable`: since when
+    its node is, on the monotonic clock; None: it is not."""
 
     spec: TaskSpec
     node: str
     status: TaskStatus
     killing: bool = False
     leaving: bool = False
+    unreachable: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +85,12 @@ class Update:
     task: TaskView
 
 
-Event = Offers | Rescinded | Update
+@dataclass(frozen=True, slots=True)
+class NodesChanged:
+    """What `nodes` returns is not what it was."""
+
+
+Event = Offers | Rescinded | Update | NodesChanged
 
 
 class Subscription(Protocol):
@@ -110,6 +117,9 @@ class Subscription(Protocol):
     async def kill(self, task_id: str) -> None:
         """End the task, and its whole pod: their backends leave the VIPs, then they are stopped. At once for a task
         that is over. Raises UnknownTask."""
+
+    def nodes(self) -> tuple[Node, ...]:
+        """Those that take tasks now, as anybody can see in the cluster's API. What is free there, only offers say."""
 
     def volumes(self) -> tuple[VolumeView, ...]:
         """The framework's, on all nodes, as known now."""

@@ -134,7 +134,8 @@ class TaskSpec:
     `volumes`, and the temporary directories that every container has. `shm` is the size of /dev/shm in MiB. With an
     `image`, which excludes `rootfs`, empty `argv`, `user` and `cwd` mean the image's. What is to `fetch` is in the
     workspace before the task starts. `address` is the one that the task is to have on its `network`, or `KEEP`,
-    which the master replaces; empty: any.
+    which the master replaces; empty: any. One that is `patient` is not given up because its node is away: that is for
+    its framework to say.
     """
 
     id: str
@@ -171,6 +172,7 @@ class TaskSpec:
     address: str = ""
     interfaces: tuple[Interface, ...] = ()
     bandwidth: Bandwidth | None = None
+    patient: bool = False
 
     @property
     def needs_provision(self) -> bool:

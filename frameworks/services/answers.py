@@ -12,9 +12,10 @@ from typing import Any
 from frameworks.services import networking
 from frameworks.services.app import SERVICE_PORTS_LABEL, STAGED_LABEL, VERSION_LABEL, App, format_time, label
 from frameworks.services.definition import Definition
-from frameworks.services.framework import Services, TaskFailure, describe_end
+from frameworks.services.framework import Services
 from frameworks.services.health import health_results
-from frameworks.services.wanted import Run, settled
+from frameworks.services.picture import TaskFailure, describe_end
+from frameworks.services.wanted import Run
 from model.task import MESOS_STATES, TaskState
 from model.volume import WORKSPACE, VolumeKind
 
@@ -22,7 +23,7 @@ Json = dict[str, Any]
 
 
 def app_json(app: App, services: Services, with_tasks: bool = False) -> Json:
-    runs = services.runs(app.id)
+    app, runs = services.sized(app), services.runs(app.id)
     running = [run for run in runs if run.running]
     answer: Json = app.definition.model_dump(exclude_none=True)
     answer |= {
@@ -32,7 +33,7 @@ def app_json(app: App, services: Services, with_tasks: bool = False) -> Json:
         "tasksRunning": len(running),
         "tasksHealthy": sum(run.view.status.healthy is True for run in running),
         "tasksUnhealthy": sum(run.view.status.healthy is False for run in running),
-        "deployments": [] if settled(app, runs) else [{"id": app.deployment}],
+        "deployments": [] if app.outcome else [{"id": app.deployment}],
     }
     if isinstance(app.definition, Definition) and app.definition.network == networking.HOST:
         answer["portDefinitions"] = [each.model_dump(exclude_none=True) for each in app.definition.definitions]

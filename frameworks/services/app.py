@@ -3,6 +3,10 @@ app too, whose instances are of several tasks each.
 
 `version` names the last change of any kind, `config_version` the last one that makes tasks of older versions wrong:
 scaling does not. Versions are times, as in Marathon; scaling makes them grow whatever the clock does.
+
+Every change begins a deployment, which is under way until it has an `outcome`. What happens to the app's tasks after
+that is no deployment any more. A change may be tried first, by a canary: some instances are of the new version, and the
+others stay what they are until it is promoted, or taken back.
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ from model.codec import Codec
 from model.task import Port, TaskSpec
 
 FRAMEWORK = "services"
-PREFIX = "services/apps"  # an app's id begins with a slash
+PREFIX, GROUPS = "services/apps", "services/groups"  # ids and paths begin with a slash
 VERSION_LABEL = "tepui/version"
 STAGED_LABEL = "tepui/staged"
 PLACE_LABEL = "tepui/place/"
@@ -42,16 +46,32 @@ class Place:
 
 
 ANYWHERE = Place()
+SUCCEEDED = "succeeded"
+
+
+@dataclass(frozen=True, slots=True)
+class Canary:
+    """So many instances are of the app's version; the others of the one before, `config_version`."""
+
+    instances: int
+    before: Definition | PodDefinition
+    config_version: str
 
 
 @dataclass(frozen=True, slots=True)
 class App:
+    """`created` is the version with which this life of it began. `outcome` of its last deployment: SUCCEEDED, or why it
+    failed; empty while it is under way. `undoes` is the deployment that this one takes back, and why."""
+
     definition: Definition | PodDefinition
     version: str
     config_version: str
     scaled: str
     deployment: str
-    created: str = ""  # the version with which this life of it began
+    created: str = ""
+    outcome: str = ""
+    canary: Canary | None = None
+    undoes: str = ""
 
     @property
     def id(self) -> str:
@@ -61,37 +81,87 @@ class App:
     def instances(self) -> int:
         return self.definition.instances
 
+    @property
+    def before(self) -> App | None:
+        """The app as those of its instances are that a canary leaves as they were."""
+        if self.canary is None:
+            return None
+        definition = self.canary.before.scaled(self.instances)
+        return replace(self, definition=definition, config_version=self.canary.config_version, canary=None)
 
-CODEC = Codec(App)
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """What apps whose ids begin alike have in common; it may be empty. `dependencies` are absolute paths."""
+
+    path: str
+    dependencies: tuple[str, ...] = ()
+    version: str = ""
+
+
+CODEC, GROUP_CODEC = Codec(App), Codec(Group)
 
 
 def key(app_id: str) -> str:
     return PREFIX + app_id
 
 
-def create(definition: Definition | PodDefinition, now: datetime) -> App:
+def create(definition: Definition | PodDefinition, now: datetime, deployment: str = "") -> App:
     version = format_time(now)
-    return App(definition, version, version, version, str(uuid.uuid4()), version)
+    return App(definition, version, version, version, deployment or new_deployment(), version)
 
 
-def scale(app: App, instances: int, now: datetime) -> App:
+def scale(app: App, instances: int, now: datetime, deployment: str = "") -> App:
+    """A canary stays what it is, beside more or fewer others."""
     version = _next_version(app, now)
-    definition = app.definition.scaled(instances)
-    return replace(app, definition=definition, version=version, scaled=version, deployment=str(uuid.uuid4()))
+    return replace(
+        app,
+        definition=app.definition.scaled(instances),
+        version=version,
+        scaled=version,
+        deployment=deployment or new_deployment(),
+        outcome="",
+        undoes="",
+    )
 
 
-def update(app: App, definition: Definition | PodDefinition, now: datetime) -> App:
+def update(app: App, definition: Definition | PodDefinition, now: datetime, deployment: str = "") -> App:
     """To another definition. When all that changed is the number of instances, this is scaling."""
     if definition == app.definition.scaled(definition.instances):
-        return scale(app, definition.instances, now)
+        return scale(app, definition.instances, now, deployment)
     version = _next_version(app, now)
-    return App(definition, version, version, version, str(uuid.uuid4()), app.created)
+    return App(definition, version, version, version, deployment or new_deployment(), app.created)
+
+
+def try_out(app: App, definition: Definition | PodDefinition, instances: int, now: datetime) -> App:
+    """`instances` of another definition, beside those that there are."""
+    stable = app.before or app
+    canary = Canary(instances, stable.definition, stable.config_version)
+    version = _next_version(app, now)
+    return App(definition, version, version, version, new_deployment(), app.created, canary=canary)
+
+
+def promote(app: App, now: datetime) -> App:
+    """What was tried out is right for all of its instances."""
+    return replace(app, version=_next_version(app, now), deployment=new_deployment(), outcome="", canary=None)
+
+
+def take_back(app: App, earlier: App, why: str, now: datetime) -> App:
+    """To what it was. Tasks that are of then are right again as they are."""
+    version = _next_version(app, now)
+    return replace(
+        earlier, version=version, scaled=version, deployment=new_deployment(), outcome="", canary=None, undoes=why
+    )
 
 
 def restart(app: App, now: datetime) -> App:
     """The same definition, and tasks of another version."""
     version = _next_version(app, now)
-    return App(app.definition, version, version, app.scaled, str(uuid.uuid4()), app.created)
+    return App(app.definition, version, version, app.scaled, new_deployment(), app.created)
+
+
+def new_deployment() -> str:
+    return str(uuid.uuid4())
 
 
 def new_tasks(app: App, now: datetime, place: Place = ANYWHERE) -> tuple[TaskSpec, ...]:
@@ -135,6 +205,7 @@ def new_task(app: App, now: datetime, place: Place = ANYWHERE) -> TaskSpec:
         address=networking.own_address(definition.networks, place.used),
         interfaces=networking.interfaces(definition.networks, place.used),
         bandwidth=networking.bandwidth(definition.networks),
+        patient=definition.unreachableStrategy is not None,
     )
     return definition.confined(plain, place.instance or task_id)
 

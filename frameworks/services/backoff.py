@@ -42,6 +42,11 @@ def failed(backoff: Backoff, policy: Definition | PodDefinition, failure: Failur
     return Backoff(streak + 1, now, now + delay(policy, streak + 1), failure.reason)
 
 
+def waits(backoff: Backoff, policy: Definition | PodDefinition, now: float) -> Backoff:
+    """A task finished well: the next one begins after the first delay, and that is no failure."""
+    return Backoff(0, backoff.counted_at, now + delay(policy, 1), "finished")
+
+
 def delay(policy: Definition | PodDefinition, failures: int) -> float:
     """Seconds before the next start after so many failures in a row."""
     try:

@@ -2,66 +2,102 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from fastapi import Response
 
-from frameworks.services import catalog, networking
-from frameworks.services.app import App
-from frameworks.services.catalog import AppExists, UnknownApp
+from frameworks.services import catalog, dependencies, networking
+from frameworks.services.app import App, Group, new_deployment
+from frameworks.services.catalog import AppExists, Locked, UnknownApp
 from frameworks.services.definition import Definition, without_nulls
 from frameworks.services.framework import Services
 from frameworks.services.revision import revised
 from frameworks.services.vips import refuse_bad
 from master.rest.errors import ApiError
-from master.store.base import Conflict, Store
+from master.store.base import Store
 
 Json = dict[str, Any]
 
 
 class Changes:
-    """All verbs raise ApiError or RequestValidationError, which name the field. Apps are named by their ids."""
+    """All verbs raise ApiError or RequestValidationError, which name the field. Apps are named by their ids. Without
+    `force` an app whose deployment is under way is not changed."""
 
     def __init__(self, store: Store, services: Services) -> None:
         self._store = store
         self._services = services
 
-    async def known(self, app_id: str) -> Definition | None:
+    async def known(self, app_id: str) -> App | None:
         try:
-            definition = (await catalog.read(self._store, app_id)).definition
+            return await catalog.read(self._store, app_id)
         except UnknownApp:
             return None
-        assert isinstance(definition, Definition)
-        return definition
 
-    async def wanted(self, app_id: str, before: Definition | None, body: Json, partial: bool) -> Definition:
+    async def wanted(self, app_id: str, before: App | None, body: Json, partial: bool) -> Definition:
         """What the app will be. Nothing is changed."""
         said = without_nulls(body)
-        if before is not None and said.keys() <= {"id", "version"} and "version" in said:
+        earlier = before.definition if before is not None else None
+        assert earlier is None or isinstance(earlier, Definition)
+        if earlier is not None and said.keys() <= {"id", "version"} and "version" in said:
             definition = (await self.version(app_id, str(said["version"]))).definition
             assert isinstance(definition, Definition)
         else:
-            _refuse_too_many(before, said)
-            definition = revised(app_id, before, said, partial=partial)
+            _refuse_too_many(earlier, said)
+            definition = revised(app_id, earlier, said, partial=partial)
         refuse_bad(self._services.vip_problems(definition))
         return definition
 
-    async def make(self, definition: Definition, *, is_new: bool) -> App:
+    async def make(self, definition: Definition, before: App | None, force: bool, deployment: str = "") -> App:
         try:
-            return await (catalog.add if is_new else catalog.replace)(self._store, definition)
+            if before is None:
+                return await catalog.add(self._store, definition, deployment)
+            return await catalog.replace(self._store, definition, force, before.version, deployment)
         except AppExists as error:
             raise ApiError(409, f"An app or a pod with id [{definition.id}] already exists.") from error
-        except (UnknownApp, Conflict) as error:
+        except (UnknownApp, Locked) as error:
             raise refusal(error, definition.id) from error
 
-    async def make_all(self, bodies: Mapping[str, Json], partial: bool) -> list[App]:
-        """`bodies` by the apps' ids."""
-        wanted: list[tuple[Definition, bool]] = []
+    async def try_out(self, definition: Definition, before: App | None, instances: int, force: bool) -> App:
+        """So many instances of another definition, beside those that there are."""
+        if before is None:
+            raise ApiError(404, f"App '{definition.id}' does not exist: there is nothing beside which to try it")
+        if not 1 <= instances < definition.instances:
+            between = f"must be at least 1, and fewer than the {definition.instances} instances of the app"
+            raise ApiError(422, "Object is not valid", {"/canary": [between]})
+        try:
+            return await catalog.begin_canary(self._store, definition, instances, force, before.version)
+        except (UnknownApp, Locked) as error:
+            raise refusal(error, definition.id) from error
+
+    async def make_all(self, bodies: Mapping[str, Json], partial: bool, force: bool) -> list[App]:
+        """`bodies` by the apps' ids. It is one deployment."""
+        wanted = await self.all_wanted(bodies, partial, force)
+        self.refuse_cycles([definition for definition, _ in wanted])
+        deployment = new_deployment()
+        return [await self.make(definition, before, force, deployment) for definition, before in wanted]
+
+    async def all_wanted(
+        self, bodies: Mapping[str, Json], partial: bool, force: bool
+    ) -> list[tuple[Definition, App | None]]:
+        """What they will be, and what they are. Nothing is changed."""
+        wanted: list[tuple[Definition, App | None]] = []
         for app_id, body in bodies.items():
             before = await self.known(app_id)
-            wanted.append((await self.wanted(app_id, before, body, partial), before is None))
-        return [await self.make(definition, is_new=is_new) for definition, is_new in wanted]
+            wanted.append((await self.wanted(app_id, before, body, partial), before))
+        for _, before in wanted:
+            refuse_locked(before, force)
+        return wanted
+
+    def refuse_cycles(
+        self, changed: Iterable[Definition], groups: Iterable[Group] = (), gone: Collection[str] = ()
+    ) -> None:
+        """Apps and groups as they will be, and ids of apps that will not, among those that there are."""
+        apps = {app.id: app.definition.dependencies for app in self._services.apps() if app.id not in gone}
+        apps |= {each.id: each.dependencies for each in changed}
+        known = self._services.groups() | {group.path: group for group in groups}
+        if loop := dependencies.cycle(apps, {path: group.dependencies for path, group in known.items()}):
+            raise ApiError(422, "Object is not valid", {"/dependencies": [f"are cyclic: {' -> '.join(loop)}"]})
 
     async def version(self, app_id: str, version: str) -> App:
         known = await self.versions(app_id)
@@ -82,10 +118,21 @@ def deployed(app: App, response: Response) -> Json:
     return {"version": app.version, "deploymentId": app.deployment}
 
 
-def refusal(error: UnknownApp | Conflict, app_id: str) -> ApiError:
+def refuse_locked(app: App | None, force: bool) -> None:
+    """Before anything is changed."""
+    if app is not None and not app.outcome and not force:
+        raise refusal(Locked(app.id, app.deployment), app.id)
+
+
+def refusal(error: UnknownApp | Locked, app_id: str, kind: str = "App") -> ApiError:
     if isinstance(error, UnknownApp):
-        return ApiError(404, f"App '{app_id}' does not exist")
-    return ApiError(409, f"App '{app_id}' was changed at the same moment: read it again")
+        return ApiError(404, f"{kind} '{app_id}' does not exist")
+    # Word for word what Marathon says: programs look for it.
+    locked = (
+        f"{kind} is locked by one or more deployments. Override with the option '?force=true'. View details at"
+        f" '/v2/deployments/{error.deployment}'."
+    )
+    return ApiError(409, locked, also={"deployments": [{"id": error.deployment}]})
 
 
 def _refuse_too_many(before: Definition | None, said: Json) -> None:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, Field, model_validator
 
-from frameworks.services import confinement, health, networking, volumes
+from frameworks.services import confinement, dependencies, health, networking, options, volumes
 from frameworks.services.artifacts import Artifacts, DockerImage, Secrets, Uris, fetches, pull_problems
 from frameworks.services.confinement import LinuxInfo, Parameters, ResourceLimits
 from frameworks.services.constraints import Constraint, Constraints, constraints
@@ -28,6 +28,7 @@ from frameworks.services.ports import (
     old_form,
     repeated_ports,
 )
+from frameworks.services.unreachable import KillSelection, Unreachable
 from frameworks.services.volumes import NothingIsAbsent, Residency, UpgradeStrategy, Volumes
 from model.fetch import Fetch
 from model.image import ImageSpec
@@ -42,7 +43,6 @@ RESERVED = {"restart", "tasks", "versions"}  # the REST API has these below an a
 USER = re.compile(r"[a-z_][a-z0-9_-]{0,31}|[0-9]{1,5}(:[0-9]{1,5})?")
 MAX_ID = 65535  # of a container's own range
 ENV_NAME = re.compile(r"[^=\x00]+")
-OWN_LABELS = "tepui/"  # prefix of the labels that this framework puts on tasks
 STRING_BYTES = 128 * 1024 - 1  # execve(2): MAX_ARG_STRLEN, with the NUL
 
 
@@ -84,10 +84,10 @@ def _app_id(value: str) -> str:
     return path
 
 
-def _no_own_labels(labels: dict[str, str]) -> dict[str, str]:
-    for key in labels:
-        if key.startswith(OWN_LABELS):
-            raise invalid(f"label {key}: the prefix {OWN_LABELS} is reserved")
+def _sound_labels(labels: dict[str, str]) -> dict[str, str]:
+    for key, value in labels.items():
+        if problem := options.problem(key, value):
+            raise invalid(problem)
     return labels
 
 
@@ -98,7 +98,7 @@ Positive = Annotated[float, Field(gt=0, le=2**40, allow_inf_nan=False)]
 Seconds = Annotated[float, Field(ge=0, le=7 * 86400, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0, le=100_000)]
 EnvName = Annotated[str, _matches(ENV_NAME, "must not be empty or contain = or NUL")]
-Labels = Annotated[dict[str, str], AfterValidator(_no_own_labels)]
+Labels = Annotated[dict[str, str], AfterValidator(_sound_labels)]
 User = Annotated[str, _matches(USER, "must be a name or decimal uid:gid"), AfterValidator(_user)]
 
 
@@ -153,15 +153,15 @@ class Definition(Strict):
     portDefinitions: Annotated[list[PortDefinition], Field(max_length=100)] | None = None
     requirePorts: bool = False
     constraints: Constraints = []
+    dependencies: Annotated[list[str], Field(max_length=100)] = []
 
     acceptedResourceRoles: Refused = None
     check: Refused = None
-    dependencies: Refused = None
     executor: Refused = None
     executorResources: Refused = None
     gpus: Refused = None
     ipAddress: Refused = None
-    killSelection: Refused = None
+    killSelection: KillSelection = "YOUNGEST_FIRST"
     ports: Refused = None
     residency: Annotated[Residency | None, NothingIsAbsent] = None
     resourceLimits: ResourceLimits | None = None
@@ -169,13 +169,13 @@ class Definition(Strict):
     storeUrls: Refused = None
     taskRateLimit: Refused = None
     tty: Refused = None
-    unreachableStrategy: Annotated[Literal["disabled"] | None, NothingIsAbsent] = None
+    unreachableStrategy: Unreachable = None
     upgradeStrategy: UpgradeStrategy = UpgradeStrategy()
 
     @model_validator(mode="before")
     @classmethod
     def _null_is_absent(cls, value: object) -> object:
-        return volumes.with_defaults(old_form(without_nulls(value)))
+        return dependencies.absolute(volumes.with_defaults(old_form(without_nulls(value))))
 
     @model_validator(mode="after")
     def _one_command(self) -> Definition:

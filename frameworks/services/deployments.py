@@ -1,12 +1,13 @@
-"""`/v2/deployments` and `/v2/queue`: what is not as it was asked to be, and what waits for a place.
+"""`/v2/deployments` and `/v2/queue`: what is not yet as it was asked to be, and what waits for a place; and our own
+view of one deployment (`/api/v1/deployments/ID`), which says what it waits for.
 
-A deployment is an app on its way to what was last asked for. There is one for each such app, and it locks nothing: a
-newer definition takes the place of the older one. To cancel it is to go back to the version before, or, of an app that
-is new, to have none.
+A deployment is one or more apps on their way to what was last asked for in one request. It locks these and no others.
+To cancel it is to go back to the version before or, of an app that is new, to have none.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -15,10 +16,11 @@ from fastapi import APIRouter, Response
 from frameworks.services import catalog
 from frameworks.services.app import App, format_time
 from frameworks.services.catalog import UnknownApp
+from frameworks.services.changes import deployed
 from frameworks.services.definition import Definition
 from frameworks.services.framework import Services
 from frameworks.services.pods.definition import PodDefinition
-from frameworks.services.wanted import current, settled
+from frameworks.services.wanted import current
 from master.rest.errors import ApiError
 from master.store.base import Conflict, Store
 
@@ -38,22 +40,47 @@ class DeploymentsApi:
         router.delete("/v2/queue/{app_id:path}/delay", status_code=204)(self.end_delay)
         return router
 
+    def own_view(self) -> APIRouter:
+        router = APIRouter(prefix="/api/v1", tags=["services"])
+        router.get("/deployments/{deployment}")(self.show)
+        router.post("/services/{app_id:path}/promote")(self.promote)
+        return router
+
     async def list_all(self) -> list[Json]:
-        return [self._deployment(app) for app in await self._unsettled()]
+        together: dict[str, list[App]] = {}
+        for app in await self._under_way():
+            together.setdefault(app.deployment, []).append(app)
+        return [self._deployment(apps) for apps in together.values()]
+
+    async def show(self, deployment: str) -> Json:
+        """Also of one that ended not long ago."""
+        apps = [app for app in await self._under_way() if app.deployment == deployment]
+        if apps:
+            return self._progress(apps)
+        if (ended := self._services.rollouts.ended(deployment)) is None:
+            raise ApiError(404, f"Deployment '{deployment}' does not exist")
+        nothing = {"deadline": None, "canary": None, "wanted": ended.app.instances, "serving": 0, "old": 0}
+        about = {"id": deployment, "app": ended.app.id, "apps": [ended.app.id], "since": ended.app.version}
+        return {**about, **nothing, "state": ended.state, "waiting": [], "reason": ended.reason}
 
     async def cancel(self, deployment: str, response: Response, force: bool = False) -> Json | Response:
         """With `force` the answer is empty, as clients expect; what is left is one version all the same."""
-        app = next((each for each in await self._unsettled() if each.deployment == deployment), None)
-        if app is None:
+        apps = [app for app in await self._under_way() if app.deployment == deployment]
+        if not apps:
             raise ApiError(404, f"Deployment '{deployment}' does not exist")
-        try:
-            after = await self._go_back(app)
-        except (UnknownApp, Conflict) as error:
-            raise ApiError(409, f"App '{app.id}' was changed at the same moment: read it again") from error
+        after = [await self._go_back(app) for app in apps]
         if force:
             return Response(status_code=202)
-        response.headers["Marathon-Deployment-Id"] = after.deployment
-        return {"version": after.version, "deploymentId": after.deployment}
+        return deployed(after[-1], response)
+
+    async def promote(self, app_id: str, response: Response) -> Json:
+        """What a canary tried is for all instances."""
+        try:
+            return deployed(await catalog.end_canary(self._store, "/" + app_id), response)
+        except UnknownApp as error:
+            raise ApiError(404, f"App '/{app_id}' does not exist") from error
+        except ValueError as error:
+            raise ApiError(409, f"App '/{app_id}' has no canary") from error
 
     async def queue(self) -> Json:
         return {"queue": [self._queued(app, count, delay_s) for app, count, delay_s in self._services.queue()]}
@@ -63,31 +90,56 @@ class DeploymentsApi:
         if not self._services.end_delay("/" + app_id):
             raise ApiError(404, f"App '/{app_id}' does not wait for its next start")
 
-    async def _unsettled(self) -> list[App]:
+    async def _under_way(self) -> list[App]:
         apps = [app for kind in (Definition, PodDefinition) for app in await catalog.read_all(self._store, kind)]
-        return [app for app in apps if not settled(app, self._services.runs(app.id))]
+        return [app for app in apps if not app.outcome]
 
     async def _go_back(self, app: App) -> App:
-        kind = type(app.definition)
-        known = await catalog.versions(self._store, app.id, kind)
-        before = next((each for version, each in known.items() if app.created <= version < app.version), None)
-        if before is None:
-            return await catalog.remove(self._store, app.id, kind)
-        return await catalog.replace(self._store, before.definition)
+        try:
+            back = await catalog.go_back(self._store, app, f"deployment {app.deployment} was cancelled")
+            return back or await catalog.remove(self._store, app.id, type(app.definition))
+        except (UnknownApp, Conflict) as error:
+            raise ApiError(409, f"App '{app.id}' was changed at the same moment: read it again") from error
 
-    def _deployment(self, app: App) -> Json:
-        of_pod = isinstance(app.definition, PodDefinition)
-        changes = any(not current(app, run) for run in self._services.runs(app.id))
-        what = {"action": "RestartApplication" if changes else "ScaleApplication", "pod" if of_pod else "app": app.id}
+    def _deployment(self, apps: Sequence[App]) -> Json:
+        actions = [self._action(app) for app in apps]
+        pods = [app.id for app in apps if isinstance(app.definition, PodDefinition)]
         return {
-            "id": app.deployment,
-            "version": app.version,
-            "affectedApps": [] if of_pod else [app.id],
-            "affectedPods": [app.id] if of_pod else [],
-            "steps": [{"actions": [what]}],
-            "currentActions": [{**what, "readinessCheckResults": []}],
+            "id": apps[0].deployment,
+            "version": max(app.version for app in apps),
+            "affectedApps": [app.id for app in apps if app.id not in pods],
+            "affectedPods": pods,
+            "steps": [{"actions": actions}],
+            "currentActions": [{**action, "readinessCheckResults": []} for action in actions],
             "currentStep": 1,
             "totalSteps": 1,
+        }
+
+    def _action(self, app: App) -> Json:
+        changes = any(not current(app, run) for run in self._services.runs(app.id))
+        of_pod = isinstance(app.definition, PodDefinition)
+        return {"action": "RestartApplication" if changes else "ScaleApplication", "pod" if of_pod else "app": app.id}
+
+    def _progress(self, apps: Sequence[App]) -> Json:
+        sized = [self._services.sized(app) for app in apps]
+        runs = [(app, run) for app in sized for run in self._services.runs(app.id)]
+        deadlines = [at for app in apps if (at := self._services.rollouts.deadline(app)) is not None]
+        canaries = [app.canary.instances for app in apps if app.canary is not None]
+        named = len(apps) > 1
+        waiting = [f"{app.id}: {each}" if named else each for app in sized for each in self._services.waiting(app)]
+        return {
+            "id": apps[0].deployment,
+            "app": apps[0].id,
+            "apps": [app.id for app in apps],
+            "state": "running",
+            "since": min(app.version for app in apps),
+            "deadline": format_time(datetime.fromtimestamp(min(deadlines), UTC)) if deadlines else None,
+            "canary": canaries[0] if canaries else None,
+            "wanted": sum(app.instances for app in sized),
+            "serving": sum(run.serving and current(app, run) for app, run in runs),
+            "old": sum(not current(app, run) for app, run in runs),
+            "waiting": waiting,
+            "reason": "; ".join(app.undoes for app in apps if app.undoes),
         }
 
     def _queued(self, app: App, count: int, delay_s: float) -> Json:

@@ -9,7 +9,7 @@ from model.metrics import Family, gauge
 
 
 def families(services: Services) -> Iterator[Family]:
-    apps = services.apps()
+    apps = [services.sized(app) for app in services.apps()]
     wanted = sum(app.instances for app in apps)
     running = sum(run.running for app in apps for run in services.runs(app.id))
     yield gauge("tepui_services", "Services.", float(len(apps)))

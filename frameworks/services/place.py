@@ -29,7 +29,7 @@ class Demand:
     permits `rights`, and ports of the node: `sockets` by protocol and number, and for each of `chosen`, which are
     protocols, one whose number does not matter. On `static` networks it asks for an address that is no node's. One that
     is an `instance` of before has volumes on the `node`, and can be nowhere else; `constraints` were met when it was
-    there first."""
+    there first. It is of `version` of the app."""
 
     app: str
     resources: Resources
@@ -42,6 +42,7 @@ class Demand:
     chosen: tuple[tuple[str, ...], ...] = ()
     static: frozenset[str] = frozenset()
     constraints: tuple[Constraint, ...] = ()
+    version: str = ""
 
     @property
     def leased(self) -> tuple[str, ...]:
@@ -57,6 +58,7 @@ class Placement:
     offer: Offer
     instance: str = ""
     ports: tuple[int, ...] = ()
+    version: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +86,7 @@ def place(demands: Sequence[Demand], offers: Sequence[Offer], running: Spread, p
                 continue
             best = min(fitting, key=lambda offer: _rank(demand, offer, rooms[offer.id].free, spread))
             ports = rooms[best.id].take(demand.app, demand.resources, demand.leased, demand.sockets, demand.chosen)
-            placements.append(Placement(demand.app, best, demand.instance, ports))
+            placements.append(Placement(demand.app, best, demand.instance, ports, demand.version))
             spread[demand.app, best.node.id] += 1
             for constraint in demand.constraints:
                 if (at := constraint.place_of(best.node)) is not None:

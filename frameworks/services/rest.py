@@ -15,8 +15,8 @@ from starlette.responses import PlainTextResponse
 from frameworks.services import catalog
 from frameworks.services.answers import app_json, task_json, version_info
 from frameworks.services.app import FRAMEWORK, App
-from frameworks.services.catalog import AppExists, UnknownApp
-from frameworks.services.changes import Changes, deployed, refusal
+from frameworks.services.catalog import AppExists, Locked, UnknownApp
+from frameworks.services.changes import Changes, deployed, refusal, refuse_locked
 from frameworks.services.definition import Definition, TaskIds
 from frameworks.services.deployments import DeploymentsApi
 from frameworks.services.framework import Services
@@ -29,7 +29,7 @@ from frameworks.services.wanted import Run
 from master.rest import cluster
 from master.rest.errors import ApiError
 from master.rest.event_stream import LastEventId, chosen, stream
-from master.store.base import Conflict, Store
+from master.store.base import Store
 
 MARATHON_VERSION = "1.11.0"  # of the API: clients choose their calls by it
 # Where DC/OS has its Marathon, and where its proxies often put it.
@@ -47,13 +47,15 @@ Embed = Annotated[list[str], Query()]
 
 def routers(store: Store, services: Services) -> list[APIRouter]:
     marathon, pods = MarathonApi(store, services).router(), PodsApi(store, services)
-    marathon.include_router(DeploymentsApi(store, services).router())
+    deployments = DeploymentsApi(store, services)
+    marathon.include_router(deployments.router())
     marathon.include_router(GroupsApi(store, services).router())
     aliases = APIRouter(include_in_schema=False)
     for alias in ALIASES:
         aliases.include_router(marathon, prefix=alias)
         aliases.include_router(pods.router(), prefix=alias)
-    return [marathon, pods.router(), aliases, _own_view(store, services), pods.own_view()]
+    # A service's id may have slashes: what follows it comes first.
+    return [marathon, pods.router(), aliases, deployments.own_view(), _own_view(store, services), pods.own_view()]
 
 
 class MarathonApi:
@@ -111,6 +113,7 @@ class MarathonApi:
         try:
             await catalog.refuse_taken(self._store, definition.id)
             refuse_bad(self._services.vip_problems(definition))
+            self._changes.refuse_cycles([definition])
             app = await catalog.add(self._store, definition)
         except AppExists as error:
             raise ApiError(409, f"An app with id [{definition.id}] already exists.") from error
@@ -148,7 +151,6 @@ class MarathonApi:
             answer["readinessCheckResults"] = [result for run in runs for result in readiness_results(run.view)]
         return answer
 
-    # `force` has nothing to overrule: the last definition is the one that counts.
     async def update(
         self,
         app_id: str,
@@ -157,11 +159,18 @@ class MarathonApi:
         response: Response,
         force: Flag = False,
         partial: Annotated[Flag, Query(alias="partialUpdate")] = True,
+        canary: Annotated[int | None, Query()] = None,
     ) -> Json:
-        """What is not said stays as it is. An app that is not there is made."""
+        """What is not said stays as it is. An app that is not there is made. With `canary` so many of its instances are
+        changed, until that is promoted or cancelled."""
         path = "/" + app_id
         before = await self._changes.known(path)
-        app = await self._changes.make(await self._changes.wanted(path, before, body, partial), is_new=before is None)
+        wanted = await self._changes.wanted(path, before, body, partial)
+        self._changes.refuse_cycles([wanted])
+        if canary is None:
+            app = await self._changes.make(wanted, before, force)
+        else:
+            app = await self._changes.try_out(wanted, before, canary, force)
         self._tell(app, request)
         if before is None:
             response.status_code = 201
@@ -185,14 +194,14 @@ class MarathonApi:
             if not path or path in named:
                 raise ApiError(422, "Object is not valid", {f"/({number})/id": ["must be there, and no other's"]})
             named[path] = {**body, "id": path}
-        return deployed((await self._changes.make_all(named, partial))[-1], response)
+        return deployed((await self._changes.make_all(named, partial, force))[-1], response)
 
     async def restart(self, app_id: str, response: Response, force: Flag = False) -> Json:
         """All its tasks are replaced, as its upgradeStrategy says."""
         path = "/" + app_id
         try:
-            app = await catalog.start_again(self._store, path)
-        except (UnknownApp, Conflict) as error:
+            app = await catalog.start_again(self._store, path, force)
+        except (UnknownApp, Locked) as error:
             raise refusal(error, path) from error
         return deployed(app, response)
 
@@ -203,11 +212,11 @@ class MarathonApi:
         app = await self._changes.version("/" + app_id, version)
         return app.definition.model_dump(exclude_none=True) | {"version": app.version, "versionInfo": version_info(app)}
 
-    async def delete(self, app_id: str, response: Response) -> Json:
+    async def delete(self, app_id: str, response: Response, force: Flag = False) -> Json:
         path = "/" + app_id
         try:
-            app = await catalog.remove(self._store, path)
-        except (UnknownApp, Conflict) as error:
+            app = await catalog.remove(self._store, path, force=force)
+        except (UnknownApp, Locked) as error:
             raise refusal(error, path) from error
         return deployed(app, response)
 
@@ -219,7 +228,8 @@ class MarathonApi:
         apps = await catalog.read_all(self._store)
         return {"tasks": [task_json(run) for app in apps for run in self._services.runs(app.id)]}
 
-    # `wipe` destroys what a task's persistent volumes hold. `force` has nothing to overrule.
+    # `wipe` destroys what a task's persistent volumes hold. `scale` changes the app: while that is locked, it needs
+    # `force`.
     async def kill_one(
         self,
         app_id: str,
@@ -233,7 +243,7 @@ class MarathonApi:
         found = [run for run in self._services.runs(app.id) if run.id == task_id]
         if not found:
             raise ApiError(404, f"Task '{task_id}' does not exist")
-        shrunk = await self._kill(found, scale, wipe)
+        shrunk = await self._kill(found, scale, wipe, force)
         return deployed(shrunk[0], response) if shrunk else {"task": task_json(found[0])}
 
     async def kill_all(
@@ -248,28 +258,30 @@ class MarathonApi:
         """`host` is a node: only those there."""
         app = await existing(self._store, app_id)
         found = [run for run in self._services.runs(app.id) if host in (None, run.view.node)]
-        return self._killed(found, await self._kill(found, scale, wipe), response)
+        return self._killed(found, await self._kill(found, scale, wipe, force), response)
 
     async def kill_some(
         self, wanted: TaskIds, response: Response, scale: Flag = False, wipe: Flag = False, force: Flag = False
     ) -> Json:
         ids, apps = set(wanted.ids), await catalog.read_all(self._store)
         found = [run for app in apps for run in self._services.runs(app.id) if run.id in ids]
-        return self._killed(found, await self._kill(found, scale, wipe), response)
+        return self._killed(found, await self._kill(found, scale, wipe, force), response)
 
     def _killed(self, found: list[Run], shrunk: list[App], response: Response) -> Json:
         return deployed(shrunk[0], response) if shrunk else {"tasks": [task_json(run) for run in found]}
 
-    async def _kill(self, runs: list[Run], scale: bool, wipe: bool) -> list[App]:
+    async def _kill(self, runs: list[Run], scale: bool, wipe: bool, force: bool) -> list[App]:
         """With `scale` their apps shrink by as many, and are returned. First they shrink: none of these is replaced."""
         counts = Counter(run.view.spec.owner for run in runs if scale and not run.view.killing)
         deployed = []
+        for app_id in counts:
+            refuse_locked(await self._changes.known(app_id), force)
         if scale:
             self._services.choose(runs)
         for app_id, count in counts.items():
             try:
-                deployed.append(await catalog.shrink(self._store, app_id, count))
-            except UnknownApp as error:
+                deployed.append(await catalog.shrink(self._store, app_id, count, force))
+            except (UnknownApp, Locked) as error:
                 raise refusal(error, app_id) from error
         for run in runs:
             await self._services.kill(run)

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, Field, field_validator, model_validator
 
 from frameworks.services.fields import STRICT, Location, Refused, invalid
+from frameworks.services.unreachable import UnreachableStrategy
 from model.mounts import MOST_MIB
 from model.task import TaskSpec
 from model.volume import VOLUME_NAME, WORKSPACE, PersistentVolume, VolumeKind, VolumeMount, mount_problem
@@ -133,18 +134,18 @@ def problems(
     volumes: Sequence[Volume],
     residency: Residency | None,
     upgrade: UpgradeStrategy,
-    unreachable: str | None,
+    unreachable: UnreachableStrategy | None,
 ) -> Iterator[tuple[Location, str]]:
     """What does not go together, each with its place."""
     names = [each.name for each in volumes if each.persistent is not None]
     for index, volume in enumerate(volumes):
         if volume.persistent is not None and names.count(volume.name) > 1:
             yield ("container", "volumes", index, "containerPath"), f"two persistent volumes are called {volume.name!r}"
-    given = (("residency", residency), ("unreachableStrategy", unreachable))
-    for field, value in given:
-        if value is not None and not names:
-            yield (field,), "is not supported by this version but for an app with persistent volumes: remove it"
+    if residency is not None and not names:
+        yield ("residency",), "is for an app with persistent volumes: remove it"
     if names:
+        if unreachable is not None and not unreachable.disabled:
+            yield ("unreachableStrategy",), 'must be "disabled" for an app with persistent volumes'
         if upgrade.maximumOverCapacity != 0:
             yield ("upgradeStrategy", "maximumOverCapacity"), "must be 0 for an app with persistent volumes"
         if upgrade.minimumHealthCapacity > 0.5:

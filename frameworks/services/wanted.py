@@ -4,6 +4,9 @@ A task that is being killed still counts: it may run for its whole grace period,
 it asks for because of something this framework started. But for those on nodes that are to have none: another one comes
 first, and when it serves, the one there goes. Where that can not be, because there is only one of its address, it goes
 first; and what has volumes on its node stays, for there is no other place for it.
+
+A task on a node that has been away for longer than its app waits is `inactive`: another one takes its place, and should
+the node come back, there is one too many.
 """
 
 from __future__ import annotations
@@ -23,12 +26,14 @@ from model.volume import persistent
 @dataclass(frozen=True, slots=True)
 class Run:
     """A task that is not over. `launched_at` and `running_at` are on the monotonic clock: NEVER when that was before
-    this master's time. `started` is what the node said, in seconds since the epoch."""
+    this master's time. `started` is what the node said, in seconds since the epoch. `inactive`: it counts no more, for
+    as long as its node is away."""
 
     view: TaskView
     launched_at: float = NEVER
     running_at: float | None = None
     started: float | None = None
+    inactive: bool = False
 
     @property
     def id(self) -> str:
@@ -44,14 +49,30 @@ class Run:
         spec, status = self.view.spec, self.view.status
         well = status.healthy is True or not spec.health_checks
         ready = len(spec.readiness_checks) == sum(readiness.ready for readiness in status.readiness)
-        return self.running and well and ready
+        return self.running and well and ready and not self.inactive
 
 
 def missing(app: App, runs: Iterable[Run]) -> int:
     """How many instances to start: those that lack, as long as with those of other versions they are not too many."""
-    known = [instance for instance in instances(runs) if not _is_moving(instance)]
-    old = sum(any(_is_obsolete(app, run) for run in instance) for instance in known)
-    return max(0, min(app.instances - len(known) + old, most(app) - len(known)))
+    known, old = _counted(app, runs)
+    return max(0, min(_share(app) - len(known) + old, most(app) - len(known)))
+
+
+def missing_before(app: App, runs: Iterable[Run]) -> int:
+    """How many to start of those that a canary leaves as they were."""
+    _, old = _counted(app, runs)
+    return max(0, app.instances - _share(app) - old) if app.canary is not None else 0
+
+
+def _counted(app: App, runs: Iterable[Run]) -> tuple[list[list[Run]], int]:
+    """The instances that have a place of the app's, and how many of them are of other versions."""
+    known = [each for each in instances(runs) if not _is_moving(each) and not _is_inactive(each)]
+    return known, sum(any(_is_obsolete(app, run) for run in instance) for instance in known)
+
+
+def _share(app: App) -> int:
+    """How many instances are to be of the app's version."""
+    return app.instances if app.canary is None else min(app.canary.instances, app.instances)
 
 
 def least(app: App) -> int:
@@ -79,24 +100,30 @@ def surplus(app: App | None, runs: Iterable[Run], chosen: Collection[str] = ()) 
     good: list[list[Run]] = []
     bad: list[list[Run]] = []
     for instance in instances(living):
-        (good if all(_is_good(app, run) for run in instance) and _is_whole(instance) else bad).append(instance)
-    good.sort(key=lambda instance: min(map(_worth, instance)))
+        if not _is_inactive(instance):
+            (good if all(_is_good(app, run) for run in instance) and _is_whole(instance) else bad).append(instance)
+    oldest_first = app.definition.killSelection == "OLDEST_FIRST"
+    good.sort(key=lambda instance: min(_worth(run, oldest_first) for run in instance))
     good.sort(key=lambda instance: not any(run.id in chosen for run in instance))
     old, new = (
         [each for each in good if any(_is_obsolete(app, run) for run in each) is obsolete] for obsolete in (True, False)
     )
     moving, staying = ([each for each in new if _is_moving(each) is moves] for moves in (True, False))
-    gone = _needless(app, old, sum(map(_serves, good)))
-    gone += moving[: max(0, len(moving) + sum(map(_serves, staying)) - app.instances)]
-    gone += staying[: max(0, len(staying) - app.instances)]
+    gone = _needless(app, old, new, sum(map(_serves, good)))
+    gone += moving[: max(0, len(moving) + sum(map(_serves, staying)) - _share(app))]
+    gone += staying[: max(0, len(staying) - _share(app))]
     return [run for instance in bad + gone for run in instance]
 
 
-def _needless(app: App, old: list[list[Run]], serving: int) -> list[list[Run]]:
-    """Those of other versions that may go now: who does not serve, and as many others as leave enough that do."""
+def _needless(app: App, old: list[list[Run]], new: list[list[Run]], serving: int) -> list[list[Run]]:
+    """Those of other versions that may go now: who does not serve, and as many others as leave enough that do. First
+    those on nodes where one of the new version serves, and those that are to leave their node."""
+    taken_over = {instance[0].view.node for instance in new if _serves(instance)}
     idle = [instance for instance in old if not _serves(instance)]
     busy = [instance for instance in old if _serves(instance)]
-    return idle + busy[: max(0, serving - least(app))]
+    busy.sort(key=lambda instance: not _is_moving(instance) and instance[0].view.node not in taken_over)
+    too_many = len(old) - (app.instances - _share(app))
+    return [*idle, *busy[: max(0, serving - least(app))]][: max(0, too_many)]
 
 
 def _serves(instance: Iterable[Run]) -> bool:
@@ -105,9 +132,16 @@ def _serves(instance: Iterable[Run]) -> bool:
 
 def settled(app: App, runs: Iterable[Run]) -> bool:
     """The app is as it was asked to be: nothing is left of its deployment."""
-    known = instances(runs)
-    whole = len(known) == app.instances and all(map(_is_whole, known))
+    known = [instance for instance in instances(runs) if not _is_inactive(instance)]
+    whole = len(known) == app.instances and all(map(_is_whole, known)) and app.canary is None
     return whole and all(current(app, run) and run.serving for instance in known for run in instance)
+
+
+def tried(app: App, runs: Iterable[Run]) -> bool:
+    """The app's canary serves, beside as many others as there should be: somebody is to say what becomes of it."""
+    serving = [instance for instance in instances(runs) if _serves(instance)]
+    new = sum(all(current(app, run) for run in instance) for instance in serving)
+    return app.canary is not None and new == _share(app) and len(serving) == app.instances
 
 
 def instances(runs: Iterable[Run]) -> list[list[Run]]:
@@ -140,6 +174,10 @@ def _is_moving(instance: Iterable[Run]) -> bool:
     return any(run.view.leaving for run in runs) and not alone
 
 
+def _is_inactive(instance: Iterable[Run]) -> bool:
+    return any(run.inactive for run in instance)
+
+
 def _is_only_one(spec: TaskSpec) -> bool:
     """It has an address that nobody else can have meanwhile."""
     return any(attachment.address for attachment in (Interface(spec.network, spec.address), *spec.interfaces))
@@ -159,7 +197,8 @@ def illness(view: TaskView) -> str:
     return given_up(view.spec.health_checks, view.status.health)
 
 
-def _worth(run: Run) -> tuple[bool, bool, float, float, str]:
-    """Unhealthy before healthy, not yet running before running, the newest first."""
-    launched = run.view.status.at if run.started is None else run.started
-    return run.view.status.healthy is not False, run.running, -run.launched_at, -launched, run.id
+def _worth(run: Run, oldest_first: bool) -> tuple[bool, bool, float, float, str]:
+    """Unhealthy before healthy, not yet running before running, the newest or the oldest first."""
+    began = run.view.status.at if run.started is None else run.started
+    sign = 1 if oldest_first else -1
+    return run.view.status.healthy is not False, run.running, sign * run.launched_at, sign * began, run.id

@@ -21,12 +21,19 @@ log = structlog.get_logger()
 
 
 class ApiError(Exception):
-    """The request is refused with this HTTP status."""
+    """The request is refused with this HTTP status. `also` is what else the answer has."""
 
-    def __init__(self, status: int, message: str, details: Mapping[str, Sequence[str]] | None = None) -> None:
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        details: Mapping[str, Sequence[str]] | None = None,
+        also: Mapping[str, Any] | None = None,
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.details = details or {}
+        self.also = also or {}
 
 
 def install(app: FastAPI) -> None:
@@ -43,8 +50,9 @@ def answer(
     message: str,
     details: Mapping[str, Sequence[str]] | None = None,
     headers: Mapping[str, str] | None = None,
+    also: Mapping[str, Any] | None = None,
 ) -> JSONResponse:
-    body: dict[str, Any] = {"message": message}
+    body: dict[str, Any] = {"message": message, **(also or {})}
     if details:
         body["details"] = [{"path": path, "errors": list(errors)} for path, errors in details.items()]
     return JSONResponse(body, status, headers=headers)
@@ -60,7 +68,7 @@ def json_path(location: Iterable[str | int]) -> str:
 
 async def _refused(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, ApiError)
-    return answer(error.status, str(error), error.details)
+    return answer(error.status, str(error), error.details, also=error.also)
 
 
 async def _refused_by_framework(request: Request, error: Exception) -> JSONResponse:

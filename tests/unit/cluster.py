@@ -14,7 +14,18 @@ from dataclasses import dataclass, replace
 from ipaddress import ip_address
 from typing import Any
 
-from master.offers import Event, Offer, OfferGone, Offers, Rescinded, TaskView, UnknownTask, Update, VolumeView
+from master.offers import (
+    Event,
+    NodesChanged,
+    Offer,
+    OfferGone,
+    Offers,
+    Rescinded,
+    TaskView,
+    UnknownTask,
+    Update,
+    VolumeView,
+)
 from master.store.base import StoreError
 from model.node import Node
 from model.resources import Resources
@@ -52,6 +63,7 @@ class Cluster:
         self.rejecting: StoreError | None = None
         self.losing_offers = 0
         self.automatic = automatic
+        self.deploying: Callable[[], int] = lambda: 0  # apps of the framework that plays here
         self.networks = frozenset({"overlay"})
         self._numbers = itertools.count(1)
         self._outstanding: dict[str, Offer] = {}
@@ -75,7 +87,9 @@ class Cluster:
         for offer in [offer for offer in self._outstanding.values() if offer.node.id == name]:
             del self._outstanding[offer.id]
             self._tell(Rescinded(offer.id))
-        return self.nodes.pop(name)
+        removed = self.nodes.pop(name)
+        self._tell(NodesChanged())
+        return removed
 
     def drain(self, name: str) -> None:
         """Its offers are gone, there are no more, and its tasks are to leave."""
@@ -86,6 +100,7 @@ class Cluster:
 
     def add_node(self, added: Node) -> None:
         self.nodes[added.id] = added
+        self._tell(NodesChanged())
         self.offer()
 
     def offer(self) -> None:
@@ -243,6 +258,9 @@ class Subscription:
     async def accept(self, offer_id: str, tasks: Sequence[TaskSpec], volumes: Sequence[PersistentVolume] = ()) -> None:
         self._cluster.accept(offer_id, tasks, volumes)
         await asyncio.sleep(0)
+
+    def nodes(self) -> tuple[Node, ...]:
+        return tuple(self._cluster.nodes.values())
 
     def volumes(self) -> tuple[VolumeView, ...]:
         return self._cluster.views()

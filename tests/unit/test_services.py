@@ -243,7 +243,7 @@ async def test_what_happens_is_told_in_marathons_words(store: SqliteStore) -> No
         await until(lambda: len(cluster.active("/web")) == 1)
         (task,) = cluster.active("/web")
         cluster.advance(task.spec.id, TaskState.RUNNING)
-        await until(lambda: not running._deploying)
+        await until(lambda: not running.deploying())
         await update(store, cmd="new")
         await catalog.remove(store, "/web")
         await until(lambda: not running.apps())
@@ -356,7 +356,7 @@ async def test_failures_make_it_wait_and_say_so(store: SqliteStore) -> None:
         app = await catalog.add(store, definition(backoffSeconds=60.0, maxLaunchDelaySeconds=300.0))
         await runs(cluster, "/web", 1)
         cluster.advance(cluster.accepted[0].id, TaskState.FAILED, exit_code=3)
-        await until(lambda: bool(running.waiting(app)))
+        await until(lambda: "failed" in "".join(running.waiting(app)))
         (sentence,) = running.waiting(app)
         assert re.fullmatch(r"1 start failed: the next one in (59|60)\.\d s \(last: failed: exit code 3\)", sentence)
         failure = running.last_failure("/web")
@@ -396,7 +396,7 @@ async def test_why_it_waits(store: SqliteStore) -> None:
         await runs(cluster, "/small", 1)  # nobody waits behind those who can't run
         cluster.add_node(node("d", cpus=8000))
         await runs(cluster, "/big", 2)
-        assert running.waiting(big) == []
+        await until(lambda: not running.waiting(big))
 
 
 async def test_without_nodes(store: SqliteStore) -> None:
@@ -557,7 +557,7 @@ class Life(RuleBasedStateMachine):
             else:
                 fields = {"container": {"volumes": [DATA]}} if app_id == self.RESIDENT else {}
                 app = await catalog.add(self.store, definition(app_id, instances, backoffSeconds=0.0, **fields))
-            await until(lambda: self.services._apps.get(app_id) == app)
+            await until(lambda: app.version in {each.version for each in self.services.apps()})
             self.cluster.limits[app_id] = self.wanted[app_id] = instances
 
         self.do(change())

@@ -66,7 +66,14 @@ def test_defaults_are_marathons() -> None:
         ({"instances": 1.5}, "/instances", "integer"),
         ({"instances": 10**9}, "/instances", "less than"),
         ({"colour": "red"}, "/colour", "Extra"),
-        ({"dependencies": ["/db"]}, "/dependencies", "not supported by this version"),
+        ({"dependencies": "/db"}, "/dependencies", "list"),
+        ({"unreachableStrategy": {"inactiveAfterSeconds": 9}}, "/unreachableStrategy", "must not be less"),
+        ({"unreachableStrategy": "enabled"}, "/unreachableStrategy", "disabled"),
+        ({"unreachableStrategy": {"disabled": True}}, "/unreachableStrategy", "is a word"),
+        ({"killSelection": "SOME"}, "/killSelection", "YOUNGEST_FIRST"),
+        ({"labels": {"tepui/system": "yes"}}, "/labels", "true or false"),
+        ({"labels": {"tepui/deadline": "soon"}}, "/labels", "number of seconds"),
+        ({"labels": {"tepui/version": "1"}}, "/labels", "reserved"),
         ({"constraints": [["hostname", "NEAR"]]}, "/constraints(0)", "must be one of"),
         ({"acceptedResourceRoles": ["*"]}, "/acceptedResourceRoles", "not supported"),
         ({"upgradeStrategy": {"minimumHealthCapacity": 2}}, "/upgradeStrategy/minimumHealthCapacity", "less than"),
@@ -154,7 +161,7 @@ def test_nothing_asked_is_nothing_refused() -> None:
     app = Definition.model_validate({**LEAST, **empty, **nulls, "user": None})
     assert app.task_ports[0].labels == ()
     assert app.placement == ()
-    assert "dependencies" not in app.model_dump(exclude_none=True)
+    assert app.model_dump(exclude_none=True)["dependencies"] == []
 
 
 def test_ids_may_be_relative() -> None:

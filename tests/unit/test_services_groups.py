@@ -28,7 +28,7 @@ TREE: Json = {
 
 
 async def settled(cluster: Cluster, count: int) -> None:
-    await until(lambda: len(cluster.active()) == count)
+    await until(lambda: len(cluster.active()) == count and not cluster.deploying())
 
 
 async def ids(client: httpx2.AsyncClient) -> set[str]:
@@ -50,14 +50,17 @@ async def test_a_tree_of_apps_is_made_shown_and_removed(client: httpx2.AsyncClie
     assert (await client.delete("/v2/groups/prod/db")).status_code == 200
     assert await ids(client) == {"/prod/front"}
     assert (await client.get("/v2/groups/prod/db")).status_code == 404
+    assert (await client.get("/v2/groups/prod/empty")).json()["apps"] == []
     assert (await client.delete("/v2/groups/?force=true")).status_code == 200
     await settled(cluster, 0)
     assert (await client.delete("/v2/groups/prod")).status_code == 404
 
 
-async def test_what_is_not_said_of_a_group_stays(client: httpx2.AsyncClient) -> None:
+async def test_what_is_not_said_of_a_group_stays(client: httpx2.AsyncClient, cluster: Cluster) -> None:
     await client.post("/v2/groups", json=TREE)
+    await settled(cluster, 4)
     await client.put("/v2/groups/prod", json={"apps": [app("back")]})
+    await settled(cluster, 4)
     assert await ids(client) == {"/prod/back", "/prod/db/main", "/prod/db/spare"}
     await client.put("/v2/groups/prod/db", json={"id": "/prod/db", "apps": [app("main", cpus=0.2)]})
     assert await ids(client) == {"/prod/back", "/prod/db/main"}
@@ -84,7 +87,9 @@ async def test_a_group_is_scaled_as_a_whole(client: httpx2.AsyncClient, cluster:
     ("body", "path"),
     [
         ({"id": "/g", "colour": "red"}, "/colour"),
-        ({"id": "/g", "dependencies": ["/x"]}, "/dependencies"),
+        ({"id": "/g", "dependencies": "/x"}, "/dependencies"),
+        ({"id": "/g", "apps": [app("a")], "dependencies": ["/g/a"]}, "/dependencies"),
+        ({"id": "/g", "apps": [app("a", dependencies=["../b"]), app("b", dependencies=["/g/a"])]}, "/dependencies"),
         ({"id": "/g", "apps": [{"cmd": "x"}]}, "/apps(0)/id"),
         ({"id": "/g", "apps": [app("/other/a")]}, "/apps(0)/id"),
         ({"id": "/g", "groups": [{"id": "a", "apps": "b"}]}, "/groups(0)/apps"),

@@ -18,8 +18,8 @@ from model.health import Health, HealthCheck, ProbeKind, Readiness, ReadinessChe
 from model.task import TaskState
 from tests.unit.cluster import Cluster, node, until
 from tests.unit.test_services import definition, services
-from tests.unit.test_services_rest import WEB, client, cluster
-from tests.unit.test_services_rest import settled as running
+from tests.unit.test_services_rest import WEB, client, cluster, running
+from tests.unit.test_services_rest import settled as deployed
 
 __all__ = ["client", "cluster"]
 pytestmark = pytest.mark.anyio
@@ -191,7 +191,7 @@ async def test_what_clients_read_of_it(client: httpx2.AsyncClient, cluster: Clus
 @pytest.mark.parametrize("scale", ["", "?scale=false", "?scale=True", "?scale"])
 async def test_kill_one(client: httpx2.AsyncClient, cluster: Cluster, scale: str) -> None:
     await client.post("/v2/apps", json=WEB)
-    await running(cluster, 2)
+    await deployed(cluster, 2)
     victim = cluster.accepted[0].id
     answer = await client.delete(f"/v2/apps/group/web/tasks/{victim}{scale}")
     assert answer.status_code == 200 and set(cluster.killed) == {victim}

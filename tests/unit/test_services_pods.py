@@ -236,6 +236,7 @@ def cluster() -> Cluster:
 async def client(cluster: Cluster, store: SqliteStore) -> AsyncIterator[httpx2.AsyncClient]:
     services = Services(store, cluster.subscribe())
     running = asyncio.create_task(services.run())
+    cluster.deploying = services.deploying
     app = create_app(lambda token: token == "t", routers(store, services), PUBLIC)
     transport = httpx2.ASGITransport(app)
     headers = {"Authorization": "token=t"}
@@ -349,7 +350,11 @@ async def test_it_is_listed_shown_and_not_taken_for_an_app(client: httpx2.AsyncC
     for alias in ALIASES:
         assert (await client.get(alias + "/v2/pods/group/web")).json() == pod
     view = (await client.get("/api/v1/pods/group/web")).json()
-    assert len(view["tasks"]) == 4 and view["waiting"] == [] and view["tasks"][0]["pod"] in pods(cluster)
+    assert (
+        len(view["tasks"]) == 4
+        and view["waiting"] == ["waits for 2 tasks to be healthy"]
+        and view["tasks"][0]["pod"] in pods(cluster)
+    )
 
 
 async def test_an_id_is_an_apps_or_a_pods(client: httpx2.AsyncClient, cluster: Cluster) -> None:
@@ -400,11 +405,15 @@ async def test_a_change_replaces_the_instances_and_scaling_does_not(
 ) -> None:
     pod = await run(client, cluster)
     before = set(pods(cluster))
-    answer = await client.put("/v2/pods/group/web", json={**pod, "scaling": {"kind": "fixed", "instances": 3}})
+    scaled = {**pod, "scaling": {"kind": "fixed", "instances": 3}}
+    answer = await client.put("/v2/pods/group/web", json=scaled)
+    assert answer.status_code == 409 and answer.json()["deployments"]
+    answer = await client.put("/v2/pods/group/web?force=true", json=scaled)
     assert answer.status_code == 200 and answer.headers["Marathon-Deployment-Id"]
     await runs(cluster, 3)
     assert before < set(pods(cluster))
-    assert (await client.put("/v2/pods/group/web", json=changed("environment", {"SIZE": "small"}))).status_code == 200
+    small = changed("environment", {"SIZE": "small"})
+    assert (await client.put("/v2/pods/group/web?force=true", json=small)).status_code == 200
     await until(lambda: not before & set(pods(cluster)))
     await runs(cluster, 2)
     assert {dict(view.spec.env)["SIZE"] for view in cluster.active()} == {"small"}
@@ -419,7 +428,8 @@ async def test_versions_are_kept_to_a_bound(
     await client.post("/v2/pods", json=POD)
     await client.post("/v2/pods", json=changed("containers.0.endpoints.0.labels", {}) | {"id": "/group/web/below"})
     for size in "abcd":
-        assert (await client.put("/v2/pods/group/web", json=changed("environment.SIZE", size))).is_success
+        answer = await client.put("/v2/pods/group/web?force=true", json=changed("environment.SIZE", size))
+        assert answer.is_success
     versions = (await client.get("/v2/pods/group/web::versions")).json()
     assert len(versions) == 3 and versions == sorted(versions, reverse=True)
     found = [(await client.get(f"/v2/pods/group/web::versions/{version}")).json() for version in versions]
@@ -427,7 +437,7 @@ async def test_versions_are_kept_to_a_bound(
     assert [each["version"] for each in found] == versions
     assert (await client.get("/v2/pods/group/web::versions/none")).status_code == 404
     assert (await client.get("/v2/pods/other::versions")).status_code == 404
-    await client.delete("/v2/pods/group/web")
+    await client.delete("/v2/pods/group/web?force=true")
     left = [entry.key for entry in await store.range("services/")]
     assert len(left) == 2 and all("/group/web/below" in each for each in left)
 
@@ -446,7 +456,7 @@ async def test_instances_are_killed_one_by_one_and_replaced(client: httpx2.Async
 
 async def test_removing_it_ends_all(client: httpx2.AsyncClient, cluster: Cluster) -> None:
     await run(client, cluster)
-    answer = await client.delete("/v2/pods/group/web")
+    answer = await client.delete("/v2/pods/group/web?force=true")
     assert answer.status_code == 202 and answer.json()["deploymentId"] == answer.headers["Marathon-Deployment-Id"]
     await runs(cluster, 0)
     assert (await client.get("/v2/pods")).json() == []

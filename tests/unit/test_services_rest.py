@@ -58,6 +58,7 @@ def cluster() -> Cluster:
 async def client(cluster: Cluster, store: SqliteStore) -> AsyncIterator[httpx2.AsyncClient]:
     services = Services(store, cluster.subscribe())
     running = asyncio.create_task(services.run())
+    cluster.deploying = services.deploying
     app = create_app(lambda token: token == "t", routers(store, services), PUBLIC)
     headers = {"Authorization": "token=t"}
     transport = httpx2.ASGITransport(app)
@@ -72,8 +73,14 @@ def has_only(answer: dict[str, Any], keys: str) -> bool:
     return set(answer) <= set(keys.split())
 
 
-async def settled(cluster: Cluster, count: int) -> None:
+async def running(cluster: Cluster, count: int) -> None:
     await until(lambda: len(cluster.running("/group/web")) == len(cluster.active("/group/web")) == count)
+
+
+async def settled(cluster: Cluster, count: int) -> None:
+    """And its deployment is over."""
+    await running(cluster, count)
+    await until(lambda: not cluster.deploying())
 
 
 async def test_create(client: httpx2.AsyncClient, cluster: Cluster) -> None:
@@ -130,7 +137,7 @@ async def test_a_vip_that_can_not_be_had_is_refused_by_its_label(client: httpx2.
         422,
         "/containers(0)/endpoints(0)/labels/VIP_0",
     )
-    await client.delete("/v2/apps/a")
+    await client.delete("/v2/apps/a?force=true")
     await until(lambda: not cluster.active("/a"))
     assert (await client.post("/v2/pods", json=pod)).status_code == 201
 
@@ -178,7 +185,7 @@ async def test_list(client: httpx2.AsyncClient, cluster: Cluster) -> None:
 
 async def test_scale(client: httpx2.AsyncClient, cluster: Cluster) -> None:
     created = (await client.post("/v2/apps", json=WEB)).json()
-    answer = await client.put("/v2/apps//group/web", json={"instances": 3})
+    answer = await client.put("/v2/apps//group/web?force=true", json={"instances": 3})
     assert answer.status_code == 200 and set(answer.json()) == {"version", "deploymentId"}
     assert answer.json()["deploymentId"] != created["deployments"][0]["id"]
     await settled(cluster, 3)
@@ -215,7 +222,8 @@ async def test_what_a_change_does_not_say_stays(client: httpx2.AsyncClient, clus
     app = (await client.get("/v2/apps/group/web")).json()["app"]
     assert app["version"] == app["versionInfo"]["lastConfigChangeAt"] > before["version"]
     assert (app["cmd"], app.get("args"), app["env"], app["labels"]) == ("serve", None, {"B": "2"}, {"team": "web"})
-    await client.put("/v2/apps/group/web?partialUpdate=false", json={"cmd": "serve", "networks": WEB["networks"]})
+    query = "partialUpdate=false&force=true"
+    await client.put(f"/v2/apps/group/web?{query}", json={"cmd": "serve", "networks": WEB["networks"]})
     app = (await client.get("/v2/apps/group/web")).json()["app"]
     assert (app["env"], app["labels"], app["instances"], app["mem"]) == ({}, {}, 1, 128.0)
 
@@ -245,7 +253,7 @@ async def test_several_apps_are_changed_or_none(client: httpx2.AsyncClient, meth
         assert (await client.request(method, "/v2/apps", json=bad)).status_code == 422
     apps = (await client.get("/v2/apps")).json()["apps"]
     assert [(app["id"], app["cpus"]) for app in apps] == [("/a", 0.5)]
-    answer = await client.request(method, "/v2/apps", json=[{"id": "/a", "cpus": 2}, other])
+    answer = await client.request(method, "/v2/apps?force=true", json=[{"id": "/a", "cpus": 2}, other])
     assert answer.status_code == 200 and set(answer.json()) == {"version", "deploymentId"}
     apps = (await client.get("/v2/apps")).json()["apps"]
     assert {(app["id"], app["cpus"]) for app in apps} == {("/a", 2.0), ("/b", 1.0)}
@@ -253,11 +261,13 @@ async def test_several_apps_are_changed_or_none(client: httpx2.AsyncClient, meth
 
 async def test_versions_can_be_read_and_gone_back_to(client: httpx2.AsyncClient, cluster: Cluster) -> None:
     first = (await client.post("/v2/apps", json=WEB)).json()["version"]
+    await settled(cluster, 2)
     second = (await client.put("/v2/apps/group/web", json={"cpus": 0.2})).json()["version"]
+    await settled(cluster, 2)
     assert (await client.get("/v2/apps/group/web/versions")).json() == {"versions": [second, first]}
     shown = [(await client.get(f"/v2/apps/group/web/versions/{each}")).json() for each in (first, second)]
     assert [(each["version"], each["cpus"]) for each in shown] == [(first, 0.5), (second, 0.2)]
-    third = (await client.put("/v2/apps/group/web", json={"version": first})).json()["version"]
+    third = (await client.put("/v2/apps/group/web?force=true", json={"version": first})).json()["version"]
     app = (await client.get("/v2/apps/group/web")).json()["app"]
     assert (app["cpus"], app["version"]) == (0.5, third)
     for path in ("/v2/apps/none/versions", "/v2/apps/group/web/versions/1"):
@@ -315,7 +325,7 @@ async def test_a_deployment_is_what_is_not_there_yet_and_can_be_gone_back_from(
     await until(lambda: len(cluster.active()) == 2)
     for task in cluster.active():
         cluster.advance(task.spec.id, TaskState.RUNNING)
-    await until(lambda: True)
+    await until(lambda: not cluster.deploying())
     changed = (await client.put("/v2/apps/group/web", json={"cmd": "bad"})).json()
     (deployment,) = (await client.get("/v2/deployments")).json()
     assert deployment["id"] == changed["deploymentId"]

@@ -128,7 +128,7 @@ def test_refused_with_the_fields_path(volume: dict[str, Any], place: str, says: 
         ({"residency": {"taskLostBehavior": "MAYBE"}}, "/residency/taskLostBehavior", "WAIT_FOREVER"),
         ({"upgradeStrategy": {"maximumOverCapacity": 0.5}}, "/upgradeStrategy/maximumOverCapacity", "must be 0"),
         ({"upgradeStrategy": {"minimumHealthCapacity": 1}}, "/upgradeStrategy/minimumHealthCapacity", "at most 0.5"),
-        ({"unreachableStrategy": {"inactiveAfterSeconds": 1}}, "/unreachableStrategy", "disabled"),
+        ({"unreachableStrategy": {"expungeAfterSeconds": 1}}, "/unreachableStrategy", "disabled"),
     ],
 )
 def test_what_does_not_go_with_persistent_volumes(fields: dict[str, Any], path: str, says: str) -> None:
@@ -138,7 +138,6 @@ def test_what_does_not_go_with_persistent_volumes(fields: dict[str, Any], path: 
 
 def test_residency_without_persistent_volumes_is_refused() -> None:
     assert list(problems(residency=RESIDENCY)) == ["/residency"]
-    assert list(problems(unreachableStrategy="disabled")) == ["/unreachableStrategy"]
 
 
 def test_one_place_and_one_name_are_for_one_volume() -> None:

@@ -31,6 +31,7 @@ from frameworks.services.pods import volumes
 from frameworks.services.pods.container import Container, OwnAmounts
 from frameworks.services.pods.volumes import Volume, Volumes
 from frameworks.services.ports import mapping_problems, repeated_hosts, repeated_ports
+from frameworks.services.unreachable import KillSelection, Unreachable
 from frameworks.services.volumes import UpgradeStrategy
 from model.resources import Resources
 from model.volume import PersistentVolume
@@ -103,8 +104,8 @@ class Placement(Strict):
 class Scheduling(Strict):
     backoff: Backoff = Backoff()
     placement: Placement = Placement()
-    killSelection: Literal["YOUNGEST_FIRST"] = "YOUNGEST_FIRST"
-    unreachableStrategy: Refused = None
+    killSelection: KillSelection = "YOUNGEST_FIRST"
+    unreachableStrategy: Unreachable = None
     upgrade: UpgradeStrategy = UpgradeStrategy()
 
 
@@ -217,6 +218,19 @@ class PodDefinition(Strict):
     @property
     def kept_in_place(self) -> bool:
         return False
+
+    @property
+    def killSelection(self) -> str:
+        return self.scheduling.killSelection
+
+    @property
+    def unreachableStrategy(self) -> Unreachable:
+        return self.scheduling.unreachableStrategy
+
+    @property
+    def dependencies(self) -> list[str]:
+        """What a pod depends on, its group does."""
+        return []
 
     @property
     def residency(self) -> None:

@@ -11,7 +11,8 @@ from fastapi import APIRouter, Body, Response
 
 from frameworks.services import catalog
 from frameworks.services.app import App
-from frameworks.services.catalog import AppExists, UnknownApp
+from frameworks.services.catalog import AppExists, Locked, UnknownApp
+from frameworks.services.changes import refusal
 from frameworks.services.framework import Services
 from frameworks.services.pods.definition import PodDefinition
 from frameworks.services.pods.status import instance_json, pod_json, status_json
@@ -19,7 +20,7 @@ from frameworks.services.vips import refuse_bad
 from frameworks.services.wanted import Run, instances
 from master.rest import cluster
 from master.rest.errors import ApiError
-from master.store.base import Conflict, Store
+from master.store.base import Store
 
 Json = dict[str, Any]
 InstanceIds = Annotated[list[str], Body(max_length=100_000)]
@@ -72,7 +73,6 @@ class PodsApi:
     async def show(self, pod_id: str) -> Json:
         return pod_json(await self._existing(pod_id))
 
-    # `force` has nothing to overrule: the last definition is the one that counts.
     async def update(self, pod_id: str, definition: PodDefinition, response: Response, force: bool = False) -> Json:
         path = "/" + pod_id
         if definition.id != path:
@@ -80,17 +80,17 @@ class PodsApi:
         await self._existing(pod_id)
         refuse_bad(self._services.vip_problems(definition))
         try:
-            pod = await catalog.replace(self._store, definition)
-        except (UnknownApp, Conflict) as error:
-            raise _refusal(error, path) from error
+            pod = await catalog.replace(self._store, definition, force)
+        except (UnknownApp, Locked) as error:
+            raise refusal(error, path, "Pod") from error
         return _deployed(pod, response)
 
     async def delete(self, pod_id: str, response: Response, force: bool = False) -> Json:
         path = "/" + pod_id
         try:
-            pod = await catalog.remove(self._store, path, PodDefinition)
-        except (UnknownApp, Conflict) as error:
-            raise _refusal(error, path) from error
+            pod = await catalog.remove(self._store, path, PodDefinition, force)
+        except (UnknownApp, Locked) as error:
+            raise refusal(error, path, "Pod") from error
         response.headers["Marathon-Deployment-Id"] = pod.deployment
         return {"version": pod.version, "deploymentId": pod.deployment}
 
@@ -145,14 +145,14 @@ class PodsApi:
         try:
             return await catalog.read(self._store, path, PodDefinition)
         except UnknownApp as error:
-            raise _refusal(error, path) from error
+            raise refusal(error, path, "Pod") from error
 
     async def _versions(self, pod_id: str) -> dict[str, App]:
         path = "/" + pod_id
         try:
             return await catalog.versions(self._store, path, PodDefinition)
         except UnknownApp as error:
-            raise _refusal(error, path) from error
+            raise refusal(error, path, "Pod") from error
 
 
 def _deployed(pod: App, response: Response) -> Json:
@@ -163,9 +163,3 @@ def _deployed(pod: App, response: Response) -> Json:
 def _instance_id(runs: list[Run]) -> str:
     pod = runs[0].view.spec.pod
     return pod.id if pod is not None else ""
-
-
-def _refusal(error: UnknownApp | Conflict, path: str) -> ApiError:
-    if isinstance(error, UnknownApp):
-        return ApiError(404, f"Pod '{path}' does not exist")
-    return ApiError(409, f"Pod '{path}' was changed at the same moment: read it again")

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from frameworks.services.app import VERSION_LABEL, App, format_time, label
-from frameworks.services.framework import TaskFailure, describe_end
+from frameworks.services.picture import TaskFailure, describe_end
 from frameworks.services.wanted import Run, instances, settled
 from model.pod import Pod
 from model.resources import Resources

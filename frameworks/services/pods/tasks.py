@@ -50,6 +50,7 @@ def new_instance(
                 ports=has,
                 interfaces=networking.interfaces(definition.networks, ()),
                 bandwidth=networking.bandwidth(definition.networks),
+                patient=definition.unreachableStrategy is not None,
             ),
         )
         for member, container, has in zip(members, definition.containers, ports, strict=True)
