@@ -1,5 +1,5 @@
-"""`/v2/deployments` and `/v2/queue`: what is not yet as it was asked to be, and what waits for a place; and our own
-view of one deployment (`/api/v1/deployments/ID`), which says what it waits for.
+"""`/v2/deployments`: what is not yet as it was asked to be; and our own view of one deployment
+(`/api/v1/deployments/ID`), which says what it waits for.
 
 A deployment is one or more apps on their way to what was last asked for in one request. It locks these and no others.
 To cancel it is to go back to the version before or, of an app that is new, to have none.
@@ -36,8 +36,6 @@ class DeploymentsApi:
         router = APIRouter(tags=["services"])
         router.get("/v2/deployments")(self.list_all)
         router.delete("/v2/deployments/{deployment}", response_model=None)(self.cancel)
-        router.get("/v2/queue")(self.queue)
-        router.delete("/v2/queue/{app_id:path}/delay", status_code=204)(self.end_delay)
         return router
 
     def own_view(self) -> APIRouter:
@@ -81,14 +79,6 @@ class DeploymentsApi:
             raise ApiError(404, f"App '/{app_id}' does not exist") from error
         except ValueError as error:
             raise ApiError(409, f"App '/{app_id}' has no canary") from error
-
-    async def queue(self) -> Json:
-        return {"queue": [self._queued(app, count, delay_s) for app, count, delay_s in self._services.queue()]}
-
-    async def end_delay(self, app_id: str) -> None:
-        """It is started again at once, however often that has failed."""
-        if not self._services.end_delay("/" + app_id):
-            raise ApiError(404, f"App '/{app_id}' does not wait for its next start")
 
     async def _under_way(self) -> list[App]:
         apps = [app for kind in (Definition, PodDefinition) for app in await catalog.read_all(self._store, kind)]
@@ -141,28 +131,3 @@ class DeploymentsApi:
             "waiting": waiting,
             "reason": "; ".join(app.undoes for app in apps if app.undoes),
         }
-
-    def _queued(self, app: App, count: int, delay_s: float) -> Json:
-        delay = {"overdue": delay_s == 0, "timeLeftSeconds": int(delay_s)}
-        what = "pod" if isinstance(app.definition, PodDefinition) else "app"
-        shown = app.definition.model_dump(exclude_none=True) | {"version": app.version}
-        refused = self._services.refused(app.id)
-        return {
-            what: shown,
-            "count": count,
-            "delay": delay,
-            "since": app.version,
-            "processedOffersSummary": {
-                "processedOffersCount": len(refused),
-                "unusedOffersCount": len(refused),
-                "rejectSummaryLastOffers": [
-                    {"reason": reason, "declined": declined, "processed": len(refused)}
-                    for reason, declined in _counted(refused).items()
-                ],
-                **({"lastUnusedOfferAt": format_time(datetime.now(UTC))} if refused else {}),
-            },
-        }
-
-
-def _counted(reasons: list[str]) -> dict[str, int]:
-    return {reason: reasons.count(reason) for reason in dict.fromkeys(reasons)}

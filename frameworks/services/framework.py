@@ -24,7 +24,7 @@ import structlog
 from frameworks.services import dependencies, vips
 from frameworks.services.app import FRAMEWORK, GROUPS, PREFIX, App, Group, Place, new_tasks, place_noted
 from frameworks.services.constraints import Constraint
-from frameworks.services.declined import Declined
+from frameworks.services.declined import Declined, DeclinedOffer
 from frameworks.services.definition import Definition
 from frameworks.services.demands import constraints_of, demand, pinned
 from frameworks.services.events import ServiceEvents
@@ -153,9 +153,9 @@ class Services:
         self._changed.set()
         return delayed
 
-    def refused(self, app_id: str) -> list[str]:
-        """Why offers of nodes are of no use to it."""
-        return [reason([refusal]) for refusal in self._declined.of(app_id)]
+    def declined(self, app_id: str) -> list[DeclinedOffer]:
+        """Offers that were of no use to it, the last one of each node."""
+        return self._declined.of(app_id)
 
     def last_failure(self, app_id: str) -> TaskFailure | None:
         return self._picture.failures.get(app_id)
@@ -170,7 +170,7 @@ class Services:
             return [dependencies.sentence(held_by)]
         if sentence := self._waiting_for_delay(app):
             return [sentence]
-        refusals = self._declined.of(app.id)
+        refusals = [each.refusal for each in self._declined.of(app.id)]
         if not refusals:
             nodes = sorted({instance.node for instance in self._idle(app)})
             away = [f"its volume is on node {node}, which has offered nothing yet" for node in nodes]

@@ -23,6 +23,7 @@ from frameworks.services.framework import Services
 from frameworks.services.groups import GroupsApi
 from frameworks.services.health import readiness_results
 from frameworks.services.pods.rest import PodsApi
+from frameworks.services.queue import QueueApi
 from frameworks.services.selector import selector
 from frameworks.services.vips import refuse_bad
 from frameworks.services.wanted import Run
@@ -49,6 +50,7 @@ def routers(store: Store, services: Services) -> list[APIRouter]:
     marathon, pods = MarathonApi(store, services).router(), PodsApi(store, services)
     deployments = DeploymentsApi(store, services)
     marathon.include_router(deployments.router())
+    marathon.include_router(QueueApi(services).router())
     marathon.include_router(GroupsApi(store, services).router())
     aliases = APIRouter(include_in_schema=False)
     for alias in ALIASES:

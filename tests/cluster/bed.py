@@ -126,10 +126,11 @@ class Cluster:
         return str(self.call("POST", "/v2/apps", json=definition)["id"])
 
     def scale(self, app: str, instances: int) -> None:
-        self.call("PUT", f"/v2/apps{app}", json={"instances": instances})
+        """Also while its last deployment is under way."""
+        self.call("PUT", f"/v2/apps{app}?force=true", json={"instances": instances})
 
     def remove(self, app: str) -> None:
-        self.call("DELETE", f"/v2/apps{app}")
+        self.call("DELETE", f"/v2/apps{app}?force=true")
 
     def tasks(self) -> Tasks:
         return {task["id"]: task for task in self.get("/api/v1/tasks")["tasks"]}
@@ -156,6 +157,11 @@ class Cluster:
         """As `await_running`, with none of `victims` among them."""
         eventually(lambda: not victims & self.tasks().keys(), f"{app} has lost {len(victims)} tasks", deadline_s)
         return self.await_running(app, instances, deadline_s)
+
+    def await_deployed(self, app: str, deadline_s: float = DEADLINE_S) -> None:
+        """It is as it was asked to be, and locked no more."""
+        path = f"/v2/apps{app}"
+        eventually(lambda: self.get(path)["app"]["deployments"] == [], f"{app} is deployed", deadline_s)
 
     def vip(self, app: str) -> Json:
         """With its `address`, `port` and `backends`; empty when there is none."""

@@ -82,7 +82,7 @@ def test_a_pod_of_images_shares_a_volume_and_keeps_it_when_its_agent_is_killed(
     cluster.lab.kill_daemon(node, "agent")
     eventually(lambda: cluster.connected() == {node}, "the agent is back")
     assert bed.same(tasks, cluster.await_running("/pod", 2))
-    cluster.call("DELETE", "/v2/pods/pod")
+    cluster.call("DELETE", "/v2/pods/pod?force=true")
     eventually(lambda: not cluster.tasks(), "the pod is gone")
 
 

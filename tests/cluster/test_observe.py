@@ -112,5 +112,5 @@ def test_services_are_told_of_as_marathon_does(cluster: Cluster) -> None:
 
 def asked_again(cluster: Cluster, app: Json, reading: Future[str]) -> bool:
     """Whether the reader has heard of it: it may not have been there yet the first time."""
-    cluster.call("PUT", "/v2/apps/told", json=app)
+    cluster.call("PUT", "/v2/apps/told?force=true", json=app)
     return reading.done()

@@ -26,7 +26,7 @@ def pod(cluster: Cluster) -> Any:
     cluster.call("POST", "/v2/pods", json=json.loads(POD.read_text()))
     settle(cluster)
     yield "/pod"
-    cluster.call("DELETE", "/v2/pods/pod")
+    cluster.call("DELETE", "/v2/pods/pod?force=true")
     eventually(lambda: not cluster.tasks(), "no task is left")
 
 

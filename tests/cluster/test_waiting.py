@@ -42,7 +42,7 @@ def test_a_constraint_holds_when_a_task_is_replaced_and_says_who_waits(cluster: 
         assert why == "constraint hostname UNIQUE: not met on 3 of 3 nodes"
         cluster.call("DELETE", f"/v2/apps/apart/tasks/{min(running)}")
         eventually(lambda running=running: min(running) not in cluster.running("/apart"), "it ends")  # type: ignore[misc]
-    cluster.call("PUT", "/v2/apps/apart", json={"constraints": []})
+    cluster.call("PUT", "/v2/apps/apart?force=true", json={"constraints": []})
     cluster.await_running("/apart", 4)
 
 

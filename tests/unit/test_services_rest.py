@@ -361,11 +361,17 @@ async def test_the_queue_says_why_and_for_how_long(client: httpx2.AsyncClient, c
     await client.post("/v2/apps", json={**WEB, "cpus": 1000})
     await until(lambda: bool(cluster.declined))
     async with asyncio.timeout(DEADLINE_S):
-        while not (item := await queued(client))["processedOffersSummary"]["rejectSummaryLastOffers"]:
+        while not (item := await queued(client))["processedOffersSummary"]["processedOffersCount"]:
             continue
     assert (item["app"]["id"], item["count"], item["delay"]["overdue"]) == ("/group/web", 2, True)
-    (rejected,) = item["processedOffersSummary"]["rejectSummaryLastOffers"]
-    assert "CPU" in rejected["reason"] and rejected["declined"] == 2
+    sieve = {each.pop("reason"): each for each in item["processedOffersSummary"]["rejectSummaryLastOffers"]}
+    assert sieve["UnfulfilledConstraint"] == {"declined": 0, "processed": 2}
+    assert sieve["InsufficientCpus"] == {"declined": 2, "processed": 2}
+    assert sieve["InsufficientPorts"] == {"declined": 0, "processed": 0}
+    (shown,) = (await client.get("/v2/queue?embed=lastUnusedOffers")).json()["queue"]
+    assert "lastUnusedOffers" not in item and len(shown["lastUnusedOffers"]) == 2
+    offer = shown["lastUnusedOffers"][0]
+    assert (offer["reason"], offer["message"]) == (["InsufficientCpus"], "/group/web lacks CPU")
     assert (await client.delete("/v2/queue/group/web/delay")).status_code == 404
 
 

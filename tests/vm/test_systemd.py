@@ -64,7 +64,7 @@ class Cluster:
         return tasks if settled else []
 
     def scale(self, instances: int) -> None:
-        self.api.put("/v2/apps/web", {"instances": instances})
+        self.api.put("/v2/apps/web?force=true", {"instances": instances})
 
     def connected(self) -> bool:
         return [node["connected"] for node in self.api.get("/api/v1/nodes")["nodes"]] == [True]
@@ -201,7 +201,7 @@ def test_a_restart_of_the_master_leaves_containers_alone(cluster: Cluster) -> No
 
 
 def test_nothing_is_left_of_a_service_that_is_removed(cluster: Cluster) -> None:
-    cluster.api.delete("/v2/apps/web")
+    cluster.api.delete("/v2/apps/web?force=true")
     eventually(lambda: cluster.groups() == [], "all cgroups are removed")
     assert f"{BUNDLES}/" not in cluster.vm.run("cat /proc/mounts")
     members = "/sys/fs/cgroup/system.slice/tepui-agent.service/cgroup.procs"
