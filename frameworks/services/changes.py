@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from fastapi import Response
+from fastapi import Request, Response
 
 from frameworks.services import catalog, dependencies, networking
 from frameworks.services.app import App, Group, new_deployment
@@ -116,6 +116,10 @@ class Changes:
 def deployed(app: App, response: Response) -> Json:
     response.headers["Marathon-Deployment-Id"] = app.deployment
     return {"version": app.version, "deploymentId": app.deployment}
+
+
+def client_of(request: Request) -> str:
+    return request.client.host if request.client else ""
 
 
 def refuse_locked(app: App | None, force: bool) -> None:

@@ -252,6 +252,8 @@ class Services:
             self.events.status(view)
         if before is not None and view.status.healthy is not None and before.healthy != view.status.healthy:
             self.events.health(view)
+        if before is not None and _failures(before) < _failures(view.status):
+            self.events.failed_check(view)
 
     async def _keep(self) -> None:
         while True:
@@ -284,6 +286,7 @@ class Services:
             for run in surplus(app, runs, self._picture.first_to_go(app)):
                 if ill := illness(run.view):
                     log.info("service task is replaced", app=app_id, task=run.id, reason=ill)
+                    self.events.given_up(run.view, ill)
                 else:
                     self._waiting.left.update(persistent(run.view.spec.volumes))
                 await self.kill(run)
@@ -461,6 +464,11 @@ class Services:
 def _marks(view: TaskView) -> tuple[bool, bool, float | None]:
     """What may change of a task without an observation of its node."""
     return view.killing, view.leaving, view.unreachable
+
+
+def _failures(status: TaskStatus) -> int:
+    """Of its checks, in a row."""
+    return sum(health.failures for health in status.health)
 
 
 def _staging(spec: TaskSpec, offer: Offer) -> TaskView:

@@ -102,6 +102,7 @@ class GroupsApi:
         for app in apps:
             version = (await self._remove(app, force, deployment)).version
         await catalog.replace_groups(self._store, (), [each for each in await self._made() if _is_in(each, path)])
+        self._services.events.group_changed(path, version)
         response.headers["Marathon-Deployment-Id"] = deployment
         return {"version": version, "deploymentId": deployment}
 
@@ -120,6 +121,7 @@ class GroupsApi:
             version = (await self._remove(app, force, deployment)).version
         for definition, before in changes:
             version = (await self._changes.make(definition, before, force, deployment)).version
+        self._services.events.group_changed(path, version)
         response.headers["Marathon-Deployment-Id"] = deployment
         return {"version": version, "deploymentId": deployment}
 

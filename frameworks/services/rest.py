@@ -16,7 +16,7 @@ from frameworks.services import catalog
 from frameworks.services.answers import app_json, task_json, version_info
 from frameworks.services.app import FRAMEWORK, App
 from frameworks.services.catalog import AppExists, Locked, UnknownApp
-from frameworks.services.changes import Changes, deployed, refusal, refuse_locked
+from frameworks.services.changes import Changes, client_of, deployed, refusal, refuse_locked
 from frameworks.services.definition import Definition, TaskIds
 from frameworks.services.deployments import DeploymentsApi
 from frameworks.services.framework import Services
@@ -179,7 +179,7 @@ class MarathonApi:
         return deployed(app, response)
 
     def _tell(self, app: App, request: Request) -> None:
-        self._services.events.asked(app, request.url.path, request.client.host if request.client else "")
+        self._services.events.asked(app, request.url.path, client_of(request))
 
     async def update_many(
         self,

@@ -251,12 +251,15 @@ async def test_what_happens_is_told_in_marathons_words(store: SqliteStore) -> No
     assert [event["eventType"] for event in events] == [
         "deployment_info",
         "status_update_event",
+        "instance_changed_event",
+        "deployment_step_success",
         "deployment_success",
         "deployment_info",
         "deployment_failed",
         "app_terminated_event",
     ]
-    assert (events[0]["plan"]["id"], events[2]["id"]) == (app.deployment, app.deployment)
+    assert (events[0]["plan"]["id"], events[4]["id"]) == (app.deployment, app.deployment)
+    assert (events[2]["condition"], events[2]["runSpecId"]) == ("Running", "/web")
     status = events[1]
     assert (status["taskId"], status["taskStatus"], status["appId"], status["host"]) == (
         task.spec.id,

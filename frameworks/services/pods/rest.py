@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Response
+from fastapi import APIRouter, Body, Request, Response
 
 from frameworks.services import catalog
 from frameworks.services.app import App
 from frameworks.services.catalog import AppExists, Locked, UnknownApp
-from frameworks.services.changes import refusal
+from frameworks.services.changes import client_of, refusal
 from frameworks.services.framework import Services
 from frameworks.services.pods.definition import PodDefinition
 from frameworks.services.pods.status import instance_json, pod_json, status_json
@@ -60,20 +60,23 @@ class PodsApi:
     async def list_pods(self) -> list[Json]:
         return [pod_json(pod) for pod in await catalog.read_all(self._store, PodDefinition)]
 
-    async def create(self, definition: PodDefinition, response: Response) -> Json:
+    async def create(self, definition: PodDefinition, request: Request, response: Response) -> Json:
         try:
             await catalog.refuse_taken(self._store, definition.id)
             refuse_bad(self._services.vip_problems(definition))
             pod = await catalog.add(self._store, definition)
         except AppExists as error:
             raise ApiError(409, f"An app or a pod with id [{definition.id}] already exists.") from error
+        self._services.events.asked(pod, request.url.path, client_of(request))
         response.headers["Location"] = f"/v2/pods{pod.id}"
         return _deployed(pod, response)
 
     async def show(self, pod_id: str) -> Json:
         return pod_json(await self._existing(pod_id))
 
-    async def update(self, pod_id: str, definition: PodDefinition, response: Response, force: bool = False) -> Json:
+    async def update(
+        self, pod_id: str, definition: PodDefinition, request: Request, response: Response, force: bool = False
+    ) -> Json:
         path = "/" + pod_id
         if definition.id != path:
             raise ApiError(422, "Object is not valid", {"/id": [f"must be {path}, as in the request's path"]})
@@ -83,14 +86,16 @@ class PodsApi:
             pod = await catalog.replace(self._store, definition, force)
         except (UnknownApp, Locked) as error:
             raise refusal(error, path, "Pod") from error
+        self._services.events.asked(pod, request.url.path, client_of(request), is_new=False)
         return _deployed(pod, response)
 
-    async def delete(self, pod_id: str, response: Response, force: bool = False) -> Json:
+    async def delete(self, pod_id: str, request: Request, response: Response, force: bool = False) -> Json:
         path = "/" + pod_id
         try:
             pod = await catalog.remove(self._store, path, PodDefinition, force)
         except (UnknownApp, Locked) as error:
             raise refusal(error, path, "Pod") from error
+        self._services.events.pod_removed(path, request.url.path, client_of(request))
         response.headers["Marathon-Deployment-Id"] = pod.deployment
         return {"version": pod.version, "deploymentId": pod.deployment}
 
