@@ -43,6 +43,11 @@ class Constraint:
     def __str__(self) -> str:
         return " ".join(filter(None, (self.field, self.operator, self.value)))
 
+    @property
+    def evens(self) -> bool:
+        """Whether it may allow tomorrow, when there are others, what it does not allow today."""
+        return self.operator == "GROUP_BY"
+
     def place_of(self, node: Node) -> str | None:
         """What the node has in the field; None: nothing."""
         name = self.field.removeprefix("@")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import UTC, datetime
 
+from frameworks.services import options
 from frameworks.services.app import FRAMEWORK, App, new_tasks
 from frameworks.services.constraints import Constraint
 from frameworks.services.instances import Instance
@@ -33,6 +34,7 @@ def demand(app: App, count: int) -> Demand:
         chosen=tuple(tuple(protocol.value for protocol in port.protocols) for port in ports if port.host == 0),
         static=frozenset(each.network for task in tasks for each in task.attachments if each.address),
         constraints=constraints_of(app),
+        packed=options.is_packed(definition.labels),
         version=app.config_version,
     )
 

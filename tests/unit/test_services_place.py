@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from frameworks.services.backoff import STABLE_S, Backoff, Failure, delay, failed
+from frameworks.services.constraints import Constraint
 from frameworks.services.definition import Definition
 from frameworks.services.place import Demand, Plan, place
 from frameworks.services.refusals import explain, reason
@@ -127,6 +128,51 @@ def test_never_more_than_offered_and_never_less_than_fits(wanted: list[Any], fre
             assert refusing == set(left) and not any(rest.covers(each.resources) for rest in left.values())
         else:
             assert placed[each.app] == each.count and not refusing
+
+
+def test_packed_ones_fill_the_fullest_node_first() -> None:
+    packed = replace(demand("/a", 6), packed=True)
+    plan = place([packed], [offer("n1", 4000), offer("n2", 250), offer("n3", 400), offer("n4", 90)], {("/a", "n2"): 5})
+    assert [placement.offer.node.id for placement in plan.placements] == ["n2"] * 2 + ["n3"] * 4
+    plan = place([replace(packed, count=9)], [offer("n1", 500), offer("n2", 300)], {})
+    assert nodes(plan, "/a") == {"n1": 5, "n2": 3} and len(plan.refusals) == 2
+
+
+RACKED = {f"n{number}": replace(node(f"n{number}"), attributes=(("rack", str(number % 3)),)) for number in range(6)}
+CONSTRAINTS = [("rack", "GROUP_BY", "3"), ("hostname", "UNIQUE"), ("rack", "IS", "1"), ("rack", "MAX_PER", "2")]
+
+
+@st.composite
+def situations(draw: st.DrawFn) -> tuple[list[Demand], list[Offer]]:
+    amounts = st.builds(Resources, st.integers(1, 400), st.integers(1, 90))
+    limits = st.lists(st.sampled_from([Constraint(*each) for each in CONSTRAINTS]), max_size=2, unique=True).map(tuple)
+    demands = [
+        replace(demand(app, draw(st.integers(0, 7))), resources=draw(amounts), constraints=draw(limits), packed=packed)
+        for app, packed in draw(st.dictionaries(st.sampled_from(["/a", "/b", "/c"]), st.booleans())).items()
+    ]
+    free = draw(st.dictionaries(st.sampled_from(sorted(RACKED)), st.tuples(st.integers(0, 1500), st.integers(0, 300))))
+    return demands, [replace(offer(name, *amount), node=RACKED[name]) for name, amount in free.items()]
+
+
+@given(situations())
+def test_each_instance_goes_to_the_best_offer_that_it_finds(situation: tuple[list[Demand], list[Offer]]) -> None:
+    """As if there were but one instance to place at a time."""
+    demands, offers = situation
+    plan = place(demands, offers, {})
+    by_app = {each.app: replace(each, count=1) for each in demands}
+    running: Counter[tuple[str, str]] = Counter()
+    places: dict[tuple[str, Constraint], Counter[str]] = {}
+    for placement in plan.placements:
+        one, chosen = by_app[placement.app], placement.offer.node
+        (alone,) = place([one], offers, running, places).placements
+        assert alone.offer.node == chosen
+        running[one.app, chosen.id] += 1
+        for constraint in one.constraints:
+            places.setdefault((one.app, constraint), Counter())[constraint.place_of(chosen) or ""] += 1
+        offers = [
+            replace(each, resources=each.resources - one.resources) if each.node == chosen else each for each in offers
+        ]
+    assert not any(place([by_app[refusal.app]], offers, running, places).placements for refusal in plan.refusals)
 
 
 POLICY = Definition.model_validate(
