@@ -108,5 +108,25 @@ def test_node_that_is_cut_off_is_given_up_and_stops_what_was_replaced(served: Se
     assert bed.same(after, cluster.running("/web"))
 
 
+def test_another_one_is_started_elsewhere_before_what_is_away_is_given_up(impatient: Cluster) -> None:
+    cluster = impatient
+    strategy = {"inactiveAfterSeconds": 0, "expungeAfterSeconds": 1000}
+    cluster.run(bed.command("/patient", "sleep 1000", 3, unreachableStrategy=strategy))
+    before = cluster.await_running("/patient", 3)
+    gone = on(NODE, before)
+    cluster.lab.cut(NODE)
+    try:
+        eventually(lambda: len(cluster.running("/patient")) == 4, "there is one more elsewhere")
+        eventually(lambda: cluster.nodes()[NODE]["state"] == "lost", "the node is given up, and the task is not")
+        assert before.keys() <= cluster.running("/patient").keys()
+        assert cluster.get("/v2/apps/patient")["app"]["deployments"] == []
+    finally:
+        cluster.lab.join(NODE)
+    after = cluster.await_running("/patient", 3)
+    assert len(after.keys() & before.keys()) >= 2
+    assert on(NODE, after) == gone  # the youngest ended
+    cluster.await_empty()
+
+
 def on(node: str, tasks: Tasks) -> set[str]:
     return {name for name, task in tasks.items() if task["node"] == node}
