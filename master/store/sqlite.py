@@ -23,7 +23,7 @@ from typing import TypeVar
 
 from master.store import schema
 from master.store.base import Change, Delete, Entry, Put, StoreError
-from master.store.schema import Grant, Revoke, Transaction, Write
+from master.store.schema import Grant, Outcome, Revoke, Transaction, Write
 
 QUEUE = 1024  # writes; callers wait when it is full
 GROUP = 256  # writes in one commit: bounds how long the first of them waits
@@ -32,7 +32,6 @@ BUSY_DEADLINE_S = 5.0  # a backup program may hold the file this long
 RETRY_S = 1.0  # between attempts to delete what belongs to a lease that ran out
 
 T = TypeVar("T")
-Outcome = int | StoreError
 Waiting = tuple[Write, "asyncio.Future[int]"]
 
 
@@ -150,11 +149,7 @@ class SqliteStore:
 
     def _read_once(self, query: Callable[[], T]) -> T:
         try:
-            self._reader.execute("BEGIN")  # one snapshot, however many statements
-            try:
-                return query()
-            finally:
-                self._reader.execute("COMMIT")
+            return query()
         except sqlite3.Error as error:
             raise self._error("read", error) from error
 
@@ -193,7 +188,7 @@ class SqliteStore:
         try:
             self._writer.execute("BEGIN IMMEDIATE")
             try:
-                outcomes = [self._perform(write) for write in writes]
+                outcomes = schema.perform(self._writer, writes)
                 schema.compact(self._writer, self._history)
                 self._writer.execute("COMMIT")
             finally:
@@ -203,12 +198,6 @@ class SqliteStore:
         except Exception as error:  # noqa: BLE001 - a fault of ours, too, must reach the callers: they wait for this
             return [self._error("write", error)] * len(writes)
         return outcomes
-
-    def _perform(self, write: Write) -> Outcome:
-        try:
-            return schema.perform(self._writer, write)
-        except StoreError as refusal:
-            return refusal
 
     async def _expire_leases(self) -> None:
         while True:
