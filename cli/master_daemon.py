@@ -76,7 +76,8 @@ from pki.enrolment_server import enrolment_app
 from pki.files import PRIVATE, write_atomic
 from pki.identity import Identity, Role
 from pki.key import KeyFileError
-from wire.control_pb2_grpc import add_CertificatesServicer_to_server, add_ControlServicer_to_server
+from wire.control_pb2_grpc import add_CertificatesServicer_to_server
+from wire.service import add_control
 from wire.tls import SERVER_OPTIONS, server_credentials
 
 log = structlog.get_logger()
@@ -285,7 +286,7 @@ class _Master:
     async def control(self, listen: IPv4Address | IPv6Address) -> AsyncIterator[None]:
         """The port for agents."""
         server = grpc.aio.server(options=SERVER_OPTIONS)
-        add_ControlServicer_to_server(self.dispatcher, server)
+        add_control(self.dispatcher, server)
         add_CertificatesServicer_to_server(Certificates(self.authority), server)
         host = f"[{listen}]" if listen.version == 6 else str(listen)
         target = f"{host}:{self.settings.control_port}"

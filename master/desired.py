@@ -3,81 +3,113 @@
 An item is for one node or for all (but perhaps one: a node is no peer of itself). Changing an item only marks its key
 in the sessions concerned; the session's writer turns the marks into one Change when it gets to it. So a slow node costs
 one set of keys, however often its items change, and it always gets the newest.
+
+Messages of protobuf are put together by putting their bytes together. An item is encoded once, whoever gets it, and
+that when the first does: what becomes of it before then costs nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from wire import control_pb2 as pb
 
+Make = Callable[[], pb.Item]
 
-@dataclass(frozen=True, slots=True)
-class _Shared:
-    item: pb.Item
-    skip: str | None  # a node that does not get it
+
+@dataclass(slots=True, eq=False)
+class _Item:
+    """`content` is how to make it, and once that was done a message with it. `skip` is a node that does not get it."""
+
+    content: Make | bytes
+    skip: str | None = None
+
+    def encoded(self) -> bytes:
+        if not isinstance(self.content, bytes):
+            self.content = _message(pb.Change(put=[self.content()]))
+        return self.content
 
 
 @dataclass(slots=True, eq=False)
 class Feed:
     """One session's view. `applied` is what the node says it has; `told` are the keys of what it was told and has not
-    said that it has, by revision and with the time of the clock; `closed` that the session is over."""
+    said that it has, by revision and with the time of the clock; `closed` that the session is over. `urgent` is set by
+    what the node is to be told at once, `wake` by that and by all else."""
 
     node: str
+    moved: Callable[[Feed], None]  # it has applied more, or is closed
     revision: int = 0
     applied: int = 0
     told: dict[int, tuple[float, frozenset[str]]] = field(default_factory=dict)
     closed: bool = False
     dirty: set[str] = field(default_factory=set)
     wake: asyncio.Event = field(default_factory=asyncio.Event)
-    progress: asyncio.Event = field(default_factory=asyncio.Event)
+    urgent: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def mark(self, key: str) -> None:
-        self.dirty.add(key)
+    def hurry(self) -> None:
+        self.urgent.set()
         self.wake.set()
 
     def acknowledge(self, revision: int) -> None:
         self.applied = max(self.applied, revision)
         for past in [number for number in self.told if number <= self.applied]:
             del self.told[past]
-        self.progress.set()
+        self.moved(self)
 
     def close(self) -> None:
         self.closed = True
-        self.progress.set()
-        self.wake.set()
+        self.hurry()
+        self.moved(self)
 
     @property
-    def due(self) -> int:
+    def due(self) -> float:
         """The revision that will hold, or holds, everything desired up to now."""
-        return self.revision + bool(self.dirty or self.revision == 0)
+        return math.inf if self.closed else self.revision + bool(self.dirty or self.revision == 0)
 
-    async def reach(self, revision: int) -> bool:
-        """Returns when the node has applied `revision`; False when it is gone before."""
-        while not self.closed and self.applied < revision:
-            self.progress.clear()
-            await self.progress.wait()
-        return self.applied >= revision
+
+@dataclass(slots=True, eq=False)
+class _Barrier:
+    """`due` has the nodes that are waited for, each with the revision that it must have applied; infinite while it has
+    no session."""
+
+    due: dict[str, float]
+    passed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def see(self, feed: Feed) -> None:
+        if feed.node not in self.due:
+            return
+        if feed.closed:
+            self.due[feed.node] = math.inf
+        elif feed.applied >= self.due[feed.node]:
+            del self.due[feed.node]
+        if not self.due:
+            self.passed.set()
 
 
 class Desired:
     def __init__(self) -> None:
-        self._shared: dict[str, _Shared] = {}
-        self._own: dict[str, dict[str, pb.Item]] = {}
+        self._own: dict[str, dict[str, _Item]] = {}
+        self._shared: dict[str, _Item] = {}
         self._feeds: dict[str, Feed] = {}
-        self._opened = asyncio.Event()  # by the next session; another one afterwards
+        self._barriers: list[_Barrier] = []
+
+    @property
+    def sessions(self) -> int:
+        return len(self._feeds)
 
     def open(self, node: str) -> Feed:
         """A new session's feed; its first Change will be full. The node's earlier feed no longer gets anything."""
         if (earlier := self._feeds.get(node)) is not None:
             earlier.close()
-        feed = self._feeds[node] = Feed(node)
-        feed.wake.set()
-        self._opened.set()
-        self._opened = asyncio.Event()
+        feed = self._feeds[node] = Feed(node, self._moved)
+        feed.hurry()
+        for barrier in self._barriers:
+            if node in barrier.due:
+                barrier.due[node] = feed.due
         return feed
 
     def close(self, feed: Feed) -> None:
@@ -86,7 +118,7 @@ class Desired:
             del self._feeds[feed.node]
 
     def put(self, node: str, item: pb.Item) -> None:
-        self._own.setdefault(node, {})[item.key] = item
+        self._own.setdefault(node, {})[item.key] = _Item(lambda: item)
         self._mark(node, item.key)
 
     def remove(self, node: str, key: str) -> None:
@@ -98,35 +130,33 @@ class Desired:
         self._own.pop(node, None)
 
     def share(self, item: pb.Item, skip: str | None = None) -> None:
-        self._shared[item.key] = _Shared(item, skip)
-        self._mark_all(item.key, skip)
+        self.share_made(item.key, lambda: item, skip)
+
+    def share_made(self, key: str, make: Make, skip: str | None = None) -> None:
+        """An item that is made when somebody has to be told of it."""
+        self._shared[key] = _Item(make, skip)
+        self._mark_all(key, skip)
 
     def unshare(self, key: str) -> None:
         if (shared := self._shared.pop(key, None)) is not None:
             self._mark_all(key, shared.skip)
 
-    def next_change(self, feed: Feed) -> pb.Change | None:
-        """What the node must be told now; None when it was told everything."""
+    def next_change(self, feed: Feed) -> bytes | None:
+        """What the node must be told now, a whole message to it; None when it was told everything."""
         feed.wake.clear()
+        feed.urgent.clear()
         if feed.revision == 0:
-            feed.dirty.clear()
-            feed.revision = 1
-            items = self._items(feed.node)
-            feed.told[1] = time.monotonic(), frozenset(item.key for item in items)
-            return pb.Change(revision=1, full=True, put=items)
-        if not feed.dirty:
+            keys = {key for key, item in self._shared.items() if item.skip != feed.node}
+            keys.update(self._own.get(feed.node, ()))
+        elif feed.dirty:
+            keys = feed.dirty
+        else:
             return None
-        keys, feed.dirty = feed.dirty, set()
+        full, feed.dirty = feed.revision == 0, set()
         feed.revision += 1
         feed.told[feed.revision] = time.monotonic(), frozenset(keys)
-        change = pb.Change(revision=feed.revision)
-        for key in sorted(keys):
-            item = self._item(feed.node, key)
-            if item is None:
-                change.remove.append(key)
-            else:
-                change.put.append(item)
-        return change
+        head = _message(pb.Change(revision=feed.revision, full=full))
+        return b"".join((head, *(self._told(feed.node, key, full) for key in sorted(keys))))
 
     def behind(self, key: str) -> dict[str, float]:
         """Nodes with a session that do not have the newest of the item yet, and for how many seconds they know."""
@@ -141,40 +171,45 @@ class Desired:
         """Waits until every one of `nodes` has applied all that was desired up to now. One without a session goes by
         what it was told last, so its next session is waited for. Returns those that were late for the deadline."""
         feeds = {node: self._feeds.get(node) for node in nodes}
-        waits = {
-            asyncio.create_task(self._caught_up(node, feed, feed.due if feed else 0)): node
-            for node, feed in feeds.items()
-        }
-        if not waits:
+        barrier = _Barrier({node: feed.due if feed is not None else math.inf for node, feed in feeds.items()})
+        for feed in feeds.values():
+            if feed is not None:
+                barrier.see(feed)
+        if not barrier.due:
             return []
+        self._barriers.append(barrier)
         try:
-            _, late = await asyncio.wait(waits, timeout=deadline_s)
+            async with asyncio.timeout(deadline_s):
+                await barrier.passed.wait()
+        except TimeoutError:
+            return sorted(barrier.due)
         finally:
-            for wait in waits:
-                wait.cancel()
-        return sorted(waits[wait] for wait in late)
+            self._barriers.remove(barrier)
+        return []
 
-    async def _caught_up(self, node: str, feed: Feed | None, due: int) -> None:
-        while feed is None or not await feed.reach(due):
-            while (feed := self._feeds.get(node)) is None or feed.closed:
-                await self._opened.wait()
-            due = feed.due
+    def _moved(self, feed: Feed) -> None:
+        if feed is self._feeds.get(feed.node):
+            for barrier in self._barriers:
+                barrier.see(feed)
 
-    def _items(self, node: str) -> list[pb.Item]:
-        shared = [entry.item for entry in self._shared.values() if entry.skip != node]
-        return shared + list(self._own.get(node, {}).values())
-
-    def _item(self, node: str, key: str) -> pb.Item | None:
+    def _told(self, node: str, key: str, full: bool) -> bytes:
         shared = self._shared.get(key)
-        if shared is not None and shared.skip != node:
-            return shared.item
-        return self._own.get(node, {}).get(key)
+        item = shared if shared is not None and shared.skip != node else self._own.get(node, {}).get(key)
+        if item is not None:
+            return item.encoded()
+        return b"" if full else _message(pb.Change(remove=[key]))
 
     def _mark(self, node: str, key: str) -> None:
         if (feed := self._feeds.get(node)) is not None:
-            feed.mark(key)
+            feed.dirty.add(key)
+            feed.hurry()
 
     def _mark_all(self, key: str, skip: str | None) -> None:
         for feed in self._feeds.values():
             if feed.node != skip:
-                feed.mark(key)
+                feed.dirty.add(key)
+                feed.wake.set()
+
+
+def _message(change: pb.Change) -> bytes:
+    return pb.MasterMessage(change=change).SerializeToString()

@@ -2,7 +2,8 @@
 
 A VIP exists for as long as there is a task that asks for it; what a name has is kept beyond that (`vip_names.py`). A
 change of a task changes its VIPs in the desired state at once, before anybody who waits for that change goes on: only
-the first address of a new name has to wait for the store.
+the first address of a new name has to wait for the store. It costs a look at that task alone; the whole VIP is put
+together when a node has to be told of it.
 
 Tasks on nodes that can not be reached are no backends, unless all are on such nodes: then it may as well be the master
 that is cut off, and the last that was known to be good goes on.
@@ -24,7 +25,7 @@ from master.vip_names import VipNames
 from model.network import Address, NetworkKind, Subnet
 from model.node import NodeState
 from model.task import Port, Protocol, TaskState
-from model.vip import Backend, Vip, VipLabel, is_vip_label, parse_label, parse_options
+from model.vip import Backend, Vip, VipLabel, is_vip_label, parse_label, parse_options, vip_key
 from wire import control_pb2 as pb
 from wire.networks import vip_to_wire
 
@@ -37,6 +38,15 @@ class VipRef:
     address: Address | None
     port: int
     protocol: Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class _Member:
+    """What a task is to a VIP: a backend for each version of IP by which it can be reached now, and what it says of how
+    the VIP chooses."""
+
+    backends: tuple[Backend, ...]
+    options: tuple[int, bool, bool]
 
 
 class Discovery:
@@ -56,10 +66,10 @@ class Discovery:
         self._desired = desired
         self._names = names
         self._ranges = ranges
-        self._members: dict[VipRef, dict[str, Port]] = {}  # by task
+        self._members: dict[VipRef, dict[str, _Member]] = {}  # by task
         self._given: Counter[Address] = Counter()  # that labels name outright
         self._named: dict[str, set[VipRef]] = {}
-        self._table: dict[VipRef, tuple[Vip, ...]] = {}  # one of each version of IP
+        self._table: dict[VipRef, tuple[Address, ...]] = {}  # that nodes know; at most one of each version of IP
         self._away: set[str] = set()  # nodes that can not be reached
         self._where: dict[str, Address] = {}
         tasks.listen(self._task_changed)
@@ -73,7 +83,8 @@ class Discovery:
             self._task_changed(None, record)
 
     def table(self) -> list[Vip]:
-        return sorted((vip for vips in self._table.values() for vip in vips), key=lambda vip: vip.key)
+        shared = ((ref, address) for ref, addresses in self._table.items() for address in addresses)
+        return sorted((self._vip(ref, address) for ref, address in shared), key=lambda vip: vip.key)
 
     def problem(self, label: VipLabel) -> str:
         """Why nobody can have it; empty when one can."""
@@ -115,16 +126,21 @@ class Discovery:
             if ref not in self._members:
                 self._begin(ref)
             members = self._members[ref]
-            if after is None:
-                members.pop(record.spec.id, None)
-            else:
-                members[record.spec.id] = port
-            self._publish(ref)
+            known = members.pop(record.spec.id, None)
+            if after is not None:
+                members[record.spec.id] = self._member(after, port)
+            if members.get(record.spec.id) != known or not members:
+                self._publish(ref)
 
     def _node_changed(self, view: NodeView) -> None:
         if self._note(view):
-            refs = {ref for record in self._tasks.on(view.node.id) for ref, _ in wanted(record)}
-            for ref in refs & self._members.keys():
+            refs = set()
+            for record in self._tasks.on(view.node.id):
+                for ref, port in wanted(record):
+                    if ref in self._members:
+                        self._members[ref][record.spec.id] = self._member(record, port)
+                        refs.add(ref)
+            for ref in refs:
                 self._publish(ref)
 
     def _note(self, view: NodeView) -> bool:
@@ -151,47 +167,52 @@ class Discovery:
             del self._named[ref.name]
 
     def _publish(self, ref: VipRef) -> None:
-        members = self._members[ref]
-        known = self._table.pop(ref, ())
-        if not members:
+        known, addresses = self._table.pop(ref, ()), self._addresses(ref)
+        if addresses:
+            self._table[ref] = addresses
+        if not self._members[ref]:
             self._end(ref)
-            vips: tuple[Vip, ...] = ()
-        else:
-            vips = tuple(self._vips(ref, members))
-        if vips:
-            self._table[ref] = vips
-        for vip in known:
-            if vip.key not in {each.key for each in vips}:
-                self._desired.unshare(f"vip/{vip.key}")
-        for vip in vips:
-            if vip not in known:
-                self._desired.share(pb.Item(key=f"vip/{vip.key}", vip=vip_to_wire(vip)))
+        for address in known:
+            if address not in addresses:
+                self._desired.unshare(f"vip/{vip_key(address, ref.port, ref.protocol)}")
+        for address in addresses:
+            key = f"vip/{vip_key(address, ref.port, ref.protocol)}"
+            self._desired.share_made(key, partial(self._item, key, ref, address))
 
-    def _vips(self, ref: VipRef, members: dict[str, Port]) -> Iterator[Vip]:
+    def _addresses(self, ref: VipRef) -> tuple[Address, ...]:
         """Of a name, the first address is there always, and one of another version with the first backend that has it:
         who is told of it goes there."""
-        if ref.address is None and not self._names.complete(ref.name):
+        members = self._members[ref]
+        if not members or ref.address is not None:
+            return (ref.address,) if members and ref.address is not None else ()
+        if not self._names.complete(ref.name):
             self._names.give(ref.name, self._heir(ref.name), self._given, partial(self._republish, ref.name))
-        for number, address in enumerate((ref.address,) if ref.address else self._names.get(ref.name)):
-            backends = tuple(sorted(self._backends(members, address.version)))
-            if backends or not number:
-                yield Vip(address, ref.port, ref.protocol, ref.name, backends, *_options(members.values()))
+        first, *others = self._names.get(ref.name) or (None,)
+        versions = {backend.address.version for member in members.values() for backend in member.backends}
+        return (first, *(each for each in others if each.version in versions)) if first is not None else ()
+
+    def _item(self, key: str, ref: VipRef, address: Address) -> pb.Item:
+        return pb.Item(key=key, vip=vip_to_wire(self._vip(ref, address)))
+
+    def _vip(self, ref: VipRef, address: Address) -> Vip:
+        members = self._members[ref].values()
+        backends = [each for member in members for each in member.backends if each.address.version == address.version]
+        near = [backend for backend in backends if backend.node not in self._away]
+        options = _together(member.options for member in members)
+        return Vip(address, ref.port, ref.protocol, ref.name, tuple(sorted(near or backends)), *options)
 
     def _republish(self, name: str) -> None:
         for ref in tuple(self._named.get(name, ())):
             self._publish(ref)
 
-    def _backends(self, members: dict[str, Port], version: int) -> list[Backend]:
-        near: list[Backend] = []
-        far: list[Backend] = []
-        for task_id, port in members.items():
-            record = self._tasks.get(task_id)
-            if record is not None and serving(record) and (address := self._address(record, version)) is not None:
-                backend = Backend(
-                    task_id, record.node, address, port.number, outside=self._outside(record, port, version)
-                )
-                (far if record.node in self._away else near).append(backend)
-        return near or far
+    def _member(self, record: TaskRecord, port: Port) -> _Member:
+        return _Member(tuple(self._backends(record, port)), parse_options(dict(port.labels)))
+
+    def _backends(self, record: TaskRecord, port: Port) -> Iterator[Backend]:
+        for version in (4, 6) if serving(record) else ():
+            if (address := self._address(record, version)) is not None:
+                outside = self._outside(record, port, version)
+                yield Backend(record.spec.id, record.node, address, port.number, outside=outside)
 
     def _outside(self, record: TaskRecord, port: Port, version: int) -> tuple[Address, int] | None:
         """Where no other node has a way into the task's network: where its node publishes the port."""
@@ -207,9 +228,9 @@ class Discovery:
         return first_of(record, version)
 
 
-def _options(ports: Iterable[Port]) -> tuple[int, bool, bool]:
+def _together(options: Iterable[tuple[int, bool, bool]]) -> tuple[int, bool, bool]:
     """While an app changes, its tasks may say different things: what any asks for holds for all."""
-    seconds, local, external = zip(*(parse_options(dict(port.labels)) for port in ports), strict=True)
+    seconds, local, external = zip(*options, strict=True)
     return max(seconds), any(local), any(external)
 
 

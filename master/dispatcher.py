@@ -11,9 +11,10 @@ only then does its node hear that it is to be killed. That waits for connections
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+import contextlib
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from functools import partial
-from typing import TypeAlias
 
 import grpc
 import structlog
@@ -28,24 +29,26 @@ from master.tasks import TaskRecord, Tasks, active
 from master.volumes import VolumeRecord, Volumes
 from model.network import Network, Vtep
 from model.node import Node, NodeState
-from model.task import TaskState, TaskStatus
+from model.task import TaskState, TaskStatus, newer
 from model.volume import persistent
 from wire import control_pb2 as pb
-from wire import control_pb2_grpc, convert, networks
+from wire import convert, networks
+from wire.service import SessionContext, StreamContext
 from wire.tls import agent_name
 
 log = structlog.get_logger()
 
 DRAIN_DEADLINE_S = 5.0
+DRAINED_TOGETHER_S = 0.02
+OBSERVED_TOGETHER = 32  # tasks, in one write
 HELLO_DEADLINE_S = 10.0
 STORE_RETRY_S = 1.0
 REFUSAL_POLL_S = 0.05
 
-SessionContext: TypeAlias = "grpc.aio.ServicerContext[AsyncIterator[pb.AgentMessage], AsyncIterator[pb.MasterMessage]]"
-StreamContext: TypeAlias = "grpc.aio.ServicerContext[AsyncIterator[pb.Frame], AsyncIterator[pb.Frame]]"
 
+class Dispatcher:
+    """Serves `wire.service.Control`."""
 
-class Dispatcher(control_pb2_grpc.ControlServicer):
     def __init__(
         self, tasks: Tasks, nodes: Nodes, networks: Networks, blocks: Blocks, volumes: Volumes, desired: Desired
     ) -> None:
@@ -58,6 +61,9 @@ class Dispatcher(control_pb2_grpc.ControlServicer):
         self.streams = Streams(self._tell)
         self._sessions: dict[str, _Session] = {}
         self._works: dict[str, asyncio.Task[object]] = {}
+        self._leaving: dict[str, None] = {}  # tasks, until their drain begins
+        self._draining: set[str] = set()  # then
+        self._next_drain = 0.0
         self._ends: dict[tuple[str, str], Vtep] = {}  # of overlays, by network and node, as they were told last
         blocks.listen(self._share_changed)
         networks.listen(self._network_changed)
@@ -84,7 +90,7 @@ class Dispatcher(control_pb2_grpc.ControlServicer):
 
     async def Session(
         self, request_iterator: AsyncIterator[pb.AgentMessage], context: SessionContext
-    ) -> AsyncIterator[pb.MasterMessage]:
+    ) -> AsyncIterator[bytes]:
         node_id = await agent_name(context)
         structlog.contextvars.bind_contextvars(node=node_id)
         statuses = await self._hello(node_id, request_iterator, context)
@@ -197,8 +203,8 @@ class Dispatcher(control_pb2_grpc.ControlServicer):
     async def _reconcile(self, node: Node, statuses: list[TaskStatus]) -> None:
         """What the agent remembers against what we do: a task that a rebooted or re-installed node has forgotten after
         it had started is lost. One that it was never told of, or did not yet write down, is told again."""
-        for status in statuses:
-            await self._tasks.observe(node.id, status)
+        for first in range(0, len(statuses), OBSERVED_TOGETHER):
+            await self._tasks.observe(node.id, *statuses[first : first + OBSERVED_TOGETHER])
         remembered = {status.task_id for status in statuses}
         for record in self._tasks.on(node.id):
             if record.spec.id in remembered or record.status.state <= TaskState.ASSIGNED:
@@ -211,29 +217,43 @@ class Dispatcher(control_pb2_grpc.ControlServicer):
 
     async def _receive(self, session: _Session, messages: AsyncIterator[pb.AgentMessage]) -> None:
         """Until the agent is gone or says what it should not; that ends the session."""
+        observing = asyncio.create_task(self._observe(session))
         try:
             async for message in messages:
                 await self._heed(session, message)
         except (ValueError, StoreError) as error:
             log.error("session ended", node=session.feed.node, reason=str(error))
         finally:
+            observing.cancel()
+            session.feed.close()
+
+    async def _observe(self, session: _Session) -> None:
+        """What the agent says of its tasks is written down together with what it says meanwhile."""
+        try:
+            while True:
+                statuses = await session.seen.take(OBSERVED_TOGETHER)
+                await self._tasks.observe(session.feed.node, *statuses)
+                for status in statuses:
+                    session.acknowledge(status)
+        except StoreError as error:
+            log.error("session ended", node=session.feed.node, reason=str(error))
             session.feed.close()
 
     async def _heed(self, session: _Session, message: pb.AgentMessage) -> None:
         node_id = session.feed.node
         match message.WhichOneof("body"):
             case "status":
-                status = convert.status_from_wire(message.status)
-                await self._tasks.observe(node_id, status)
-                session.acknowledge(status)
+                session.seen.add(convert.status_from_wire(message.status))
             case "applied":
                 session.feed.acknowledge(message.applied.revision)
                 self._nodes.report(node_id, tuple(message.applied.errors))
             case "usage":
                 self._tasks.measure(node_id, convert.usages_from_wire(message.usage))
             case "block_released":
+                await session.seen.settled()
                 await self._blocks.released(networks.released_from_wire(node_id, message.block_released))
             case "volume_removed":
+                await session.seen.settled()
                 await self._volumes.removed(node_id, convert.volume_id_from_wire(message.volume_removed))
             case other:
                 raise ValueError(f"unexpected message {other}")
@@ -254,8 +274,7 @@ class Dispatcher(control_pb2_grpc.ControlServicer):
             self._desired.put(after.node, pb.Item(key=f"task/{after.spec.id}", task=assignment))
         if after.killing and not after.drained and not after.over:
             pod = after.spec.pod
-            name, tasks = (pod.id, pod.members) if pod is not None else (after.spec.id, (after.spec.id,))
-            self._work(f"drain {name}", lambda: self._drain(tasks))
+            self._leave(pod.members if pod is not None else (after.spec.id,))
             self._give_up_with(self._nodes.get(after.node), after)  # it may be the only one that was not yet
 
     def _release(self, over: TaskRecord) -> None:
@@ -287,14 +306,28 @@ class Dispatcher(control_pb2_grpc.ControlServicer):
             reason = f"node {node_id} has been away for {self._nodes.lost_after_s:g} s"
             await self._tasks.end(task_id, TaskState.LOST, reason)
 
-    async def _drain(self, task_ids: Sequence[str]) -> None:
-        """A task, or all of a pod."""
-        online = [view.node.id for view in self._nodes.all() if view.state is NodeState.ONLINE]
-        late = await self._desired.barrier(online, DRAIN_DEADLINE_S)
-        if late:
-            log.warning("stopping although VIPs may still point at it", task=task_ids[0], nodes=late)
-        for task_id in task_ids:
-            await self._tasks.mark(task_id, drained=True)
+    def _leave(self, task_ids: Iterable[str]) -> None:
+        """They are to be drained, with all that are to be in this moment."""
+        begun = bool(self._leaving)
+        self._leaving.update(dict.fromkeys(each for each in task_ids if each not in self._draining))
+        if self._leaving and not begun:
+            self._work(f"drain {next(iter(self._leaving))}", self._drain)
+
+    async def _drain(self) -> None:
+        await asyncio.sleep(max(0.0, self._next_drain - time.monotonic()))
+        self._next_drain = time.monotonic() + DRAINED_TOGETHER_S
+        leaving, self._leaving = self._leaving, {}
+        self._draining |= leaving.keys()
+        try:
+            online = [view.node.id for view in self._nodes.all() if view.state is NodeState.ONLINE]
+            if late := await self._desired.barrier(online, DRAIN_DEADLINE_S):
+                log.warning("stopping although VIPs may still point at them", tasks=list(leaving), nodes=late)
+            await self._tasks.mark_all(leaving, drained=True)
+        except StoreError:
+            self._leaving |= leaving
+            raise
+        finally:
+            self._draining -= leaving.keys()
 
     def _work(self, name: str, work: Callable[[], Awaitable[object]]) -> None:
         """In the background, once at a time for each name, again and again while the store fails."""
@@ -310,12 +343,19 @@ class Dispatcher(control_pb2_grpc.ControlServicer):
 
 class _Session:
     """What waits to be written to one agent. All of it is bounded: keys, one number a task, and a few messages about
-    streams."""
+    streams.
+
+    What the node alone is told goes at once. What all are told goes in turns, between which there is the more time the
+    more nodes there are and the more there was to tell: with three nodes nobody notices, and with hundreds a thousand
+    changes a second cost no more than a few."""
 
     MAX_MESSAGES = 256
+    MESSAGES_S = 1000  # in all sessions together
+    BYTES_S = 64 * 2**20
 
     def __init__(self, feed: Feed) -> None:
         self.feed = feed
+        self.seen = _Seen()
         self._acks: dict[str, int] = {}
         self._messages: list[pb.MasterMessage] = []
 
@@ -327,22 +367,60 @@ class _Session:
         if len(self._messages) >= self.MAX_MESSAGES:
             return False
         self._messages.append(message)
-        self.feed.wake.set()
+        self.feed.hurry()
         return True
 
-    async def messages(self, desired: Desired) -> AsyncIterator[pb.MasterMessage]:
+    async def messages(self, desired: Desired) -> AsyncIterator[bytes]:
         """What the agent has to be told, as it comes, until the feed is closed."""
         while not self.feed.closed:
+            began = time.monotonic()
             change = desired.next_change(self.feed)
             acks, self._acks = self._acks, {}
             messages, self._messages = self._messages, []
             if change is not None:
-                yield pb.MasterMessage(change=change)
+                yield change
             for task_id, sequence in acks.items():
-                yield pb.MasterMessage(status_ack=pb.StatusAck(task_id=task_id, sequence=sequence))
+                ack = pb.StatusAck(task_id=task_id, sequence=sequence)
+                yield pb.MasterMessage(status_ack=ack).SerializeToString()
             for message in messages:
-                yield message
-            await self.feed.wake.wait()
+                yield message.SerializeToString()
+            cost = max(1 / self.MESSAGES_S, len(change or b"") / self.BYTES_S)
+            await self._next(began + cost * desired.sessions)
+
+    async def _next(self, turn: float) -> None:
+        """Until there is something to tell, and it is urgent or its turn."""
+        await self.feed.wake.wait()
+        if (wait_s := turn - time.monotonic()) > 0 and not self.feed.urgent.is_set():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(wait_s):
+                    await self.feed.urgent.wait()
+
+
+class _Seen:
+    """What an agent has said of its tasks, the newest of each, until it is written down: bounded by their number."""
+
+    def __init__(self) -> None:
+        self._statuses: dict[str, TaskStatus] = {}
+        self._more = asyncio.Event()
+        self._none = asyncio.Event()  # nothing waits, and what was taken is written down
+        self._none.set()
+
+    def add(self, status: TaskStatus) -> None:
+        if newer(self._statuses.get(status.task_id), status):
+            self._statuses[status.task_id] = status
+        self._none.clear()
+        self._more.set()
+
+    async def take(self, most: int) -> list[TaskStatus]:
+        """The next ones. What was taken before is written down."""
+        if not self._statuses:
+            self._none.set()
+            self._more.clear()
+            await self._more.wait()
+        return [self._statuses.pop(task_id) for task_id in list(self._statuses)[:most]]
+
+    async def settled(self) -> None:
+        await self._none.wait()
 
 
 def _order(record: TaskRecord) -> tuple[object, ...]:

@@ -7,7 +7,9 @@ may as well be the master that is cut off, and all are.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import partial
 from ipaddress import ip_address
 
 from master.desired import Desired
@@ -23,13 +25,21 @@ from wire.networks import named_task_to_wire
 App = tuple[str, str]  # framework and owner
 
 
+@dataclass(frozen=True, slots=True)
+class _Serving:
+    """`task` is how it may be found; None: nobody knows where its node is."""
+
+    node: str
+    task: NamedTask | None
+
+
 class Names:
     def __init__(self, tasks: Tasks, nodes: Nodes, desired: Desired) -> None:
         self._tasks = tasks
         self._nodes = nodes
         self._desired = desired
-        self._serving: dict[App, set[str]] = {}  # tasks
-        self._named: dict[App, dict[str, NamedTask]] = {}  # as they were shared
+        self._serving: dict[App, dict[str, _Serving]] = {}  # by task
+        self._shared: dict[str, NamedTask] = {}  # by task
         self._where: dict[str, Address] = {}
         self._away: set[str] = set()  # nodes that can not be reached
         tasks.listen(self._task_changed)
@@ -45,21 +55,26 @@ class Names:
     def _task_changed(self, before: TaskRecord | None, after: TaskRecord | None) -> None:
         record = after or before
         assert record is not None
-        app = record.spec.framework, record.spec.owner
-        here = self._serving.setdefault(app, set())
-        known = record.spec.id in here
+        app, task_id = _app(record), record.spec.id
+        here = self._serving.setdefault(app, {})
+        known = here.pop(task_id, None)
         if after is not None and serving(after):
-            here.add(record.spec.id)
-        elif known:
-            here.discard(record.spec.id)
-        else:
-            return
-        self._publish(app)
+            here[task_id] = self._serve(after)
+        if here.get(task_id) != known:
+            # The others have to do with it only where some can not be reached.
+            self._publish(app, [task_id, *(here if self._away else ())])
+        if not here:
+            del self._serving[app]
 
     def _node_changed(self, view: NodeView) -> None:
         if self._note(view):
-            for app in {(record.spec.framework, record.spec.owner) for record in self._tasks.on(view.node.id)}:
-                self._publish(app)
+            records = self._tasks.on(view.node.id)
+            for record in records:
+                here = self._serving.get(_app(record), {})
+                if record.spec.id in here:
+                    here[record.spec.id] = self._serve(record)
+            for app in set(map(_app, records)) & self._serving.keys():
+                self._publish(app, list(self._serving[app]))
 
     def _note(self, view: NodeView) -> bool:
         """Whether it is news."""
@@ -68,27 +83,34 @@ class Names:
         (self._away.discard if view.state is NodeState.ONLINE else self._away.add)(name)
         return before != (self._where[name], name in self._away)
 
-    def _publish(self, app: App) -> None:
-        records = [record for task in self._serving.get(app, ()) if (record := self._tasks.get(task)) is not None]
-        near = [record for record in records if record.node not in self._away]
-        named = {record.spec.id: task for record in near or records if (task := self._named_task(record)) is not None}
-        known = self._named.get(app, {})
-        for task_id in known.keys() - named.keys():
-            self._desired.unshare(f"name/{task_id}")
-        for task_id, task in named.items():
-            if known.get(task_id) != task:
-                self._desired.share(pb.Item(key=f"name/{task_id}", name=named_task_to_wire(task)))
-        self._named[app] = named
-        if not self._serving.get(app):
-            self._serving.pop(app, None)
-            del self._named[app]
+    def _publish(self, app: App, task_ids: Iterable[str]) -> None:
+        """What is different of these tasks."""
+        here = self._serving.get(app, {})
+        near = {task_id for task_id, each in here.items() if each.node not in self._away} if self._away else here
+        for task_id in task_ids:
+            task = here[task_id].task if task_id in (near or here) else None
+            if task == self._shared.get(task_id):
+                continue
+            if task is None:
+                del self._shared[task_id]
+                self._desired.unshare(f"name/{task_id}")
+            else:
+                self._shared[task_id] = task
+                self._desired.share_made(f"name/{task_id}", partial(_item, task))
 
-    def _named_task(self, record: TaskRecord) -> NamedTask | None:
-        """None: nobody knows where its node is."""
+    def _serve(self, record: TaskRecord) -> _Serving:
         where = self._where.get(record.node)
         if where is None:
-            return None
+            return _Serving(record.node, None)
         spec = record.spec
         own = () if on_host(record) else tuple(map(ip_address, record.status.addresses))
         ports = tuple(replace(port, labels=()) for port in spec.ports)
-        return NamedTask(spec.id, spec.framework, spec.owner, own, (where,), ports)
+        return _Serving(record.node, NamedTask(spec.id, spec.framework, spec.owner, own, (where,), ports))
+
+
+def _app(record: TaskRecord) -> App:
+    return record.spec.framework, record.spec.owner
+
+
+def _item(task: NamedTask) -> pb.Item:
+    return pb.Item(key=f"name/{task.id}", name=named_task_to_wire(task))

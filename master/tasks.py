@@ -10,8 +10,8 @@ import asyncio
 import dataclasses
 import time
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 import structlog
@@ -107,16 +107,20 @@ class Tasks:
         for record in records:
             self._publish(None, record)
 
-    async def observe(self, node: str, status: TaskStatus) -> None:
-        """What the agent of `node` saw. Old news, and news of tasks that are not this node's, change nothing."""
-        async with self._lock(status.task_id):
-            record = self._records.get(status.task_id)
-            if record is None or record.node != node or not newer(record.status, status):
-                return
-            # A restarted agent may count from an earlier number, but here it must grow: acknowledgements go by it.
-            sequence = max(status.sequence, record.status.sequence + 1)
-            seen = dataclasses.replace(record, status=dataclasses.replace(status, sequence=sequence))
-            await self._replace(record, _answered(seen))
+    async def observe(self, node: str, *statuses: TaskStatus) -> None:
+        """What the agent of `node` saw, of each task once. Old news, and news of tasks that are not this node's, change
+        nothing."""
+        async with self._locked(status.task_id for status in statuses):
+            pairs = []
+            for status in statuses:
+                record = self._records.get(status.task_id)
+                if record is None or record.node != node or not newer(record.status, status):
+                    continue
+                # A restarted agent may count from an earlier number, but here it must grow: acknowledgements go by it.
+                sequence = max(status.sequence, record.status.sequence + 1)
+                seen = dataclasses.replace(record, status=dataclasses.replace(status, sequence=sequence))
+                pairs.append((record, _answered(seen)))
+            await self._replace_all(pairs)
 
     def measure(self, node: str, usages: Mapping[str, Usage]) -> None:
         """What tasks of `node` take now, by id. Not on disk, and no news to anybody: it is the next moment's again."""
@@ -140,19 +144,22 @@ class Tasks:
     async def mark(self, task_id: str, *, drained: bool = False) -> TaskRecord | None:
         """The task shall end, and its whole pod with it; with `drained` the signal may go out. None when there is no
         such task or it is over."""
-        together = self._together(task_id)
-        async with AsyncExitStack() as locks:
-            for each in together:
-                await locks.enter_async_context(self._lock(each))
-            living = active(record for each in together if (record := self._records.get(each)) is not None)
-            marked = [dataclasses.replace(each, killing=True, drained=each.drained or drained) for each in living]
-            await self._replace_all(list(zip(living, marked, strict=True)))
+        marked = await self.mark_all((task_id,), drained=drained)
         return next((record for record in marked if record.spec.id == task_id), None)
 
+    async def mark_all(self, task_ids: Iterable[str], *, drained: bool = False) -> list[TaskRecord]:
+        """As `mark`. Returns those that are not over."""
+        together = {each for task_id in task_ids for each in self._together(task_id)}
+        async with self._locked(together):
+            living = active(record for each in sorted(together) if (record := self._records.get(each)) is not None)
+            marked = [dataclasses.replace(each, killing=True, drained=each.drained or drained) for each in living]
+            await self._replace_all(list(zip(living, marked, strict=True)))
+        return marked
+
     def _together(self, task_id: str) -> list[str]:
-        """What ends together, in an order that is the same for all of them."""
+        """What ends together."""
         record = self._records.get(task_id)
-        return sorted(record.spec.pod.members) if record is not None and record.spec.pod else [task_id]
+        return list(record.spec.pod.members) if record is not None and record.spec.pod else [task_id]
 
     async def adjust(self, task_id: str, wanted: Adjustment) -> TaskRecord | None:
         """The task shall become so; its number is given here, and is the last one's before. None when it is over or
@@ -228,6 +235,14 @@ class Tasks:
         del self._records[record.spec.id]
         del self._ids[record.node][record.spec.id]
         self._used.pop(record.node, None)
+
+    @asynccontextmanager
+    async def _locked(self, task_ids: Iterable[str]) -> AsyncIterator[None]:
+        """For as long as the block runs nobody else changes these tasks."""
+        async with AsyncExitStack() as locks:
+            for task_id in sorted(task_ids):  # in one order, or two would wait for each other
+                await locks.enter_async_context(self._lock(task_id))
+            yield
 
     def _lock(self, task_id: str) -> asyncio.Lock:
         """One a task, and only for as long as somebody holds it or waits for it."""

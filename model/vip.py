@@ -56,8 +56,7 @@ class Vip:
 
     @property
     def key(self) -> str:
-        host = f"[{self.address}]" if self.address.version == 6 else f"{self.address}"
-        return f"{host}:{self.port}/{self.protocol}"
+        return vip_key(self.address, self.port, self.protocol)
 
     def seen_from(self, node: str) -> Vip:
         """With the backends to which that node's clients go, as it reaches them."""
@@ -66,6 +65,11 @@ class Vip:
         if chosen == self.backends and all(backend.outside is None for backend in chosen):
             return self
         return replace(self, backends=tuple(_seen_from(node, chosen)))
+
+
+def vip_key(address: Address, port: int, protocol: Protocol) -> str:
+    host = f"[{address}]" if address.version == 6 else f"{address}"
+    return f"{host}:{port}/{protocol}"
 
 
 def _seen_from(node: str, backends: Iterable[Backend]) -> Iterator[Backend]:

@@ -275,9 +275,9 @@ def _listen_in(daemon: NodeDaemon) -> None:
     tasks = daemon.master.tasks
     observe = tasks.observe
 
-    async def overheard(node: str, status: TaskStatus) -> None:
-        daemon.told.append(status)
-        await observe(node, status)
+    async def overheard(node: str, *statuses: TaskStatus) -> None:
+        daemon.told.extend(statuses)
+        await observe(node, *statuses)
 
     tasks.observe = overheard  # type: ignore[method-assign]
 

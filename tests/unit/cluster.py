@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from ipaddress import ip_address
 from typing import Any
 
+from master.desired import Desired, Feed
 from master.offers import (
     Event,
     NodesChanged,
@@ -32,6 +33,7 @@ from model.resources import Resources
 from model.task import TaskSpec, TaskState, TaskStatus, Usage, sockets
 from model.vip import VipLabel
 from model.volume import PersistentVolume, persistent
+from wire import control_pb2 as pb
 
 DEADLINE_S = 10.0
 
@@ -304,3 +306,9 @@ async def until(condition: Callable[[], bool], what: str = "") -> None:
     async with asyncio.timeout(DEADLINE_S):
         while not condition():  # noqa: ASYNC110 - any condition, so there is nothing to wait on
             await asyncio.sleep(0.002)
+
+
+def next_change(desired: Desired, feed: Feed) -> pb.Change | None:
+    """As the node reads it."""
+    message = desired.next_change(feed)
+    return pb.MasterMessage.FromString(message).change if message is not None else None

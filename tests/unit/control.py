@@ -37,7 +37,7 @@ from pki.identity import Identity, Role
 from tests.unit.cluster import node
 from wire import control_pb2 as pb
 from wire import control_pb2_grpc, convert
-from wire.control_pb2_grpc import add_ControlServicer_to_server
+from wire.service import add_control
 from wire.tls import SERVER_OPTIONS, channel, server_credentials
 
 DEADLINE_S = 10.0
@@ -153,7 +153,7 @@ def certificates(directory: Path) -> Certificates:
 @asynccontextmanager
 async def serving(parts: Master, credentials: Credentials) -> AsyncIterator[str]:
     server = grpc.aio.server(options=SERVER_OPTIONS)
-    add_ControlServicer_to_server(parts.dispatcher, server)
+    add_control(parts.dispatcher, server)
     port = server.add_secure_port("127.0.0.1:0", server_credentials(lambda: credentials))
     await server.start()
     try:

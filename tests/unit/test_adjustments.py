@@ -25,7 +25,7 @@ from master.rest.app import create_app
 from model.adjustment import Adjustment, adjustment_of
 from model.resources import Resources
 from model.task import TaskSpec, TaskState, TaskStatus
-from tests.unit.cluster import node, until
+from tests.unit.cluster import next_change, node, until
 from tests.unit.control import Master, master, task
 from tests.unit.node import Life
 from tests.unit.test_allocator import running
@@ -79,7 +79,9 @@ async def test_what_is_under_way_is_held_on_both_sides(tmp_path: Path) -> None:
         asked = asyncio.create_task(made.adjustments.adjust("web.1", to(cpus=2, mem=16)))
         await until(lambda: made.parts.record("web.1").before is not None)
         assert made.parts.tasks.used("n1") == Resources(2000, 32)
-        (item,) = (item for item in made.parts.desired._items("n1") if item.key == "task/web.1")
+        change = next_change(made.parts.desired, made.parts.desired.open("n1"))
+        assert change is not None
+        (item,) = (item for item in change.put if item.key == "task/web.1")
         assert (item.task.task.resources.cpus, item.task.task.resources.mem, item.task.adjustment) == (2000, 16, 1)
         await made.answer()
         assert (await asked).spec.resources == made.parts.tasks.used("n1") == Resources(2000, 16)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from master.desired import Desired, Feed
-from tests.unit.cluster import until
+from tests.unit.cluster import next_change, until
 from wire import control_pb2 as pb
 
 pytestmark = pytest.mark.anyio
@@ -33,7 +33,7 @@ class Applier:
         self.revision = 0
 
     def fetch(self) -> None:
-        change = self.desired.next_change(self.feed)
+        change = next_change(self.desired, self.feed)
         if change is None:
             return
         assert change.full == (self.revision == 0) and change.revision == self.revision + 1

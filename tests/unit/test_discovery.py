@@ -20,7 +20,7 @@ from model.network import Network, NetworkKind
 from model.node import NodeState
 from model.task import Interface, Port, Protocol, TaskState
 from model.vip import Backend, Vip, parse_label
-from tests.unit.cluster import node, until
+from tests.unit.cluster import next_change, node, until
 from tests.unit.control import POOL, POOLS, Master, master, task
 from wire.networks import vip_from_wire
 
@@ -51,7 +51,7 @@ def recomputed(parts: Master) -> list[Vip]:
 
 def on_the_wire(parts: Master) -> list[Vip]:
     feed = parts.desired.open("observer")
-    change = parts.desired.next_change(feed)
+    change = next_change(parts.desired, feed)
     parts.desired.close(feed)
     assert change is not None
     return sorted((vip_from_wire(i.vip) for i in change.put if i.HasField("vip")), key=lambda vip: vip.key)

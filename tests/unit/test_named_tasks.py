@@ -17,7 +17,7 @@ from model.names import NamedTask
 from model.network import Address
 from model.node import NodeState
 from model.task import Port, TaskState
-from tests.unit.cluster import node
+from tests.unit.cluster import next_change, node
 from tests.unit.control import Master, master, task
 from tests.unit.test_discovery import perform, steps
 from wire.networks import named_task_from_wire
@@ -40,7 +40,7 @@ def recomputed(parts: Master) -> dict[str, NamedTask]:
 
 def on_the_wire(parts: Master) -> dict[str, NamedTask]:
     feed = parts.desired.open("observer")
-    change = parts.desired.next_change(feed)
+    change = next_change(parts.desired, feed)
     parts.desired.close(feed)
     assert change is not None
     items = [item for item in change.put if item.HasField("name")]

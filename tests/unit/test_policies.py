@@ -23,7 +23,7 @@ from master.tasks import TaskRecord
 from model.network import Network, NetworkKind
 from model.policy import MOST_PAIRS, MOST_PORTS, MOST_SOURCES, Members, Policy, PortRange, Source
 from model.task import Protocol, TaskSpec, TaskState
-from tests.unit.cluster import node
+from tests.unit.cluster import next_change, node
 from tests.unit.control import POOL, Master, cluster, master, task
 from wire.networks import members_from_wire, policy_from_wire
 
@@ -45,7 +45,7 @@ class Parts:
     def sent(self) -> Told:
         """What a node is told when it comes: policies by name, and addresses by app."""
         feed = self.master.desired.open("observer")
-        change = self.master.desired.next_change(feed)
+        change = next_change(self.master.desired, feed)
         self.master.desired.close(feed)
         assert change is not None
         policies = {item.key: policy_from_wire(item.policy) for item in change.put if item.HasField("policy")}
@@ -250,7 +250,7 @@ async def test_nothing_is_sent_that_is_not_new(tmp_path: Path) -> None:
         feed = parts.master.desired.open("observer")
 
         def news() -> set[str]:
-            change = parts.master.desired.next_change(feed)
+            change = next_change(parts.master.desired, feed)
             keys = {*change.remove, *(item.key for item in change.put)} if change is not None else set()
             return {key for key in keys if key.startswith(("policy/", "members/"))}
 
