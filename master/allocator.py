@@ -160,11 +160,6 @@ class Allocator:
     def new_id(self) -> str:
         return f"offer-{next(self._numbers)}"
 
-    def free(self, view: NodeView) -> Resources:
-        offers = [*self.accepting.values(), *(o for s in self._subscribers for o in s.outstanding.values())]
-        held = sum((offer.resources for offer in offers if offer.node.id == view.node.id), Resources())
-        return view.node.resources - self.used(view.node.id) - held
-
     @contextmanager
     def reserved(self, node_id: str, amount: Resources) -> Iterator[None]:
         """Holds what a task of the node is to have more, while that is written down; offers that were made of it are
@@ -192,17 +187,24 @@ class Allocator:
 
     def _offer(self) -> None:
         now = time.monotonic()
+        held, networks = self._held(), frozenset(network.name for network in self._networks.all())
         for view in self._nodes.all():
-            if not _takes_tasks(view):
+            takers = [s for s in self._subscribers if s.wants(view.node.id, now)] if _takes_tasks(view) else []
+            if not takers:
                 continue
-            takers = [s for s in self._subscribers if s.wants(view.node.id, now)]
-            free = self.free(view)
-            if not takers or free.cpus <= 0 or free.mem <= 0:
+            free = view.node.resources - self.used(view.node.id) - held.get(view.node.id, Resources())
+            if free.cpus <= 0 or free.mem <= 0:
                 continue
             taker = min(takers, key=lambda subscriber: subscriber.offered)
-            names = frozenset(network.name for network in self._networks.all())
             room = self.blocks.room(view.node.id, self.arriving_on(view.node.id))
-            taker.give(Offer(self.new_id(), view.node, free, names, self.published(view.node.id), room))
+            taker.give(Offer(self.new_id(), view.node, free, networks, self.published(view.node.id), room))
+
+    def _held(self) -> dict[str, Resources]:
+        """What is on offer or just being accepted, by node."""
+        held: dict[str, Resources] = {}
+        for offer in (*self.accepting.values(), *(o for s in self._subscribers for o in s.outstanding.values())):
+            held[offer.node.id] = held.get(offer.node.id, Resources()) + offer.resources
+        return held
 
     def _rescind_late(self) -> None:
         now = time.monotonic()

@@ -19,10 +19,10 @@ class Resources:
     gpus: int = 0
 
     def __add__(self, other: Resources) -> Resources:
-        return Resources(*(getattr(self, kind) + getattr(other, kind) for kind in KINDS))
+        return Resources(self.cpus + other.cpus, self.mem + other.mem, self.disk + other.disk, self.gpus + other.gpus)
 
     def __sub__(self, other: Resources) -> Resources:
-        return Resources(*(getattr(self, kind) - getattr(other, kind) for kind in KINDS))
+        return Resources(self.cpus - other.cpus, self.mem - other.mem, self.disk - other.disk, self.gpus - other.gpus)
 
     def __or__(self, other: Resources) -> Resources:
         """The greater amount of each kind."""
