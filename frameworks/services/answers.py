@@ -9,9 +9,8 @@ from datetime import UTC, datetime
 from ipaddress import ip_address
 from typing import Any
 
-from frameworks.services import networking
 from frameworks.services.app import SERVICE_PORTS_LABEL, STAGED_LABEL, VERSION_LABEL, App, format_time, label
-from frameworks.services.definition import Definition
+from frameworks.services.definition import Container, Definition
 from frameworks.services.framework import Services
 from frameworks.services.health import health_results
 from frameworks.services.picture import TaskFailure, describe_end
@@ -20,13 +19,13 @@ from model.task import MESOS_STATES, TaskState
 from model.volume import WORKSPACE, VolumeKind
 
 Json = dict[str, Any]
+NO_CONTAINER = Container()
 
 
 def app_json(app: App, services: Services, with_tasks: bool = False) -> Json:
     app, runs = services.sized(app), services.runs(app.id)
     running = [run for run in runs if run.running]
-    answer: Json = app.definition.model_dump(exclude_none=True)
-    answer |= {
+    answer: Json = definition_json(app) | {
         "version": app.version,
         "versionInfo": version_info(app),
         "tasksStaged": sum(run.view.status.state < TaskState.RUNNING for run in runs),
@@ -35,14 +34,23 @@ def app_json(app: App, services: Services, with_tasks: bool = False) -> Json:
         "tasksUnhealthy": sum(run.view.status.healthy is False for run in running),
         "deployments": [] if app.outcome else [{"id": app.deployment}],
     }
-    if isinstance(app.definition, Definition) and app.definition.network == networking.HOST:
-        answer["portDefinitions"] = [each.model_dump(exclude_none=True) for each in app.definition.definitions]
-        answer["ports"] = [each.port for each in app.definition.definitions]
     if with_tasks:
         answer["tasks"] = [task_json(run) for run in runs]
     failure = services.last_failure(app.id)
     if with_tasks and failure is not None:
         answer["lastTaskFailure"] = failure_json(failure)
+    return answer
+
+
+def definition_json(app: App) -> Json:
+    """It can be sent back. The `ports` are those of the node, as Marathon had them until it called them deprecated."""
+    definition = app.definition
+    answer: Json = definition.model_dump(exclude_none=True)
+    if isinstance(definition, Definition):
+        if definition.container == NO_CONTAINER:
+            del answer["container"]
+        if (ports := definition.shown_ports) is not None:
+            answer["ports"] = ports
     return answer
 
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Literal
+from urllib.parse import quote
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_validator
 
 from frameworks.services.confinement import Parameters
-from frameworks.services.fields import STRICT, Location, invalid
+from frameworks.services.fields import STRICT, Location, invalid, refused_because
+from frameworks.services.old_forms import DockerNetwork
+from frameworks.services.ports import PortMapping
 from model.fetch import Fetch, problem
 from model.image import ImageSpec, Rules, may_use
 
@@ -33,14 +36,18 @@ def _source(value: str) -> str:
     return value
 
 
-def _not_privileged(value: object) -> None:
+def _not_privileged(value: object) -> object:
     if value:
         raise invalid("privileged containers are not run, for they are none: ask for single capabilities instead")
+    return value
 
 
-def _no_network(value: object) -> None:
-    if value:
-        raise invalid("is from before Marathon 1.5: use networks and container/portMappings")
+def _uri(value: str) -> str:
+    """A path alone is one of the node's, as Mesos's fetcher has it."""
+    return f"file://{quote(value)}" if value.startswith("/") and not value.startswith("//") else value
+
+
+NoCredential = Annotated[None, refused_because("use pullConfig")]
 
 
 class SecretSource(BaseModel):
@@ -68,11 +75,13 @@ class DockerImage(BaseModel):
 
     image: Reference | None = None
     forcePullImage: bool = False
-    privileged: Annotated[None, BeforeValidator(_not_privileged)] = None
+    privileged: Annotated[bool, BeforeValidator(_not_privileged)] = False
     parameters: Parameters = []
     pullConfig: PullConfig | None = None
-    network: Annotated[None, BeforeValidator(_no_network)] = None
-    portMappings: Annotated[None, BeforeValidator(_no_network)] = None
+    credential: NoCredential = None
+    # As they were before Marathon 1.5: what is said in them is in `networks` and `container.portMappings` by now.
+    network: DockerNetwork | None = Field(None, exclude=True)
+    portMappings: list[PortMapping] | None = Field(None, exclude=True)
 
     @model_validator(mode="after")
     def _pulls_something(self) -> DockerImage:
@@ -94,7 +103,7 @@ class Artifact(BaseModel):
 
     model_config = STRICT
 
-    uri: Annotated[str, Field(min_length=1)]
+    uri: Annotated[str, Field(min_length=1), AfterValidator(_uri)]
     extract: bool = True
     executable: bool = False
     cache: bool = False
@@ -111,19 +120,11 @@ class Artifact(BaseModel):
         return Fetch(self.uri, self.destPath or "", self.extract, self.executable, self.cache, self.digest or "")
 
 
-def _sensible_uri(uri: str) -> str:
-    if wrong := problem(Fetch(uri)):
-        raise invalid(wrong)
-    return uri
-
-
 Artifacts = Annotated[list[Artifact], Field(max_length=FETCHES_MOST)]
-Uris = Annotated[list[Annotated[str, AfterValidator(_sensible_uri)]], Field(max_length=FETCHES_MOST)]
 
 
-def fetches(artifacts: Sequence[Artifact], uris: Sequence[str]) -> tuple[Fetch, ...]:
-    """`uris` is how it was written before Marathon 0.15."""
-    return (*(artifact.of_task() for artifact in artifacts), *map(Fetch, uris))
+def fetches(artifacts: Sequence[Artifact]) -> tuple[Fetch, ...]:
+    return tuple(artifact.of_task() for artifact in artifacts)
 
 
 def pull_problems(

@@ -30,6 +30,8 @@ class Strict(BaseModel):
 
 
 class Seccomp(Strict):
+    """Docker's profile, or none."""
+
     profileName: str | None = None
     unconfined: bool = False
 
@@ -52,7 +54,7 @@ class IpcInfo(Strict):
     @model_validator(mode="after")
     def _private(self) -> IpcInfo:
         if self.mode != "PRIVATE":
-            raise invalid("mode must be PRIVATE: an app's task has no parent to share with")
+            raise invalid("mode must be PRIVATE: there is no parent to share with")
         return self
 
 

@@ -13,22 +13,41 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, Field, model_validator
 
 from frameworks.services import confinement, dependencies, health, networking, options, volumes
-from frameworks.services.artifacts import Artifacts, DockerImage, Secrets, Uris, fetches, pull_problems
+from frameworks.services.artifacts import Artifacts, DockerImage, Secrets, fetches, pull_problems
 from frameworks.services.confinement import LinuxInfo, Parameters, ResourceLimits
 from frameworks.services.constraints import Constraint, Constraints, constraints
-from frameworks.services.fields import STRICT, Refused, invalid, invalid_at
+from frameworks.services.fields import STRICT, Refused, invalid, invalid_at, without_answers
 from frameworks.services.health import HealthChecks, ReadinessChecks
 from frameworks.services.networking import NetworkRefs
+from frameworks.services.old_forms import IpAddress, modern
 from frameworks.services.ports import (
-    DEFAULT,
+    AnyPort,
     PortDefinition,
     PortMapping,
     definition_problems,
     mapping_problems,
-    old_form,
     repeated_ports,
 )
 from frameworks.services.unreachable import KillSelection, Unreachable
+from frameworks.services.values import (
+    ANY_ROLE,
+    Amount,
+    Count,
+    Environment,
+    Executor,
+    Factor,
+    Gpus,
+    NoCheck,
+    NoExecutor,
+    NoRateLimit,
+    NoTerminal,
+    Positive,
+    Role,
+    Roles,
+    Seconds,
+    Text,
+    User,
+)
 from frameworks.services.volumes import NothingIsAbsent, Residency, UpgradeStrategy, Volumes
 from model.fetch import Fetch
 from model.image import ImageSpec
@@ -40,33 +59,6 @@ SEGMENT = r"([a-z0-9]([a-z0-9-]*[a-z0-9])?\.)*[a-z0-9]([a-z0-9-]*[a-z0-9])?"
 APP_ID = re.compile(rf"(/{SEGMENT})+")
 APP_ID_LENGTH = 160  # a task's id adds a UUID, and must stay a file name with room for a suffix
 RESERVED = {"restart", "tasks", "versions"}  # the REST API has these below an app's id
-USER = re.compile(r"[a-z_][a-z0-9_-]{0,31}|[0-9]{1,5}(:[0-9]{1,5})?")
-MAX_ID = 65535  # of a container's own range
-ENV_NAME = re.compile(r"[^=\x00]+")
-STRING_BYTES = 128 * 1024 - 1  # execve(2): MAX_ARG_STRLEN, with the NUL
-
-
-def _matches(pattern: re.Pattern[str], rule: str) -> AfterValidator:
-    def check(value: str) -> str:
-        if not pattern.fullmatch(value):
-            raise invalid(f"{value!r} {rule}")
-        return value
-
-    return AfterValidator(check)
-
-
-def _executable(value: str) -> str:
-    if "\x00" in value:
-        raise invalid("must not contain a NUL character")
-    if len(value.encode()) > STRING_BYTES:
-        raise invalid(f"is longer than the {STRING_BYTES} bytes that the kernel takes")
-    return value
-
-
-def _user(value: str) -> str:
-    if any(int(part) > MAX_ID for part in value.split(":") if part.isdecimal()):
-        raise invalid(f"{value!r}: ids go up to {MAX_ID}")
-    return value
 
 
 def _app_id(value: str) -> str:
@@ -91,15 +83,8 @@ def _sound_labels(labels: dict[str, str]) -> dict[str, str]:
     return labels
 
 
-Text = Annotated[str, AfterValidator(_executable)]
 AppId = Annotated[str, AfterValidator(_app_id)]
-Amount = Annotated[float, Field(ge=0, le=2**40, allow_inf_nan=False)]
-Positive = Annotated[float, Field(gt=0, le=2**40, allow_inf_nan=False)]
-Seconds = Annotated[float, Field(ge=0, le=7 * 86400, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=0, le=100_000)]
-EnvName = Annotated[str, _matches(ENV_NAME, "must not be empty or contain = or NUL")]
 Labels = Annotated[dict[str, str], AfterValidator(_sound_labels)]
-User = Annotated[str, _matches(USER, "must be a name or decimal uid:gid"), AfterValidator(_user)]
 
 
 class Strict(BaseModel):
@@ -107,11 +92,21 @@ class Strict(BaseModel):
 
 
 class Container(Strict):
+    """Without a type it is Docker's if it has an image, as in Marathon."""
+
     type: Literal["MESOS", "DOCKER"] = "MESOS"
     portMappings: list[PortMapping] = []
     docker: DockerImage | None = None
     linuxInfo: LinuxInfo | None = None
     volumes: Volumes = []
+
+    @model_validator(mode="before")
+    @classmethod
+    def _type_of_its_image(cls, value: object) -> object:
+        docker = value.get("docker") if isinstance(value, dict) else None
+        if isinstance(value, dict) and "type" not in value and isinstance(docker, dict) and "image" in docker:
+            return {**value, "type": "DOCKER"}
+        return value
 
     @model_validator(mode="after")
     def _docker_has_an_image(self) -> Container:
@@ -133,20 +128,23 @@ class Definition(Strict):
     cmd: Annotated[Text, Field(min_length=1)] | None = None
     args: Annotated[list[Text], Field(min_length=1, max_length=10_000)] | None = None
     user: User | None = None
-    env: dict[EnvName, Text] = {}
+    env: Environment = {}
     cpus: Positive = 1.0
     mem: Positive = 128.0
     disk: Amount = 0.0
+    gpus: Gpus = 0
     instances: Count = 1
     labels: Labels = {}
     networks: NetworkRefs = []
     container: Container = Container()
     fetch: Artifacts = []
-    uris: Uris = []
     secrets: Secrets = {}
+    executor: Executor = ""
+    role: Role = ANY_ROLE
+    acceptedResourceRoles: Roles | None = None
     taskKillGracePeriodSeconds: Seconds = 3.0
     backoffSeconds: Seconds = 1.0
-    backoffFactor: Annotated[float, Field(ge=1, le=1000, allow_inf_nan=False)] = 1.15
+    backoffFactor: Factor = 1.15
     maxLaunchDelaySeconds: Seconds = 300.0
     healthChecks: HealthChecks = []
     readinessChecks: ReadinessChecks = []
@@ -154,28 +152,28 @@ class Definition(Strict):
     requirePorts: bool = False
     constraints: Constraints = []
     dependencies: Annotated[list[str], Field(max_length=100)] = []
-
-    acceptedResourceRoles: Refused = None
-    check: Refused = None
-    executor: Refused = None
-    executorResources: Refused = None
-    gpus: Refused = None
-    ipAddress: Refused = None
-    killSelection: KillSelection = "YOUNGEST_FIRST"
-    ports: Refused = None
     residency: Annotated[Residency | None, NothingIsAbsent] = None
     resourceLimits: ResourceLimits | None = None
-    role: Refused = None
-    storeUrls: Refused = None
-    taskRateLimit: Refused = None
-    tty: Refused = None
+    killSelection: KillSelection = "YOUNGEST_FIRST"
     unreachableStrategy: Unreachable = None
     upgradeStrategy: UpgradeStrategy = UpgradeStrategy()
+
+    # As they were before Marathon 1.5: what is said in them is in the fields of today by now.
+    ports: list[AnyPort] | None = Field(None, exclude=True)
+    uris: list[str] | None = Field(None, exclude=True)
+    ipAddress: IpAddress | None = Field(None, exclude=True)
+
+    check: NoCheck = None
+    executorResources: NoExecutor = None
+    storeUrls: Refused = None
+    taskRateLimit: NoRateLimit = None
+    tty: NoTerminal = None
 
     @model_validator(mode="before")
     @classmethod
     def _null_is_absent(cls, value: object) -> object:
-        return dependencies.absolute(volumes.with_defaults(old_form(without_nulls(value))))
+        said = _without_empty(without_answers(without_nulls(value)))
+        return dependencies.absolute(volumes.with_defaults(modern(said)))
 
     @model_validator(mode="after")
     def _one_command(self) -> Definition:
@@ -261,7 +259,7 @@ class Definition(Strict):
 
     @property
     def fetches(self) -> tuple[Fetch, ...]:
-        return fetches(self.fetch, self.uris)
+        return fetches(self.fetch)
 
     @property
     def argv(self) -> tuple[str, ...]:
@@ -293,12 +291,24 @@ class Definition(Strict):
     @property
     def definitions(self) -> tuple[PortDefinition, ...]:
         """Of ports in the node's network."""
-        return (DEFAULT,) if self.portDefinitions is None else tuple(self.portDefinitions)
+        return tuple(self.portDefinitions or ())
+
+    @property
+    def shown_ports(self) -> list[int] | None:
+        """As answers have them beside `portDefinitions`."""
+        return [each.port for each in self.definitions] if self.network == networking.HOST else None
 
     @property
     def resources(self) -> Resources:
         """Rounded up to what we hand out; `round` takes off what binary fractions add, so that 0.57 is 570."""
         return Resources(ceil(round(self.cpus * 1000, 6)), ceil(self.mem), ceil(self.disk))
+
+
+def _without_empty(body: Any) -> Any:
+    """An empty list says no more than that a field is there, where it would not do for an answer."""
+    if not isinstance(body, dict):
+        return body
+    return {key: value for key, value in body.items() if value != [] or key not in ("args", "acceptedResourceRoles")}
 
 
 class TaskIds(Strict):

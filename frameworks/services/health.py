@@ -149,7 +149,7 @@ def _lacking(ports: Sequence[Port], wanted: int | str) -> str:
     """Why there is no such port; empty when there is."""
     if isinstance(wanted, str):
         return "" if any(port.name == wanted for port in ports) else f"no port has the name {wanted!r}"
-    return "" if wanted < len(ports) else f"{wanted}: there are {len(ports)} portMappings, counted from 0"
+    return "" if wanted < len(ports) else f"{wanted}: there are {len(ports)} ports, counted from 0"
 
 
 def _port(ports: Sequence[Port], wanted: int | str) -> Port:

@@ -51,7 +51,7 @@ def _labels(labels: dict[str, str]) -> dict[str, str]:
 class NetworkRef(BaseModel):
     model_config = STRICT
 
-    mode: Literal["container", "container/bridge", "host"]
+    mode: Literal["container", "container/bridge", "host"] = "container"
     name: Annotated[str, AfterValidator(_name)] | None = None
     labels: Annotated[dict[str, str], AfterValidator(_labels)] | None = None
 

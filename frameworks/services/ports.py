@@ -1,7 +1,7 @@
 """A definition's ports (`portMapping.raml`, `portDefinition.raml`), and what a task is told of them.
 
 A container has its own ports (`portMappings`), to which ports of the node may lead; a task in the node's network has
-ports of the node (`portDefinitions`, or `ports` in the form of before). 0 means that one is chosen, when it is known
+ports of the node (`portDefinitions`). 0 means that one is chosen, when it is known
 on which node: in the model such a port is `host=0` until then.
 """
 
@@ -11,7 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, Field
 
@@ -90,22 +90,6 @@ class PortDefinition(BaseModel):
         return Port(number, self.name or "", PROTOCOLS[self.protocol], _pairs(self.labels), number)
 
 
-DEFAULT = PortDefinition(name="default")  # of who says nothing about its ports, in the node's network
-
-
-def old_form(value: Any) -> Any:
-    """A definition's `ports` as `portDefinitions`, of which they are the numbers. Clients send both back."""
-    if not isinstance(value, dict) or not isinstance(value.get("ports"), list) or not value["ports"]:
-        return value
-    given, numbers = value.get("portDefinitions"), value["ports"]
-    if not given:
-        rest = {key: item for key, item in value.items() if key != "ports"}
-        return {**rest, "portDefinitions": [{"port": number} for number in numbers]}
-    if isinstance(given, list) and [each.get("port", 0) for each in given if isinstance(each, dict)] == numbers:
-        return {key: item for key, item in value.items() if key != "ports"}
-    return value  # and there they are refused
-
-
 def mapping_problems(
     ports: Sequence[tuple[Port, list[str] | None]], networks: Sequence[str], place: Location
 ) -> Iterator[tuple[Location, str]]:
@@ -145,8 +129,6 @@ def definition_problems(
     if networks[0] != HOST:
         if definitions:
             yield ("portDefinitions",), "are for host networking: use container.portMappings"
-        if required:
-            yield ("requirePorts",), "is for host networking: a hostPort is always the one that is asked for"
         return
     ports = [each.host_port(required) for each in definitions or ()]
     if repeated := repeated_ports(ports):

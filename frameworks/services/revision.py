@@ -14,29 +14,29 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 
 from frameworks.services.definition import Definition
+from frameworks.services.fields import without_answers
+from frameworks.services.old_forms import superseded
 from master.rest.errors import ApiError
 
 Json = dict[str, Any]
 
-ANSWERED = frozenset(
-    (
-        "deployments", "lastTaskFailure", "readinessCheckResults", "taskStats", "tasks", "tasksHealthy", "tasksRunning",
-        "tasksStaged", "tasksUnhealthy", "version", "versionInfo",
-    )
-)  # fmt: skip
 COMMAND = ("cmd", "args")
 
 
 def revised(path: str, before: Definition | None, body: Mapping[str, Any], *, partial: bool) -> Definition:
     """The definition of the app at `path`. Raises ApiError or RequestValidationError, which name the field."""
-    said = {key: value for key, value in body.items() if key not in ANSWERED}
+    said: Json = dict(without_answers(body))
     if said.pop("id", None) not in (None, path, path.removeprefix("/")):
         raise ApiError(422, "Object is not valid", {"/id": [f"must be {path}, as in the request's path"]})
+    if before is not None and "portDefinitions" in said and said.get("ports") == before.shown_ports:
+        del said["ports"]  # it was shown beside the definitions, which may have been changed since
     kept: Json = {}
     if before is not None and partial:
         kept = before.model_dump(exclude_none=True)
+        gone = superseded(said)
         if any(said.get(key) is not None for key in COMMAND):
-            kept = {key: value for key, value in kept.items() if key not in COMMAND}
+            gone.update(COMMAND)
+        kept = {key: value for key, value in kept.items() if key not in gone}
     return validated({**kept, **said, "id": path})
 
 

@@ -15,8 +15,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field, field_validator, model_validator
 
-from frameworks.services.fields import STRICT, Location, Refused, invalid
+from frameworks.services.fields import STRICT, Location, invalid, refused_because
 from frameworks.services.unreachable import UnreachableStrategy
+from frameworks.services.values import NoSecret
 from model.mounts import MOST_MIB
 from model.task import TaskSpec
 from model.volume import VOLUME_NAME, WORKSPACE, PersistentVolume, VolumeKind, VolumeMount, mount_problem
@@ -25,6 +26,8 @@ VOLUMES_MOST = 64
 DAY_S = 86_400
 RESIDENCY = {"taskLostBehavior": "WAIT_FOREVER", "relaunchEscalationTimeoutSeconds": 3600}
 UPGRADE = {"minimumHealthCapacity": 0.5, "maximumOverCapacity": 0.0}
+OnlyRoot = Annotated[None, refused_because("persistent volumes are on the node's own disk, of type root")]
+NoProvider = Annotated[None, refused_because("there are no providers of volumes beside the nodes")]
 PROBE = "probe"  # an instance whose volumes are only looked at
 
 
@@ -37,9 +40,9 @@ class Persistent(Strict):
 
     size: Annotated[int, Field(ge=1, le=MOST_MIB)]
     type: Literal["root", "path", "mount"] = "root"
-    constraints: Refused = None
-    maxSize: Refused = None
-    profileName: Refused = None
+    constraints: OnlyRoot = None
+    maxSize: OnlyRoot = None
+    profileName: OnlyRoot = None
 
     @field_validator("type")
     @classmethod
@@ -54,8 +57,8 @@ class Volume(Strict):
     mode: Literal["RO", "RW"] = "RW"
     hostPath: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
     persistent: Persistent | None = None
-    external: Refused = None
-    secret: Refused = None
+    external: NoProvider = None
+    secret: NoSecret = None
 
     @model_validator(mode="after")
     def _sound(self) -> Volume:

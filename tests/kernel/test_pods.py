@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from isolators.network import NetworkIsolator
+from isolators.rights import Rights
 from model.network import Block, Network, NetworkKind
 from model.pod import Pod
 from model.task import TaskSpec, TaskState, TaskStatus
@@ -164,6 +165,23 @@ async def test_they_reach_each_other_by_loopback(node: Agent) -> None:
     specs = pod(("/usr/bin/python3", "-c", SERVE), ("/usr/bin/python3", "-c", ASK))
     await run(node, specs)
     assert await said(node, specs[1], "one\n") == "hello from the other one\n"
+
+
+async def test_in_the_nodes_network_they_share_ids_and_nothing_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(remains.MARK, str(tmp_path))
+    async with agent(tmp_path / "agent", Rights(host_network=True)) as made:
+        statuses = await run(made, pod(FOREVER, FOREVER, network="host"))
+        assert shared(statuses) == {"user", "net"}
+        assert namespaces(statuses[0].pid)["net"] == os.readlink("/proc/self/ns/net")
+
+
+async def test_the_nodes_network_is_for_pods_that_it_permits(node: Agent) -> None:
+    specs = pod(FOREVER, FOREVER, network="host")
+    assign(node, specs)
+    ended = await ends(node, specs)
+    assert all("set host_network in this node's agent.toml" in reason for _, reason in ended), ended
 
 
 async def test_they_share_network_and_ids_and_nothing_that_was_not_asked_for(node: Agent) -> None:

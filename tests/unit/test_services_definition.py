@@ -75,10 +75,17 @@ def test_defaults_are_marathons() -> None:
         ({"labels": {"tepui/deadline": "soon"}}, "/labels", "number of seconds"),
         ({"labels": {"tepui/version": "1"}}, "/labels", "reserved"),
         ({"constraints": [["hostname", "NEAR"]]}, "/constraints(0)", "must be one of"),
-        ({"acceptedResourceRoles": ["*"]}, "/acceptedResourceRoles", "not supported"),
+        ({"acceptedResourceRoles": ["slave_public"]}, "/acceptedResourceRoles", "resources have no roles"),
         ({"upgradeStrategy": {"minimumHealthCapacity": 2}}, "/upgradeStrategy/minimumHealthCapacity", "less than"),
         ({"gpus": 1}, "/gpus", "not supported"),
-        ({"requirePorts": True}, "/requirePorts", "is for host networking"),
+        ({"requirePorts": 1}, "/requirePorts", "boolean"),
+        ({"role": "prod"}, "/role", "resources have no roles"),
+        ({"executor": "/opt/mine"}, "/executor", "the agent itself runs all tasks"),
+        ({"executorResources": {"cpus": 0.1}}, "/executorResources", "the agent runs tasks itself"),
+        ({"check": {"tcp": {"port": 80}}}, "/check", "healthChecks and readinessChecks are made"),
+        ({"tty": True}, "/tty", "tepui task exec -t"),
+        ({"taskRateLimit": 1}, "/taskRateLimit", "backoffSeconds"),
+        ({"storeUrls": ["http://192.0.2.1/x"]}, "/storeUrls", "not supported by this version"),
         ({"id": "/a/../b"}, "/id", "path segments"),
         ({"id": "/A"}, "/id", "lower-case"),
         ({"id": "/a_b"}, "/id", "path segments"),
@@ -93,13 +100,14 @@ def test_defaults_are_marathons() -> None:
         ({"args": ["true"]}, "/", "exactly one of cmd and args"),
         ({"cmd": None}, "/", "exactly one of cmd and args"),
         ({"cmd": ""}, "/cmd", "at least 1"),
-        ({"cmd": None, "args": []}, "/args", "at least 1"),
+        ({"cmd": None, "args": []}, "/", "exactly one of cmd and args"),
         ({"cmd": "a\x00b"}, "/cmd", "NUL"),
         ({"cmd": "x" * 200_000}, "/cmd", "kernel"),
         ({"cmd": "\ud800"}, "/cmd", ""),
         ({"user": "root;id"}, "/user", "uid:gid"),
         ({"env": {"A": 1}}, "/env/A", "string"),
-        ({"env": {"A": {"secret": "s"}}}, "/env/A", "string"),
+        ({"env": {"A": {"secret": "s"}}}, "/env/A", "nothing keeps their values"),
+        ({"env": {"A": {"b": "s"}}}, "/env/A", "string"),
         ({"env": {"A=B": "x"}}, "/env/A=B/[key]", "must not be empty or contain ="),
         ({"env": {"A": "\x00"}}, "/env/A", "NUL"),
         ({"labels": {"tepui/version": "x"}}, "/labels", "reserved"),
@@ -116,13 +124,26 @@ def test_defaults_are_marathons() -> None:
         (docker(pullConfig={"secret": "x"}) | secret("other/pull"), "/secrets/x/source", "for apps below its path"),
         (secret("a//b"), "/secrets/x/source", "must be a name"),
         (secret("../b"), "/secrets/x/source", "must be a name"),
-        (docker(network="BRIDGE"), "/container/docker/network", "use networks"),
+        (docker(network="BRIDGE"), "/container/docker/network", "together with networks"),
+        (docker(network="bridge"), "/container/docker/network", "'BRIDGE'"),
+        (docker(credential={"principal": "me"}), "/container/docker/credential", "use pullConfig"),
         (docker() | {"args": ["x"]}, "/", "exactly one of cmd and args"),
         ({"fetch": [{"uri": "ftp://a/b"}]}, "/fetch(0)", "must begin with one of"),
         ({"fetch": [{"uri": "file:///a", "destPath": "../b"}]}, "/fetch(0)", "without . and .."),
         ({"fetch": [{"uri": "http://a/"}]}, "/fetch(0)", "must be the name of a file"),
         ({"fetch": [{"uri": "http://a/b", "digest": "md5:0"}]}, "/fetch(0)", "64 hexadecimal digits"),
-        ({"uris": ["/etc/shadow"]}, "/uris(0)", "must begin with one of"),
+        ({"uris": ["ftp://a/b"]}, "/fetch(0)", "must begin with one of"),
+        ({"uris": ["file:///x"], "fetch": [{"uri": "file:///y"}]}, "/uris", "together with fetch"),
+        (
+            {"container": {"volumes": [{"containerPath": "/c", "secret": "s"}]}},
+            "/container/volumes(0)/secret",
+            "nothing keeps the values of secrets",
+        ),
+        (
+            {"container": {"volumes": [{"containerPath": "/c", "external": {"name": "v"}}]}},
+            "/container/volumes(0)/external",
+            "no providers of volumes",
+        ),
         ({"container": {"volumes": [{}]}}, "/container/volumes(0)/containerPath", "required"),
         ({"container": {"portMappings": [MAPPING, MAPPING]}}, "/container", "8080/tcp occurs more than once"),
         ({"taskKillGracePeriodSeconds": -1}, "/taskKillGracePeriodSeconds", "greater than or equal"),
@@ -218,7 +239,11 @@ IMAGE = {"id": "/web", "networks": LEAST["networks"]}
         (docker(), (), ImageSpec("nginx", arguments=True)),
         (docker(forcePullImage=True) | {"args": ["-v"]}, ("-v",), ImageSpec("nginx", True, arguments=True)),
         (docker(privileged=False, parameters=[]) | {"cmd": "x"}, ("/bin/sh", "-c", "x"), ImageSpec("nginx")),
-        ({"container": {"docker": {"image": "a"}}, "args": ["b"]}, ("b",), ImageSpec("a", False, Rules.MESOS, True)),
+        (
+            {"container": {"type": "MESOS", "docker": {"image": "a"}}, "args": ["b"]},
+            ("b",),
+            ImageSpec("a", False, Rules.MESOS, True),
+        ),
         (
             docker(pullConfig={"secret": "x"}) | secret("pull"),
             (),
@@ -234,10 +259,11 @@ def test_a_service_of_an_image(fields: dict[str, Any], argv: tuple[str, ...], im
 
 def test_what_is_to_be_fetched() -> None:
     fetch = [{"uri": "https://a/b.tgz", "cache": True, "destPath": "d/c", "digest": "sha256:" + "0" * 64}]
-    spec = new_task(create(Definition.model_validate({**LEAST, "fetch": fetch, "uris": ["file:///x"]}), NOW), NOW)
+    fetch.append({"uri": "/etc/docker tar"})
+    spec = new_task(create(Definition.model_validate({**LEAST, "fetch": fetch}), NOW), NOW)
     assert spec.fetch == (
         Fetch("https://a/b.tgz", "d/c", cache=True, digest="sha256:" + "0" * 64),
-        Fetch("file:///x"),
+        Fetch("file:///etc/docker%20tar"),
     )
     assert (spec.user, spec.cwd) == ("0:0", "")
 

@@ -79,7 +79,7 @@ def test_readiness() -> None:
     ("check", "field", "says"),
     [
         ({"port": 80, "portIndex": 0}, "/portIndex", "together with port"),
-        ({"portIndex": 2}, "/portIndex", "there are 2 portMappings"),
+        ({"portIndex": 2}, "/portIndex", "there are 2 ports"),
         ({"portIndex": "web"}, "/portIndex", "no port has the name 'web'"),
         ({"port": 0}, "/port", "greater"),
         ({"protocol": "UDP"}, "/protocol", "MESOS_HTTP"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,6 @@ import pytest
 
 from frameworks.services.app import Place, create, new_task, new_tasks, parse_time
 from frameworks.services.definition import Definition
-from frameworks.services.networking import EXAMPLE
 from frameworks.services.pods.definition import PodDefinition
 from model.rights import HOST_NETWORK, needed
 from model.task import Bandwidth, Interface, Port, Protocol, TaskSpec
@@ -183,12 +183,37 @@ def test_endpoints_of_pods() -> None:
 
 @pytest.mark.parametrize(
     ("networks", "says"),
-    [([], EXAMPLE), ([{"mode": "host"}], EXAMPLE), (labelled(address="keep")["networks"], "address")],
+    [
+        (labelled(address="keep")["networks"], "address is not supported for pods"),
+        ([{"mode": "host"}], "containerPort\n  is not for host networking"),
+        ([], "containerPort\n  is not for host networking"),
+    ],
 )
 def test_what_pods_can_not_have(networks: list[Any], says: str) -> None:
-    with pytest.raises(ValueError, match="not supported for pods") as error:
+    with pytest.raises(ValueError, match=re.escape(says)):
         PodDefinition.model_validate(pod(networks=networks))
-    assert says in str(error.value)
+
+
+@pytest.mark.parametrize("networks", [[], [{"mode": "host"}]])
+def test_a_pod_in_the_nodes_network(networks: list[Any]) -> None:
+    body = pod(networks=networks)
+    body["containers"][0]["endpoints"] = [{"name": "web"}, {"name": "metrics", "hostPort": 9100}]
+    body["containers"][1]["endpoints"] = []
+    body["containers"][0]["healthCheck"] = {"tcp": {"endpoint": "web"}}
+    definition = PodDefinition.model_validate(body)
+    assert PodDefinition.model_validate(definition.model_dump(exclude_none=True)) == definition
+    tasks = new_tasks(create(definition, NOW), NOW, Place("192.0.2.1", (31007,)))
+    assert [task.network for task in tasks] == ["host", "host"] and HOST_NETWORK in needed(tasks[1])
+    assert tasks[0].ports == (Port(31007, "web", host=31007), Port(9100, "metrics", host=9100))
+    assert [check.port for check in tasks[0].health_checks] == [31007]
+    assert dict(tasks[1].env)["ENDPOINT_WEB"] == "31007"
+
+
+def test_on_the_bridge_every_endpoint_is_published() -> None:
+    body = pod(networks=[{"mode": "container/bridge"}])
+    del body["containers"][0]["endpoints"][0]["hostPort"]
+    tasks = new_tasks(create(PodDefinition.model_validate(body), NOW), NOW, Place("192.0.2.1", (31007,)))
+    assert [port.host for task in tasks for port in task.ports] == [31007, 82]
 
 
 def test_an_option_of_docker_is_still_told_where_it_belongs() -> None:

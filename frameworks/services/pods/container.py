@@ -12,19 +12,24 @@ from pydantic import BaseModel, Field, field_validator, model_validator
 
 from frameworks.services.artifacts import Artifacts, PullConfig, Reference, Secrets
 from frameworks.services.confinement import ResourceLimits, Seccomp
-from frameworks.services.definition import (
+from frameworks.services.definition import Labels
+from frameworks.services.fields import STRICT, invalid
+from frameworks.services.pods.endpoints import Endpoint
+from frameworks.services.pods.health import HealthCheck
+from frameworks.services.pods.volumes import Mounts
+from frameworks.services.ports import PortName
+from frameworks.services.values import (
     Amount,
-    EnvName,
-    Labels,
+    Environment,
+    Gpus,
+    NoCheck,
+    NoImageLabels,
+    NoTerminal,
     Positive,
     Seconds,
     Text,
     User,
 )
-from frameworks.services.fields import STRICT, Refused, invalid
-from frameworks.services.pods.health import HealthCheck
-from frameworks.services.pods.volumes import Mounts
-from frameworks.services.ports import PROTOCOLS, AnyPort, NetworkNames, PortLabels, PortName
 from model.image import ImageSpec, Rules
 from model.resources import Resources
 from model.task import Port
@@ -71,7 +76,7 @@ class Image(Strict):
     id: Reference
     forcePull: bool = False
     pullConfig: PullConfig | None = None
-    labels: Refused = None
+    labels: NoImageLabels = None
 
     @field_validator("kind")
     @classmethod
@@ -87,7 +92,7 @@ class Amounts(Strict):
     cpus: Positive
     mem: Positive
     disk: Amount = 0.0
-    gpus: Refused = None
+    gpus: Gpus = 0
 
     @property
     def resources(self) -> Resources:
@@ -104,22 +109,6 @@ class OwnAmounts(Strict):
     @property
     def resources(self) -> Resources:
         return _resources(self.cpus, self.mem, self.disk)
-
-
-class Endpoint(Strict):
-    name: PortName
-    containerPort: AnyPort
-    protocol: Annotated[list[Literal["tcp", "udp"]], Field(min_length=1, max_length=2)] = ["tcp"]
-    labels: PortLabels = {}
-    hostPort: AnyPort | None = None
-    networkNames: NetworkNames | None = None
-
-    @property
-    def port(self) -> Port:
-        labels = tuple(sorted(self.labels.items()))
-        return Port(
-            self.containerPort, self.name, PROTOCOLS[",".join(dict.fromkeys(self.protocol))], labels, self.hostPort
-        )
 
 
 class Sharing(Strict):
@@ -155,7 +144,7 @@ class Container(Strict):
     artifacts: Artifacts = []
     resources: Amounts
     endpoints: list[Endpoint] = []
-    environment: dict[EnvName, Text] = {}
+    environment: Environment = {}
     user: User | None = None
     healthCheck: HealthCheck | None = None
     labels: Labels = {}
@@ -164,7 +153,8 @@ class Container(Strict):
     resourceLimits: ResourceLimits | None = None
     volumeMounts: Mounts = []
 
-    tty: Refused = None
+    check: NoCheck = None
+    tty: NoTerminal = None
 
     @model_validator(mode="after")
     def _executes_something(self) -> Container:

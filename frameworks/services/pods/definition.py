@@ -13,32 +13,25 @@ from pydantic import AfterValidator, BaseModel, Field, model_validator
 
 from frameworks.services import networking
 from frameworks.services.artifacts import Secrets, pull_problems
+from frameworks.services.confinement import LinuxInfo
 from frameworks.services.constraints import MOST as MOST_CONSTRAINTS
 from frameworks.services.constraints import Constraint, constraints, problem_of
-from frameworks.services.definition import (
-    AppId,
-    Count,
-    EnvName,
-    Labels,
-    Seconds,
-    Text,
-    User,
-    without_nulls,
-)
+from frameworks.services.definition import AppId, Labels, without_nulls
 from frameworks.services.fields import STRICT, Location, Refused, invalid, invalid_at
 from frameworks.services.networking import NetworkRef, NetworkRefs
 from frameworks.services.pods import volumes
 from frameworks.services.pods.container import Container, OwnAmounts
+from frameworks.services.pods.endpoints import endpoint_problems
 from frameworks.services.pods.volumes import Volume, Volumes
-from frameworks.services.ports import mapping_problems, repeated_hosts, repeated_ports
+from frameworks.services.ports import repeated_hosts, repeated_ports
 from frameworks.services.unreachable import KillSelection, Unreachable
+from frameworks.services.values import ANY_ROLE, Count, Environment, Factor, NoSharedCgroup, Role, Roles, Seconds, User
 from frameworks.services.volumes import UpgradeStrategy
 from model.resources import Resources
 from model.volume import PersistentVolume
 
 POD_ID_LENGTH = 90  # a task's id adds a UUID and a container's name, and must stay a file name with room for a suffix
 CONTAINERS_MOST = 32
-ANY_ROLE = "*"  # there are no others
 
 
 Ignored = Annotated[str | None, AfterValidator(lambda value: None)]
@@ -51,16 +44,8 @@ def _pod_id(value: str) -> str:
 
 
 def _networks(value: list[NetworkRef]) -> list[NetworkRef]:
-    if networking.names_of(value)[0] == networking.HOST:
-        raise invalid(f"host networking is not supported for pods, and none means that: use {networking.EXAMPLE}")
     if any(each.addresses for each in value):
         raise invalid(f"label {networking.ADDRESS} is not supported for pods")
-    return value
-
-
-def _roles(value: list[str]) -> list[str]:
-    if value not in ([], [ANY_ROLE]):
-        raise invalid(f'must be ["{ANY_ROLE}"]: resources have no roles')
     return value
 
 
@@ -76,7 +61,7 @@ class Scaling(Strict):
 
 class Backoff(Strict):
     backoff: Seconds = 1.0
-    backoffFactor: Annotated[float, Field(ge=1, le=1000, allow_inf_nan=False)] = 1.15
+    backoffFactor: Factor = 1.15
     maxLaunchDelay: Seconds = 300.0
 
 
@@ -97,7 +82,7 @@ class PodConstraint(Strict):
 
 
 class Placement(Strict):
-    acceptedResourceRoles: Annotated[list[str], AfterValidator(_roles)] = []
+    acceptedResourceRoles: Roles = []
     constraints: Annotated[list[PodConstraint], Field(max_length=MOST_CONSTRAINTS)] = []
 
 
@@ -115,23 +100,25 @@ class PodDefinition(Strict):
 
     id: Annotated[AppId, AfterValidator(_pod_id)]
     containers: Annotated[list[Container], Field(min_length=1, max_length=CONTAINERS_MOST)]
-    networks: Annotated[NetworkRefs, AfterValidator(_networks)] = Field([], validate_default=True)
+    networks: Annotated[NetworkRefs, AfterValidator(_networks)] = []
     labels: Labels = {}
-    environment: dict[EnvName, Text] = {}
+    environment: Environment = {}
     user: User | None = None
     scaling: Scaling = Scaling()
     scheduling: Scheduling = Scheduling()
     executorResources: OwnAmounts = OwnAmounts()
     volumes: Volumes = []
     secrets: Secrets = {}
+    role: Role = ANY_ROLE
+    linuxInfo: LinuxInfo = LinuxInfo()
     version: Ignored = Field(None, exclude=True)
 
-    role: Refused = None
+    legacySharedCgroups: NoSharedCgroup = None
 
     @model_validator(mode="before")
     @classmethod
     def _null_is_absent(cls, value: object) -> object:
-        return without_nulls(value)
+        return _published(without_nulls(value))
 
     @model_validator(mode="after")
     def _names_are_distinct(self) -> PodDefinition:
@@ -151,8 +138,7 @@ class PodDefinition(Strict):
         names = networking.names_of(self.networks)
         problems = dict(networking.problems(self.networks, self.instances))
         for index, container in enumerate(self.containers):
-            ports = [(endpoint.port, endpoint.networkNames) for endpoint in container.endpoints]
-            problems |= dict(mapping_problems(ports, names, ("containers", index, "endpoints")))
+            problems |= dict(endpoint_problems(container.endpoints, names, ("containers", index, "endpoints")))
         if problems:
             raise invalid_at(problems)
         return self
@@ -247,6 +233,26 @@ class PodDefinition(Strict):
     @property
     def maxLaunchDelaySeconds(self) -> float:
         return self.scheduling.backoff.maxLaunchDelay
+
+
+def _published(body: Any) -> Any:
+    """But in a network of containers, each endpoint has a port of the node, as in Marathon."""
+    networks = body.get("networks") if isinstance(body, dict) else None
+    if not isinstance(networks, list | None) or not isinstance(body.get("containers"), list):
+        return body
+    if any(isinstance(each, dict) and each.get("mode", "container") == "container" for each in networks or ()):
+        return body
+    return {**body, "containers": [_with_host_ports(container) for container in body["containers"]]}
+
+
+def _with_host_ports(container: Any) -> Any:
+    endpoints = container.get("endpoints") if isinstance(container, dict) else None
+    if not isinstance(endpoints, list):
+        return container
+    return {
+        **container,
+        "endpoints": [{"hostPort": 0, **each} if isinstance(each, dict) else each for each in endpoints],
+    }
 
 
 def _repeated(values: Iterable[Any]) -> list[str]:

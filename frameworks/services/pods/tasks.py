@@ -58,8 +58,8 @@ def new_instance(
 
 
 def _task(definition: PodDefinition, container: Container, plain: TaskSpec) -> TaskSpec:
-    linux, check = container.linuxInfo, container.healthCheck
-    image, fetch = container.image_of_task(definition.secrets), fetches(container.artifacts, ())
+    check, seccomp = container.healthCheck, container.linuxInfo.seccomp or definition.linuxInfo.seccomp
+    image, fetch = container.image_of_task(definition.secrets), fetches(container.artifacts)
     task = replace(
         plain,
         user=container.user or definition.user or ("" if image else plain.user),
@@ -68,11 +68,19 @@ def _task(definition: PodDefinition, container: Container, plain: TaskSpec) -> T
         volumes=mounts_of(container.volumeMounts, definition.volumes_by_name),
         kill_grace_s=container.lifecycle.killGracePeriodSeconds,
         health_checks=(check.of_task(plain.ports),) if check is not None else (),
-        seccomp="unconfined" if linux.seccomp is not None and linux.seccomp.unconfined else plain.seccomp,
-        shm=(linux.ipcInfo and linux.ipcInfo.shmSize) or plain.shm,
+        seccomp="unconfined" if seccomp is not None and seccomp.unconfined else plain.seccomp,
+        shm=_shm(definition, container) or plain.shm,
     )
     task = replace(task, cwd="") if task.needs_provision else task  # the workspace, or what the image says
     return bounded(task, container.resourceLimits)
+
+
+def _shm(definition: PodDefinition, container: Container) -> int | None:
+    """What the pod says of it is for those that share it."""
+    own, pods = container.linuxInfo.ipcInfo, definition.linuxInfo.ipcInfo
+    if own is None or own.shmSize is not None or not own.shared:
+        return own.shmSize if own is not None else None
+    return pods.shmSize if pods is not None else None
 
 
 def _pod(definition: PodDefinition, container: Container, instance: str, members: tuple[str, ...]) -> Pod:

@@ -12,7 +12,8 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, Field, model_validator
 
-from frameworks.services.fields import STRICT, Location, Refused, invalid
+from frameworks.services.fields import STRICT, Location, invalid
+from frameworks.services.values import NoPersistence, NoSecret
 from frameworks.services.volumes import VOLUMES_MOST
 from model.volume import VOLUME_NAME, WORKSPACE, VolumeKind, VolumeMount, mount_problem
 
@@ -30,8 +31,8 @@ class Strict(BaseModel):
 class Volume(Strict):
     name: Annotated[str, AfterValidator(_name)]
     host: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
-    persistent: Refused = None
-    secret: Refused = None
+    persistent: NoPersistence = None
+    secret: NoSecret = None
 
     @model_validator(mode="after")
     def _sound(self) -> Volume:
