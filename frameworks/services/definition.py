@@ -32,6 +32,7 @@ from frameworks.services.unreachable import KillSelection, Unreachable
 from frameworks.services.values import (
     ANY_ROLE,
     Amount,
+    Bounded,
     Count,
     Environment,
     Executor,
@@ -134,7 +135,7 @@ class Definition(Strict):
     disk: Amount = 0.0
     gpus: Gpus = 0
     instances: Count = 1
-    labels: Labels = {}
+    labels: Annotated[Labels, Bounded] = {}
     networks: NetworkRefs = []
     container: Container = Container()
     fetch: Artifacts = []

@@ -14,6 +14,7 @@ BUILT_IN = ("", "//cmd")  # executors
 USER = re.compile(r"[a-z_][a-z0-9_-]{0,31}|[0-9]{1,5}(:[0-9]{1,5})?")
 MAX_ID = 65535  # of a container's own range
 ENV_NAME = re.compile(r"[^=\x00]+")
+LABELS_BYTES = 512 * 1024
 STRING_BYTES = 128 * 1024 - 1  # execve(2): MAX_ARG_STRLEN, with the NUL
 
 
@@ -38,6 +39,14 @@ def _user(value: str) -> str:
     if any(int(part) > MAX_ID for part in value.split(":") if part.isdecimal()):
         raise invalid(f"{value!r}: ids go up to {MAX_ID}")
     return value
+
+
+def _bounded(labels: dict[str, str]) -> dict[str, str]:
+    """Every task has a copy."""
+    size = sum(len(key.encode()) + len(value.encode()) for key, value in labels.items())
+    if size > LABELS_BYTES:
+        raise invalid(f"are {size} bytes together: more than {LABELS_BYTES} are not kept")
+    return labels
 
 
 def _no_secret(value: object) -> object:
@@ -84,6 +93,7 @@ User = Annotated[str, _matches(USER, "must be a name or decimal uid:gid"), After
 Executor = Annotated[str, AfterValidator(_executor)]
 Role = Annotated[str, AfterValidator(_role)]
 Roles = Annotated[list[str], AfterValidator(_roles)]
+Bounded = AfterValidator(_bounded)
 Gpus = Annotated[int, BeforeValidator(_no_gpus)]
 
 NoCheck = Annotated[None, refused_because("healthChecks and readinessChecks are made")]

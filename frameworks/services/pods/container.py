@@ -20,6 +20,7 @@ from frameworks.services.pods.volumes import Mounts
 from frameworks.services.ports import PortName
 from frameworks.services.values import (
     Amount,
+    Bounded,
     Environment,
     Gpus,
     NoCheck,
@@ -147,7 +148,7 @@ class Container(Strict):
     environment: Environment = {}
     user: User | None = None
     healthCheck: HealthCheck | None = None
-    labels: Labels = {}
+    labels: Annotated[Labels, Bounded] = {}
     lifecycle: Lifecycle = Lifecycle()
     linuxInfo: LinuxInfo = LinuxInfo()
     resourceLimits: ResourceLimits | None = None

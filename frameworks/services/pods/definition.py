@@ -25,7 +25,18 @@ from frameworks.services.pods.endpoints import endpoint_problems
 from frameworks.services.pods.volumes import Volume, Volumes
 from frameworks.services.ports import repeated_hosts, repeated_ports
 from frameworks.services.unreachable import KillSelection, Unreachable
-from frameworks.services.values import ANY_ROLE, Count, Environment, Factor, NoSharedCgroup, Role, Roles, Seconds, User
+from frameworks.services.values import (
+    ANY_ROLE,
+    Bounded,
+    Count,
+    Environment,
+    Factor,
+    NoSharedCgroup,
+    Role,
+    Roles,
+    Seconds,
+    User,
+)
 from frameworks.services.volumes import UpgradeStrategy
 from model.resources import Resources
 from model.volume import PersistentVolume
@@ -101,7 +112,7 @@ class PodDefinition(Strict):
     id: Annotated[AppId, AfterValidator(_pod_id)]
     containers: Annotated[list[Container], Field(min_length=1, max_length=CONTAINERS_MOST)]
     networks: Annotated[NetworkRefs, AfterValidator(_networks)] = []
-    labels: Labels = {}
+    labels: Annotated[Labels, Bounded] = {}
     environment: Environment = {}
     user: User | None = None
     scaling: Scaling = Scaling()
