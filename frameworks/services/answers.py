@@ -46,12 +46,11 @@ def definition_json(app: App) -> Json:
     """It can be sent back. The `ports` are those of the node, as Marathon had them until it called them deprecated."""
     definition = app.definition
     answer: Json = definition.model_dump(exclude_none=True)
-    if isinstance(definition, Definition):
-        if definition.container == NO_CONTAINER:
-            del answer["container"]
-        if (ports := definition.shown_ports) is not None:
-            answer["ports"] = ports
-    return answer
+    if not isinstance(definition, Definition) or definition.shown_ports is None:
+        return answer
+    if definition.container == NO_CONTAINER:
+        del answer["container"]
+    return answer | {"ports": definition.shown_ports}
 
 
 def version_info(app: App) -> Json:

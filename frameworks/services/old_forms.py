@@ -33,6 +33,7 @@ NoGroups = Annotated[None, refused_because("policies say which containers may ta
 
 
 DEFAULT = {"name": "default"}  # port of who says nothing about ports, in the node's network
+DEFAULT_MAPPING = {"containerPort": 0, **DEFAULT}  # of who says nothing about ports, on the bridge
 SHOWN_DEFAULT = {"port": 0, "protocol": "tcp", "labels": {}, **DEFAULT}
 
 
@@ -142,7 +143,8 @@ def _with_discovery(body: Json, address: IpAddress) -> Json:
 def _with_ports(body: Json) -> Json:
     body = _with_definitions(body)
     networks = body.get("networks")
-    modes = [each.get("mode", "container") for each in networks or () if isinstance(each, dict)] if networks else []
+    given = networks if isinstance(networks, list) else []
+    modes = [each.get("mode", "container") for each in given if isinstance(each, dict)]
     if not modes or "host" in modes:
         return body if "portDefinitions" in body else {**body, "portDefinitions": [DEFAULT]}
     if body.get("requirePorts") is True:  # of a container each hostPort is the one that is asked for
@@ -166,7 +168,7 @@ def _with_definitions(body: Json) -> Json:
 def _with_service_ports(body: Json, bridged: bool) -> Json:
     """Of a container's ports, which is what `ports` were. On the bridge, more of them are more ports of the node."""
     container = body.get("container", {})
-    mappings = container.get("portMappings", []) if isinstance(container, dict) else None
+    mappings = container.get("portMappings", [DEFAULT_MAPPING] if bridged else []) if isinstance(container, dict) else 0
     if not isinstance(mappings, list) or not all(isinstance(each, dict) for each in mappings):
         return body
     numbers = _plain(_without_default(body.get("portDefinitions", [])))
@@ -177,7 +179,7 @@ def _with_service_ports(body: Json, bridged: bool) -> Json:
         mappings = [{"hostPort": 0, **mapping} for mapping in mappings]
     served = [_served(mapping, number) for mapping, number in zip(mappings, numbers, strict=False)]
     mappings = served + mappings[len(served) :]
-    if mappings != container.get("portMappings", []):
+    if mappings and mappings != container.get("portMappings"):
         body = {**body, "container": {**container, "portMappings": mappings}}
     return _without(body, "portDefinitions")
 

@@ -5,17 +5,24 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from frameworks.services.answers import definition_json
 from frameworks.services.app import Place, create, new_task
 from frameworks.services.definition import Definition
 from frameworks.services.revision import revised
 from model.image import Rules
-from model.task import TaskSpec
+from model.task import Port, TaskSpec
 from tests.unit.test_services_definition import LEAST, NOW, docker, problems
 
 Json = dict[str, Any]
 CMD: Json = {"id": "/web", "cmd": "true"}
+KEYS = (
+    "ports", "uris", "ipAddress", "container", "portDefinitions", "fetch", "networks", "docker", "network", "image",
+    "portMappings", "discovery", "labels", "networkName", "number", "name", "mode", "containerPort", "hostPort",
+    "servicePort", "port", "uri", "type",
+)  # fmt: skip
 HOST: Json = {"networks": [{"mode": "host"}]}
 BRIDGE: Json = {"networks": [{"mode": "container/bridge"}]}
 OVERLAY: Json = {"networks": LEAST["networks"]}
@@ -275,6 +282,30 @@ def test_it_is_taken_and_read_back_in_the_words_of_today(name: str) -> None:
 def test_what_says_two_things_is_refused_by_its_name(fields: Json, path: str, says: str) -> None:
     found = problems({**CMD, **fields})
     assert list(found) == [path] and says in found[path], found
+
+
+def test_on_the_bridge_who_says_nothing_of_ports_has_one() -> None:
+    spec = run(Definition.model_validate({**CMD, **BRIDGE}))
+    assert spec.ports == (Port(31007, "default", host=31007),) and dict(spec.env)["PORT0"] == "31007"
+    assert run(Definition.model_validate({**CMD, **BRIDGE, "container": {"portMappings": []}})).ports == ()
+    assert run(Definition.model_validate({**CMD, **OVERLAY})).ports == ()
+    without = Definition.model_validate({**CMD, **BRIDGE, "container": {"portMappings": []}})
+    assert Definition.model_validate(definition_json(create(without, NOW))) == without
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-1, 70_000) | st.sampled_from(["HOST", "USER", "host", "a", "http://a/b"]),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(st.dictionaries(st.sampled_from(KEYS[:6]), JSON, max_size=5), st.sampled_from([HOST, BRIDGE, OVERLAY, {}]))
+def test_any_mixture_of_forms_is_taken_or_refused(body: Json, networks: Json) -> None:
+    for whole in ({**CMD, **networks, **body}, {**CMD, **body, **networks}):
+        if not problems(whole):
+            definition = Definition.model_validate(whole)
+            assert Definition.model_validate(definition_json(create(definition, NOW))) == definition
 
 
 def test_on_the_bridge_more_ports_are_more_mappings() -> None:
