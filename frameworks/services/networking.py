@@ -59,6 +59,8 @@ class NetworkRef(BaseModel):
     def _one_kind(self) -> NetworkRef:
         if self.mode == "container" and not self.name:
             raise invalid('mode container needs a name, like "name": "overlay"')
+        if self.mode == "container" and self.name == HOST:
+            raise invalid('the network "host" is that of the node, for which the mode is host')
         if self.mode != "container" and self.name:
             raise invalid(f"mode {self.mode} takes no name")
         if self.network in (HOST, NONE) and any(key in KNOWN for key in self.labels or ()):

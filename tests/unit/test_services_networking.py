@@ -53,6 +53,7 @@ def refused(fields: dict[str, Any], path: str, says: str) -> None:
         (labelled(egress="1"), "/networks(0)/labels", "must be bits a second"),
         ({"networks": [{"mode": "host", "name": "x"}]}, "/networks(0)", "mode host takes no name"),
         ({"networks": [{"mode": "host", "labels": {"tepui/egress": "1M"}}]}, "/networks(0)", "an address of its own"),
+        ({"networks": [{"name": "host"}]}, "/networks(0)", "for which the mode is host"),
         ({"networks": [OVERLAY, {"mode": "host"}]}, "/networks", "all be of containers"),
         ({"networks": [OVERLAY, {"mode": "container", "name": "none"}]}, "/networks", "all be of containers"),
         ({"networks": [OVERLAY, {**BACK, "labels": {"tepui/egress": "1M"}}]}, "/networks(1)/labels", "with the first"),

@@ -94,6 +94,13 @@ async def test_create(client: httpx2.AsyncClient, cluster: Cluster) -> None:
     assert shown["deployments"] == [] and shown["tasksRunning"] == 2 == len(shown["tasks"])
 
 
+@pytest.mark.parametrize(("size", "status"), [(5 << 20, 413), (1 << 20, 422), (1 << 10, 201)])
+async def test_labels_have_a_bound(client: httpx2.AsyncClient, cluster: Cluster, size: int, status: int) -> None:
+    answer = await client.post("/v2/apps", json={**WEB, "instances": 0, "labels": {"a": "x" * size}})
+    assert answer.status_code == status, answer.text
+    assert status != 422 or answer.json()["details"][0]["path"] == "/labels"
+
+
 async def test_a_vip_that_can_not_be_had_is_refused_by_its_label(client: httpx2.AsyncClient, cluster: Cluster) -> None:
     cluster.vip_problems["10.1.2.3"] = "is in none of 100.127.0.0/16"
 
