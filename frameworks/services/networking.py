@@ -22,7 +22,6 @@ OWN = "tepui/"
 ADDRESS, INGRESS, EGRESS = OWN + "address", OWN + "ingress", OWN + "egress"
 KNOWN = (ADDRESS, INGRESS, EGRESS)
 HOST, NONE, BRIDGE = "host", "none", "bridge"  # networks that every cluster has
-EXAMPLE = '"networks": [{"mode": "container", "name": "overlay"}]'
 NETWORKS_MOST = 8
 RATE = re.compile(r"([0-9]{1,12})([kMG]?)")
 UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}

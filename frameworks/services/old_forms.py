@@ -27,11 +27,7 @@ NETWORKS: dict[str, Json] = {
 }
 # What is said in an old form takes the place of what is kept in the new one.
 TODAY = {"ports": "portDefinitions", "uris": "fetch", "ipAddress": "networks"}
-
-
 NoGroups = Annotated[None, refused_because("policies say which containers may talk to each other")]
-
-
 DEFAULT = {"name": "default"}  # port of who says nothing about ports, in the node's network
 DEFAULT_MAPPING = {"containerPort": 0, **DEFAULT}  # of who says nothing about ports, on the bridge
 SHOWN_DEFAULT = {"port": 0, "protocol": "tcp", "labels": {}, **DEFAULT}
@@ -168,7 +164,9 @@ def _with_definitions(body: Json) -> Json:
 def _with_service_ports(body: Json, bridged: bool) -> Json:
     """Of a container's ports, which is what `ports` were. On the bridge, more of them are more ports of the node."""
     container = body.get("container", {})
-    mappings = container.get("portMappings", [DEFAULT_MAPPING] if bridged else []) if isinstance(container, dict) else 0
+    if not isinstance(container, dict):
+        return body
+    mappings = container.get("portMappings", [DEFAULT_MAPPING] if bridged else [])
     if not isinstance(mappings, list) or not all(isinstance(each, dict) for each in mappings):
         return body
     numbers = _plain(_without_default(body.get("portDefinitions", [])))
