@@ -23,6 +23,11 @@ from fastapi import FastAPI
 from cli.client import ADMIN_FILE, Admin
 from cli.problem import Problem
 from cli.settings import MasterSettings, SettingsError, load
+from frameworks.jobs import metrics as job_metrics
+from frameworks.jobs.framework import Jobs
+from frameworks.jobs.rest import PUBLIC as JOBS_PUBLIC
+from frameworks.jobs.rest import routers as job_routers
+from frameworks.jobs.run import FRAMEWORK as JOBS
 from frameworks.services import metrics as service_metrics
 from frameworks.services.app import FRAMEWORK
 from frameworks.services.framework import Services
@@ -214,6 +219,7 @@ class _Master:
             self.tasks, self.nodes, self.networks, self.blocks, self.addresses, self.volumes, self.discovery
         )
         self.services = Services(store, self.allocator.subscribe(FRAMEWORK))
+        self.jobs = Jobs(store, self.allocator.subscribe(JOBS))
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -222,6 +228,7 @@ class _Master:
         for part in (*loaded, self.discovery, self.policies, self.dispatcher):
             await part.load()
         self.names.load()
+        await self.jobs.load()
         host = str(self.settings.listen)
         enrolment = enrolment_app(self.authority, self.tokens.redeem)
         try:
@@ -235,6 +242,7 @@ class _Master:
                 group.create_task(self.credentials.keep_renewed())
                 group.create_task(self.allocator.run())
                 group.create_task(self.services.run())
+                group.create_task(self.jobs.run())
         finally:
             await self.dispatcher.close()
             self.nodes.close()
@@ -256,6 +264,7 @@ class _Master:
         networks = self.network_parts()
         others = (
             partial(service_metrics.families, self.services),
+            partial(job_metrics.families, self.jobs),
             partial(store_metrics.families, self.store),
             partial(network_families, networks),
         )
@@ -267,8 +276,8 @@ class _Master:
         parts = [cluster, streams, observe, adjustments, images, volumes, networks_router(networks), removal]
         parts.append(vips_router(self.discovery, self.nodes, self.desired, self.authority.domain))
         policies = policies_router(self.policies, FRAMEWORK)
-        everything = [*parts, policies, *routers(self.store, self.services)]
-        return create_app(lambda token: admin_token.matches(token, self.digest), everything, PUBLIC)
+        everything = [*parts, policies, *routers(self.store, self.services), *job_routers(self.jobs)]
+        return create_app(lambda token: admin_token.matches(token, self.digest), everything, (*PUBLIC, *JOBS_PUBLIC))
 
     def network_parts(self) -> NetworkParts:
         return NetworkParts(

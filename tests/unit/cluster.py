@@ -73,6 +73,11 @@ class Cluster:
         self._suppressed = False
         self._subscription: Subscription | None = None
 
+    @property
+    def suppressed(self) -> bool:
+        """The framework wants no offers."""
+        return self._suppressed
+
     def subscribe(self) -> Subscription:
         """A framework that starts (again): offers of its former life are gone."""
         self._outstanding.clear()

@@ -1,0 +1,1 @@
+"""One-off jobs, schedules and pipelines: the definitions are Metronome's."""
