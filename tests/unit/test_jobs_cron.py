@@ -95,7 +95,8 @@ def test_due_times_grow_and_the_last_of_them_is_found(zone: str, expression: str
         assert due is not None and due > dues[-1]
         dues.append(due)
     assert latest_due(expression, where, start, dues[-1]) == dues[-1]
-    assert latest_due(expression, where, start, dues[-1] - timedelta(microseconds=1)) == (dues[-2] if count > 1 else None)
+    just_before = dues[-1] - timedelta(microseconds=1)
+    assert latest_due(expression, where, start, just_before) == (dues[-2] if count > 1 else None)
 
 
 @pytest.mark.parametrize("expression", EXPRESSIONS)

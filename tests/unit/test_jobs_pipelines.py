@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -302,7 +303,7 @@ def test_what_is_no_cycle_has_an_order(edges: dict[str, tuple[str, ...]], root: 
         way = cycle(name, depends_on, graph)
         if way:
             assert way[0] == way[-1] == name and way[1] in depends_on
-            assert all(after in graph.get(before, ()) for before, after in zip(way[1:], way[2:], strict=False))
+            assert all(after in graph.get(before, ()) for before, after in pairwise(way[1:]))
         else:
             graph[name] = depends_on
     graph.setdefault(root, ())
