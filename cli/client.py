@@ -1,40 +1,41 @@
-"""Talks to the master's API with the administrator's credentials: `admin.json`, written by `tepui master init`.
+"""Talks to the master's API with the administrator's credentials (`cli/admin.py`).
 
-It is looked for in TEPUI_ADMIN, then in the state directory of a master on this machine.
+The HTTP client is imported with the first connection: a command's help and completion do not wait for it.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import ssl
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-import httpx2
+from cli.admin import ADMIN_FILE as ADMIN_FILE
+from cli.admin import Admin as Admin
+from cli.admin import read_admin
+from cli.problem import Refused, Unreachable
 
-from cli.paths import MASTER_STATE
-from cli.problem import Problem
+if TYPE_CHECKING:
+    import httpx2
 
-ADMIN_FILE = "admin.json"
 REQUEST_DEADLINE_S = 30.0
+DEPLOYMENT_HEADER = "Marathon-Deployment-Id"
 
 
 @dataclass(frozen=True, slots=True)
-class Admin:
-    """Where the master is, who vouches for it (PEM), what name its certificate bears, and what proves who we are."""
+class Change:
+    """What the master answered, and the id of the deployment that has begun; empty when there is nothing to do."""
 
-    url: str
-    ca: str
-    server_name: str
-    token: str = field(repr=False)
+    answer: Any
+    deployment: str
 
 
 class Client:
     def __init__(self, admin: Admin) -> None:
+        import ssl
+
+        import httpx2
+
         context = ssl.create_default_context(cadata=admin.ca)
         context.minimum_version = ssl.TLSVersion.TLSv1_3
         self._admin = admin
@@ -48,27 +49,42 @@ class Client:
         )
 
     def get(self, path: str, **query: Any) -> Any:
-        return self._send("GET", path, params=query)
+        return _json(self._send("GET", path, params=query))
 
     def post(self, path: str, body: object = None) -> Any:
-        return self._send("POST", path, json=body)
+        return _json(self._send("POST", path, json=body))
 
     def put(self, path: str, body: object) -> Any:
-        return self._send("PUT", path, json=body)
+        return _json(self._send("PUT", path, json=body))
 
     def patch(self, path: str, body: object) -> Any:
-        return self._send("PATCH", path, json=body)
+        return _json(self._send("PATCH", path, json=body))
 
-    def delete(self, path: str) -> Any:
-        return self._send("DELETE", path)
+    def delete(self, path: str, **query: Any) -> Any:
+        return _json(self._send("DELETE", path, params=query))
+
+    def change(self, method: str, path: str, body: object = None, **query: Any) -> Change:
+        """Of what has deployments."""
+        response = self._send(method, path, json=body, params=query)
+        return Change(_json(response), response.headers.get(DEPLOYMENT_HEADER, ""))
 
     @contextmanager
-    def stream(self, path: str, body: object = None, **query: Any) -> Iterator[Iterator[bytes]]:
-        """The answer's body as it comes, without a deadline between its parts. With a `body` it is a POST."""
-        timeout = httpx2.Timeout(REQUEST_DEADLINE_S, read=None)
+    def stream(
+        self,
+        path: str,
+        body: object = None,
+        headers: Mapping[str, str] | None = None,
+        silence_s: float | None = None,
+        **query: Any,
+    ) -> Iterator[Iterator[bytes]]:
+        """The answer's body as it comes; after `silence_s` without a part of it, it is Unreachable. With a `body` it is
+        a POST."""
+        import httpx2
+
+        timeout = httpx2.Timeout(REQUEST_DEADLINE_S, read=silence_s)
         options: dict[str, Any] = {"params": query, "timeout": timeout, "extensions": self._extensions()}
         verb = "GET" if body is None else "POST"
-        with self._reachable(), self._http.stream(verb, path, json=body, **options) as response:
+        with self._reachable(), self._http.stream(verb, path, json=body, headers=headers, **options) as response:
             if response.is_error:
                 response.read()
             self._check(response)
@@ -87,26 +103,30 @@ class Client:
             "additional_headers": {"Authorization": f"Bearer {self._admin.token}"},
         }
 
-    def _send(self, method: str, path: str, **arguments: Any) -> Any:
+    def _send(self, method: str, path: str, **arguments: Any) -> httpx2.Response:
         with self._reachable():
             response = self._http.request(method, path, extensions=self._extensions(), **arguments)
         self._check(response)
-        return response.json() if response.content else None
+        return response
 
     def _extensions(self) -> dict[str, str]:
         return {"sni_hostname": self._admin.server_name}
 
     @contextmanager
     def _reachable(self) -> Iterator[None]:
+        import httpx2
+
         try:
             yield
         except httpx2.TransportError as error:
-            raise Problem(f"{self._admin.url}: {error}. Is the master running, and reachable from here?") from error
+            text = f"{self._admin.url}: {error}. Is the master running, and reachable from here?"
+            raise Unreachable(text) from error
 
     def _check(self, response: httpx2.Response) -> None:
         if response.is_success:
             return
-        raise Problem(f"{response.request.method} {response.request.url.path}: {describe(response)}")
+        text = f"{response.request.method} {response.request.url.path}: {describe(response)}"
+        raise Refused(text, response.status_code, _body(response))
 
 
 def describe(response: httpx2.Response) -> str:
@@ -121,12 +141,15 @@ def describe(response: httpx2.Response) -> str:
 
 def connect() -> Client:
     """Raises Problem when there are no credentials to be found."""
-    path = Path(os.environ.get("TEPUI_ADMIN", MASTER_STATE / ADMIN_FILE))
+    return Client(read_admin())
+
+
+def _json(response: httpx2.Response) -> Any:
+    return response.json() if response.content else None
+
+
+def _body(response: httpx2.Response) -> Any:
     try:
-        return Client(Admin(**json.loads(path.read_text())))
-    except OSError as error:
-        raise Problem(
-            f"{path}: {error.strerror}. Copy {ADMIN_FILE} from the master's state directory, or set TEPUI_ADMIN"
-        ) from error
-    except (ValueError, TypeError) as error:
-        raise Problem(f"{path}: not an {ADMIN_FILE}: {error}") from error
+        return response.json()
+    except ValueError:
+        return None

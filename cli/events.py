@@ -12,7 +12,10 @@ import typer
 from cli.client import connect
 from cli.output import Json
 
+app = typer.Typer()
 
+
+@app.command()
 def events(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until interrupted.")] = False,
     json: Json = False,

@@ -1,4 +1,7 @@
-"""`tepui image`."""
+"""`tepui image`.
+
+What draws the bars is imported when there are some: other commands should not wait for it.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +10,17 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn
 
 from cli.client import connect
 from cli.duration import duration
 from cli.output import Json, print_json, print_table, size
 from cli.problem import Problem
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -89,6 +93,9 @@ def _shown(events: Iterable[Event]) -> Iterator[Event]:
 @contextmanager
 def _bars() -> Iterator[Progress]:
     """None when standard output is no terminal: what is written there are the outcomes alone."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
+
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(binary_units=True))
     console = Console(highlight=False, emoji=False, soft_wrap=True)
     with Progress(*columns, console=console, transient=True, disable=not sys.stdout.isatty()) as bars:

@@ -1,6 +1,6 @@
 """`tepui`: one group of commands for each kind of thing.
 
-Errors that a person can do something about are one line on stderr and exit status 1; wrong usage is typer's, status 2.
+Exit status: 0; 1 with one line on stderr for what a person can do something about; 2 for wrong usage, which is typer's.
 """
 
 from __future__ import annotations
@@ -9,25 +9,16 @@ import sys
 
 import typer
 
-from cli import agent, events, image, lab, master, network, node, pod, policy, service, task, token, vip, volume
+from cli.parts import Parts
 from cli.problem import Problem
 from lab.errors import LabError
 
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="A small data-centre operating system.")
-app.add_typer(master.app, name="master", help="The coordinator: make one, run it.")
-app.add_typer(agent.app, name="agent", help="The daemon of a node: join a cluster, run.")
-app.add_typer(service.app, name="service", help="Long-running services: Marathon app definitions.")
-app.add_typer(pod.app, name="pod", help="Containers that run together: Marathon pod definitions.")
-app.add_typer(task.app, name="task", help="Runs of containers, and their output.")
-app.add_typer(node.app, name="node", help="The nodes of the cluster.")
-app.add_typer(image.app, name="image", help="The images that nodes have.")
-app.add_typer(vip.app, name="vip", help="Virtual addresses.")
-app.add_typer(network.app, name="network", help="Networks of containers.")
-app.add_typer(policy.app, name="policy", help="Who may connect to whom.")
-app.add_typer(volume.app, name="volume", help="Persistent volumes.")
-app.add_typer(token.app, name="token", help="What a new node joins with.")
-app.add_typer(lab.app, name="lab", help="A whole cluster on this machine, to try and to test.")
-app.command()(events.events)
+app = typer.Typer(cls=Parts, no_args_is_help=True, pretty_exceptions_enable=False)
+
+
+@app.callback(epilog="Exit status: 0 when it is done, 1 when it is not and why is on stderr, 2 for wrong usage.")
+def tepui() -> None:
+    """A small data-centre operating system."""
 
 
 def main() -> None:

@@ -8,13 +8,14 @@ from typing import Annotated, Any
 
 import typer
 
+from cli import completion
 from cli.client import connect
-from cli.output import Json, console, print_json, print_table
+from cli.output import Json, print_json, print_table
 from cli.problem import Problem
 
 app = typer.Typer(no_args_is_help=True)
 
-Name = Annotated[str, typer.Argument(metavar="NETWORK", help="Its name.")]
+Name = Annotated[str, typer.Argument(metavar="NETWORK", help="Its name.", autocompletion=completion.networks)]
 Subnets = Annotated[list[str], typer.Option("--subnet", help="IPv4 or IPv6, like 10.20.0.0/16. May be repeated.")]
 Static = Annotated[list[str], typer.Option("--static", help="A part for addresses that tasks ask for.")]
 Cni = Annotated[Path | None, typer.Option("--cni", help="A configuration list of CNI: the kind is then cni.")]
@@ -107,23 +108,23 @@ def _row(network: dict[str, Any]) -> tuple[object, ...]:
 
 def _print_whole(network: dict[str, Any]) -> None:
     fields = ("kind", "subnets", "static", "vni", "mtu", "internal", "used", "free")
-    console.print(f"{'network':<10} {network['name']}", markup=False)
+    typer.echo(f"{'network':<10} {network['name']}")
     for field in fields:
         value = network[field]
         if value not in (None, [], False):
             text = " ".join(value) if isinstance(value, list) else str(value).lower()
-            console.print(f"{field:<10} {text}", markup=False)
+            typer.echo(f"{field:<10} {text}")
     for name in network["policies"]:
-        console.print(f"{'policy':<10} {name}", markup=False)
+        typer.echo(f"{'policy':<10} {name}")
     for each in network["errors"]:
-        console.print(f"{'problem':<10} {each['node']}: {each['error']}", markup=False)
+        typer.echo(f"{'problem':<10} {each['node']}: {each['error']}")
     if network["nodes"]:
-        console.print()
+        typer.echo()
         print_table(("NODE", "BLOCKS", "#USED", "#FREE"), map(_node_row, network["nodes"]))
     users = {each["address"]: each["task"] for each in network["addresses"]}
     kept = {each["address"]: each["owner"] for each in network["kept"]}
     if users or kept:
-        console.print()
+        typer.echo()
         rows = [(address, users.get(address), kept.get(address)) for address in {**users, **kept}]
         print_table(("ADDRESS", "TASK", "KEPT FOR"), rows)
 

@@ -8,14 +8,17 @@ from typing import Annotated, Any
 
 import typer
 
+from cli import completion
 from cli.client import Client, connect
-from cli.output import Json, console, print_json, print_table
+from cli.output import Json, print_json, print_table
 from cli.problem import Problem
 from model.task import TaskState
 
 POLL_S = 0.5
 
 app = typer.Typer(no_args_is_help=True)
+
+Name = Annotated[str, typer.Argument(help="Its name.", autocompletion=completion.nodes)]
 
 
 @app.command("list")
@@ -29,7 +32,7 @@ def list_nodes(json: Json = False) -> None:
 
 
 @app.command("show")
-def show_node(name: Annotated[str, typer.Argument(help="Its name.")], json: Json = False) -> None:
+def show_node(name: Name, json: Json = False) -> None:
     """One node: what it has, what it permits, and what is wrong with it."""
     nodes = connect().get("/api/v1/nodes")["nodes"]
     node = next((node for node in nodes if node["id"] == name), None)
@@ -40,11 +43,11 @@ def show_node(name: Annotated[str, typer.Argument(help="Its name.")], json: Json
         print_json(node)
         return
     for field, value in describe(node):
-        console.print(f"{field:<10} {value}", markup=False)
+        typer.echo(f"{field:<10} {value}")
 
 
 @app.command("remove")
-def remove_node(name: Annotated[str, typer.Argument(help="Its name.")], json: Json = False) -> None:
+def remove_node(name: Name, json: Json = False) -> None:
     """Give up a node that will not come back: its tasks are over, its volumes lost, its addresses free for others."""
     removed = connect().delete(f"/api/v1/nodes/{name}")
     if json:
@@ -57,7 +60,7 @@ def remove_node(name: Annotated[str, typer.Argument(help="Its name.")], json: Js
 
 @app.command("drain")
 def drain_node(
-    name: Annotated[str, typer.Argument(help="Its name.")],
+    name: Name,
     wait: Annotated[bool, typer.Option("--wait", help="Until no task is left that can be moved.")] = False,
     json: Json = False,
 ) -> None:
@@ -77,7 +80,7 @@ def drain_node(
 
 
 @app.command("undrain")
-def undrain_node(name: Annotated[str, typer.Argument(help="Its name.")], json: Json = False) -> None:
+def undrain_node(name: Name, json: Json = False) -> None:
     """Let a node have tasks again."""
     undrained = connect().delete(f"/api/v1/nodes/{name}/drain")
     if json:

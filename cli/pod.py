@@ -8,14 +8,15 @@ from typing import Annotated, Any
 
 import typer
 
+from cli import completion
 from cli.client import connect
-from cli.output import Json, console, print_json, print_table
+from cli.output import Json, print_json, print_table, print_title
 from cli.service import read_definition
-from cli.task import print_tasks
+from cli.task_table import print_tasks
 
 app = typer.Typer(no_args_is_help=True)
 
-Id = Annotated[str, typer.Argument(help="As in the definition: /web.")]
+Id = Annotated[str, typer.Argument(help="As in the definition: /web.", autocompletion=completion.pods)]
 
 
 @app.command()
@@ -53,11 +54,11 @@ def show(pod: Id, json: Json = False) -> None:
         print_json(answer)
         return
     status = answer["status"]
-    console.print(f"[bold]{status['id']}[/]  {_stable(status)} stable  {status['status'].lower()}")
+    print_title(status["id"], f"{_stable(status)} stable", status["status"].lower())
     for sentence in answer["waiting"]:
-        console.print(f"waiting: {sentence}")
+        typer.echo(f"waiting: {sentence}")
     for ended in status["terminationHistory"]:
-        console.print(f"ended: {ended['instanceID']}: {ended['message']}", markup=False)
+        typer.echo(f"ended: {ended['instanceID']}: {ended['message']}")
     rows = (
         (instance["id"], instance["agentId"], instance["status"].lower(), ", ".join(_addresses(instance)))
         for instance in status["instances"]

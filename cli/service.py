@@ -8,16 +8,17 @@ from typing import Annotated, Any
 
 import typer
 
+from cli import completion
 from cli.client import connect
-from cli.output import Json, console, print_json, print_table
+from cli.output import Json, print_json, print_table, print_title
 from cli.problem import Problem
 from cli.service_log import log
-from cli.task import print_tasks
+from cli.task_table import print_tasks
 
 app = typer.Typer(no_args_is_help=True)
 app.command()(log)
 
-Id = Annotated[str, typer.Argument(help="As in the definition: /web.")]
+Id = Annotated[str, typer.Argument(help="As in the definition: /web.", autocompletion=completion.services)]
 
 
 @app.command()
@@ -52,9 +53,9 @@ def show(service: Id, json: Json = False) -> None:
         print_json(answer)
         return
     app = answer["app"]
-    console.print(f"[bold]{app['id']}[/]  {app['tasksRunning']} of {app['instances']} running  {_status(app)}")
+    print_title(app["id"], f"{app['tasksRunning']} of {app['instances']} running", _status(app))
     for sentence in answer["waiting"]:
-        console.print(f"waiting: {sentence}")
+        typer.echo(f"waiting: {sentence}")
     print_tasks(answer["tasks"])
 
 

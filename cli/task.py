@@ -1,25 +1,22 @@
-"""`tepui task`."""
+"""`tepui task`.
+
+What reads a stream of a task is imported when it is needed: other commands should not wait for it.
+"""
 
 from __future__ import annotations
 
-import asyncio
 import sys
-import time
 from contextlib import suppress
 from typing import Annotated, Any
 
 import typer
 
-from cli import files
-from cli.attach import attach as follow
 from cli.client import connect
-from cli.duration import duration
-from cli.execute import execute
-from cli.forward import forward, parse
 from cli.log_options import Follow, Since, Stderr, Stdout, Tail, log_query
-from cli.output import Json, print_json, print_table, size
+from cli.output import Json, print_json
 from cli.problem import Problem
-from cli.task_show import kill, show
+from cli.task_show import Id, kill, show
+from cli.task_table import print_tasks
 from cli.task_usage import usage
 
 app = typer.Typer(no_args_is_help=True)
@@ -42,7 +39,7 @@ def list_tasks(json: Json = False) -> None:
 
 @app.command()
 def log(
-    task: str,
+    task: Id,
     follow: Follow = False,
     tail: Tail = -1,
     since: Since = "",
@@ -62,7 +59,7 @@ def log(
 
 @app.command("exec", context_settings={"allow_interspersed_args": False})
 def execute_command(
-    task: str,
+    task: Id,
     command: Annotated[list[str], typer.Argument(help="What to run, and its arguments.")],
     stdin: Annotated[bool, typer.Option("--stdin", "-i", help="Pass standard input on.")] = False,
     tty: Annotated[bool, typer.Option("--tty", "-t", help="Give it a terminal.")] = False,
@@ -71,24 +68,32 @@ def execute_command(
     directory: Annotated[str, typer.Option("--workdir", "-w", help="Not the task's own.")] = "",
 ) -> None:
     """Run a command in a task's container. Exits as the command does."""
+    from cli.execute import execute
+
     argv = command[1:] if command[0] == "--" else command
     request = {"argv": argv, "env": _variables(env or []), "user": user, "cwd": directory, "stdin": stdin or tty}
     raise typer.Exit(execute(connect(), task, request, tty))
 
 
 @app.command()
-def attach(task: str) -> None:
+def attach(task: Id) -> None:
     """Show what a task writes from now on, until it ends. Ctrl-C or Ctrl-P Ctrl-Q leaves."""
+    from cli.attach import attach as follow
+
     follow(connect(), task)
 
 
 @app.command("port-forward")
 def port_forward(
-    task: str,
+    task: Id,
     ports: Annotated[list[str], typer.Argument(metavar="LOCAL:REMOTE...", help="0 as LOCAL is any that is free.")],
     address: Annotated[str, typer.Option(help="Of this machine, to listen on.")] = "127.0.0.1",
 ) -> None:
     """Lead ports of this machine to a task's, until Ctrl-C."""
+    import asyncio
+
+    from cli.forward import forward, parse
+
     with suppress(KeyboardInterrupt):
         asyncio.run(forward(connect(), task, [parse(port) for port in ports], address))
 
@@ -96,6 +101,8 @@ def port_forward(
 @app.command("ls")
 def list_files(where: Where, json: Json = False) -> None:
     """List a directory of a task."""
+    from cli import files
+
     entries = files.list_entries(connect(), where)
     if json:
         print_json(entries)
@@ -106,6 +113,8 @@ def list_files(where: Where, json: Json = False) -> None:
 @app.command()
 def cat(where: Where) -> None:
     """Show a file of a task."""
+    from cli import files
+
     files.show(connect(), where)
 
 
@@ -115,6 +124,8 @@ def cp(
     target: Annotated[str, typer.Argument(metavar="TARGET", help="The other one: a directory, or the new name.")],
 ) -> None:
     """Copy a file or a directory out of a task, or into one."""
+    from cli import files
+
     files.copy(connect(), source, target)
 
 
@@ -127,7 +138,7 @@ def _variables(pairs: list[str]) -> dict[str, str]:
 
 @app.command()
 def update(
-    task: str,
+    task: Id,
     cpus: Annotated[float | None, typer.Option(help="CPUs, like 0.5.")] = None,
     mem: Annotated[int | None, typer.Option(help="Memory in MiB.")] = None,
     disk: Annotated[
@@ -160,13 +171,13 @@ def update(
 
 
 @app.command()
-def pause(task: str, json: Json = False) -> None:
+def pause(task: Id, json: Json = False) -> None:
     """Stop all processes of a task where they are, and take it out of its VIPs. They can not notice."""
     _print_task(connect().post(f"/api/v1/tasks/{task}/pause"), json)
 
 
 @app.command()
-def resume(task: str, json: Json = False) -> None:
+def resume(task: Id, json: Json = False) -> None:
     """Let a paused task go on."""
     _print_task(connect().post(f"/api/v1/tasks/{task}/resume"), json)
 
@@ -176,30 +187,3 @@ def _print_task(answer: dict[str, Any], json: bool) -> None:
         print_json(answer["task"])
     else:
         print_tasks([answer["task"]])
-
-
-def print_tasks(tasks: list[dict[str, Any]]) -> None:
-    columns = ("TASK", "NODE", "STATE", "ADDRESS", "#PID", "#CPUS", "#MEM", "#PIDS", "#SINCE", "REASON")
-    print_table(columns, map(_row, tasks))
-
-
-def _row(task: dict[str, Any]) -> tuple[object, ...]:
-    limits = task["limits"]
-    return (
-        task["id"],
-        task["node"],
-        _state(task),
-        ", ".join(task["addresses"]),
-        task["pid"],
-        f"{limits['cpus']:g}" if limits["cpus"] is not None else None,
-        size(limits["mem_bytes"]),
-        limits["pids"],
-        duration(time.time() - task["since"]),
-        task["reason"] or task["message"],
-    )
-
-
-def _state(task: dict[str, Any]) -> str:
-    ill = task["healthy"] is False and task["state"] == "RUNNING"
-    attributes = {"ending": task["killing"], "paused": task["paused"], "ill": ill}
-    return " ".join([task["state"], *(f"({name})" for name, holds in attributes.items() if holds)])

@@ -8,12 +8,13 @@ from typing import Annotated, Any
 
 import typer
 
+from cli import completion
 from cli.client import connect
 from cli.duration import duration
-from cli.output import Json, console, print_json, size
+from cli.output import Json, print_json, size
 
 Task = dict[str, Any]
-Id = Annotated[str, typer.Argument(help="An id, or the beginning of one.")]
+Id = Annotated[str, typer.Argument(help="An id, or the beginning of one.", autocompletion=completion.tasks)]
 
 
 def show(task: Id, json: Json = False) -> None:
@@ -23,7 +24,7 @@ def show(task: Id, json: Json = False) -> None:
         print_json(answer)
         return
     for name, value in describe(answer, time.time()):
-        console.print(f"{name:<10} {value}", markup=False)
+        typer.echo(f"{name:<10} {value}")
 
 
 def kill(task: Id, json: Json = False) -> None:

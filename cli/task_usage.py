@@ -8,11 +8,12 @@ from typing import Any
 
 from cli.client import connect
 from cli.output import Json, print_json, print_table, size
+from cli.task_show import Id
 
 Cell = str | None
 
 
-def usage(task: str, json: Json = False) -> None:
+def usage(task: Id, json: Json = False) -> None:
     """What one task takes, of what it may have."""
     answer = connect().get(f"/api/v1/tasks/{task}")["task"]
     if json:

@@ -8,7 +8,7 @@ from urllib.parse import quote
 import typer
 
 from cli.client import connect
-from cli.output import Json, console, print_json, print_table
+from cli.output import Json, print_json, print_table
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -43,8 +43,8 @@ def show(vip: Name, json: Json = False) -> None:
         return
     for number, each in enumerate(found):
         if number:
-            console.print()
-        console.print(_address(each), each["name"], each["dns"], markup=False)
+            typer.echo()
+        typer.echo(f"{_address(each)} {each['name']} {each['dns']}")
         print_table(("  BACKEND", "TASK", "NODE", "#WEIGHT"), map(_backend, each["backends"]))
         print_table(
             ("  ON NODE", ""), ((f"  {node['node']}", node["state"] or "as it should be") for node in each["nodes"])

@@ -6,12 +6,15 @@ from typing import Annotated, Any
 
 import typer
 
+from cli import completion
 from cli.client import connect
 from cli.output import Json, print_json, print_table
 
 app = typer.Typer(no_args_is_help=True)
 
-Id = Annotated[str, typer.Argument(metavar="VOLUME", help="Its id, or the beginning of it.")]
+Id = Annotated[
+    str, typer.Argument(metavar="VOLUME", help="Its id, or the beginning of it.", autocompletion=completion.volumes)
+]
 
 
 @app.command("list")
