@@ -1,6 +1,8 @@
-"""Lengths of time, for people."""
+"""Times and lengths of time."""
 
 from __future__ import annotations
+
+from datetime import datetime
 
 
 def duration(seconds: float) -> str:
@@ -9,3 +11,8 @@ def duration(seconds: float) -> str:
         if seconds >= size:
             return f"{seconds / size:.0f} {unit}"
     return f"{max(0.0, seconds):.0f} s"
+
+
+def epoch(moment: str | float) -> float:
+    """Seconds since the epoch, of a time as one part of the API or another writes it."""
+    return datetime.fromisoformat(moment).timestamp() if isinstance(moment, str) else moment

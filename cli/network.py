@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as jsonlib
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,8 +9,8 @@ import typer
 
 from cli import completion
 from cli.client import connect
+from cli.definition import read_definition
 from cli.output import Json, print_json, print_table
-from cli.problem import Problem
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -66,7 +65,7 @@ def create(
         "vni": vni,
         "mtu": mtu,
         "internal": internal,
-        "cni": _read(cni) if cni is not None else None,
+        "cni": read_definition(cni) if cni is not None else None,
     }
     made = connect().post("/api/v1/networks", {key: value for key, value in wanted.items() if value is not None})
     if json:
@@ -83,15 +82,6 @@ def remove(network: Name, json: Json = False) -> None:
         print_json(removed)
     else:
         typer.echo(f"{removed['name']}: removed")
-
-
-def _read(path: Path) -> Any:
-    try:
-        return jsonlib.loads(path.read_text())
-    except OSError as error:
-        raise Problem(f"{path}: {error.strerror}") from error
-    except ValueError as error:
-        raise Problem(f"{path}: is no JSON: {error}") from error
 
 
 def _row(network: dict[str, Any]) -> tuple[object, ...]:

@@ -16,6 +16,7 @@ PARTS = {
     "service": "Long-running services: Marathon app definitions.",
     "pod": "Containers that run together: Marathon pod definitions.",
     "task": "Runs of containers, and their output.",
+    "top": "What nodes and tasks take.",
     "events": "What happens in the cluster.",
     "node": "The nodes of the cluster.",
     "image": "The images that nodes have.",

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import quote
 
 import typer
 
 from cli import completion
 from cli.client import connect
+from cli.definition import read_definition
+from cli.deployment import Patience, Timeout, Wait, settle
 from cli.output import Json, print_json, print_table, print_title
-from cli.service import read_definition
+from cli.service_change import Force, changed
 from cli.task_table import print_tasks
 
 app = typer.Typer(no_args_is_help=True)
@@ -20,19 +23,23 @@ Id = Annotated[str, typer.Argument(help="As in the definition: /web.", autocompl
 
 
 @app.command()
-def run(file: Annotated[Path, typer.Argument(help="A Marathon pod definition (JSON).")], json: Json = False) -> None:
+def run(
+    file: Annotated[Path, typer.Argument(help="A Marathon pod definition (JSON).")],
+    force: Force = False,
+    wait: Wait = False,
+    timeout: Timeout = None,
+    json: Json = False,
+) -> None:
     """Run a pod; change it when there is one of this id."""
     definition = read_definition(file)
     client = connect()
     path = f"/{str(definition.get('id', '')).strip('/')}" if isinstance(definition, dict) else ""
     if path in [pod["id"] for pod in client.get("/v2/pods")]:
-        answer = client.put(f"/v2/pods{path}", definition)
+        change = changed(client, "PUT", f"/v2/pods{quote(path)}", definition, force)
     else:
-        answer = client.post("/v2/pods", definition)
-    if json:
-        print_json(answer)
-    else:
-        typer.echo(f"{answer['id']}: version {answer['version']}")
+        change = client.change("POST", "/v2/pods", definition)
+    told = f"{change.answer['id']}: version {change.answer['version']}"
+    settle(client, change, told, Patience(wait, timeout, json))
 
 
 @app.command("list")
@@ -49,7 +56,7 @@ def list_pods(json: Json = False) -> None:
 @app.command()
 def show(pod: Id, json: Json = False) -> None:
     """One pod with its instances and their tasks, and why it waits."""
-    answer = connect().get(f"/api/v1/pods/{pod.lstrip('/')}")
+    answer = connect().get(f"/api/v1/pods/{quote(pod.strip('/'))}")
     if json:
         print_json(answer)
         return
@@ -68,13 +75,11 @@ def show(pod: Id, json: Json = False) -> None:
 
 
 @app.command()
-def remove(pod: Id, json: Json = False) -> None:
+def remove(pod: Id, force: Force = False, wait: Wait = False, timeout: Timeout = None, json: Json = False) -> None:
     """Stop and remove a pod."""
-    answer = connect().delete(f"/v2/pods/{pod.lstrip('/')}")
-    if json:
-        print_json(answer)
-    else:
-        typer.echo(f"{pod}: deployment {answer['deploymentId']}")
+    client = connect()
+    change = changed(client, "DELETE", f"/v2/pods/{quote(pod.strip('/'))}", None, force)
+    settle(client, change, f"{pod}: deployment {change.deployment}", Patience(wait, timeout, json), removal=True)
 
 
 def _stable(status: dict[str, Any]) -> str:

@@ -10,8 +10,8 @@ from urllib.parse import quote
 import typer
 
 from cli.client import connect
+from cli.definition import read_definition
 from cli.output import Json, print_json, print_table
-from cli.service import read_definition
 
 app = typer.Typer(no_args_is_help=True)
 

@@ -14,13 +14,14 @@ from typing import Any
 from cli.client import connect
 from cli.log_options import Follow, Since, Stderr, Stdout, Tail, log_query
 from cli.problem import Problem
+from cli.service_change import Id, view_of
 
 POLL_S = 2.0
 NAME_LENGTH = 8  # of what tells tasks of a service from each other: the beginning of an id's last part
 
 
 def log(
-    service: str,
+    service: Id,
     follow: Follow = False,
     tail: Tail = -1,
     since: Since = "",
@@ -30,7 +31,7 @@ def log(
     """What the tasks of a service write."""
     readers = _Readers(log_query(follow, tail, since, stdout, stderr))
     while True:
-        tasks = connect().get(f"/api/v1/services/{service.lstrip('/')}")["tasks"]
+        tasks = connect().get(view_of(service))["tasks"]
         readers.read({task["id"] for task in tasks})
         if not follow:
             return readers.wait()

@@ -12,9 +12,9 @@ from typing import Annotated, Any
 import typer
 
 from cli.client import connect
+from cli.exec_options import Command, Directory, Env, Stdin, Tty, User, request
 from cli.log_options import Follow, Since, Stderr, Stdout, Tail, log_query
 from cli.output import Json, print_json
-from cli.problem import Problem
 from cli.task_show import Id, kill, show
 from cli.task_table import print_tasks
 from cli.task_usage import usage
@@ -60,19 +60,17 @@ def log(
 @app.command("exec", context_settings={"allow_interspersed_args": False})
 def execute_command(
     task: Id,
-    command: Annotated[list[str], typer.Argument(help="What to run, and its arguments.")],
-    stdin: Annotated[bool, typer.Option("--stdin", "-i", help="Pass standard input on.")] = False,
-    tty: Annotated[bool, typer.Option("--tty", "-t", help="Give it a terminal.")] = False,
-    env: Annotated[list[str] | None, typer.Option("--env", "-e", metavar="NAME=VALUE", help="Can be repeated.")] = None,
-    user: Annotated[str, typer.Option("--user", "-u", help="Not the task's own: NAME or ID, with :GROUP.")] = "",
-    directory: Annotated[str, typer.Option("--workdir", "-w", help="Not the task's own.")] = "",
+    command: Command,
+    stdin: Stdin = False,
+    tty: Tty = False,
+    env: Env = None,
+    user: User = "",
+    directory: Directory = "",
 ) -> None:
     """Run a command in a task's container. Exits as the command does."""
     from cli.execute import execute
 
-    argv = command[1:] if command[0] == "--" else command
-    request = {"argv": argv, "env": _variables(env or []), "user": user, "cwd": directory, "stdin": stdin or tty}
-    raise typer.Exit(execute(connect(), task, request, tty))
+    raise typer.Exit(execute(connect(), task, request(command, stdin or tty, env, user, directory), tty))
 
 
 @app.command()
@@ -127,13 +125,6 @@ def cp(
     from cli import files
 
     files.copy(connect(), source, target)
-
-
-def _variables(pairs: list[str]) -> dict[str, str]:
-    for pair in pairs:
-        if not pair.partition("=")[1]:
-            raise Problem(f"--env {pair}: must be NAME=VALUE")
-    return dict(pair.split("=", 1) for pair in pairs)
 
 
 @app.command()

@@ -1,0 +1,55 @@
+"""How far something is that takes a while, on stderr: a bar on a terminal, else a line whenever there is news.
+
+What it comes to is printed afterwards, on stdout, by whoever waits for it.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+QUIET_S = 2.0  # amounts that only grow are news no more often than that
+
+Tell = Callable[["Step"], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """`done` of `total`, and what is to be said of it."""
+
+    done: int
+    total: int
+    text: str
+
+
+@contextmanager
+def progress() -> Iterator[Tell]:
+    if not sys.stderr.isatty():
+        yield Lines()
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn
+    from rich.table import Column
+
+    text = TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis"))
+    console = Console(stderr=True, highlight=False, emoji=False)
+    with Progress(BarColumn(bar_width=20), text, console=console, transient=True, expand=True) as bars:
+        row = bars.add_task("", total=None)
+        yield lambda step: bars.update(row, completed=step.done, total=max(step.total, 1), description=step.text)
+
+
+class Lines:
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self._now = now
+        self._last = Step(-1, -1, "")
+        self._at = 0.0
+
+    def __call__(self, step: Step) -> None:
+        counted = (step.done, step.total) != (self._last.done, self._last.total)
+        if step == self._last or not (counted or self._now() - self._at >= QUIET_S):
+            return
+        self._last, self._at = step, self._now()
+        print(step.text, file=sys.stderr, flush=True)
