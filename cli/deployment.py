@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Annotated, Any
 
 import typer
@@ -18,34 +17,16 @@ from cli import completion
 from cli.client import Change, Client, connect
 from cli.duration import duration, epoch
 from cli.output import Json, print_json, print_table
-from cli.problem import Problem, Refused, Unreachable
-from cli.progress import Step, progress
+from cli.problem import Problem, Refused
+from cli.progress import Step
+from cli.waiting import Patience, Timeout, Wait, await_end
 
-POLL_S = 0.5
-OUTAGE_S = 60.0  # so long the master may be away, as when it is started again
 RUNNING, SUCCEEDED = "running", "succeeded"
 
 app = typer.Typer(no_args_is_help=True)
 
 Id = Annotated[str, typer.Argument(metavar="DEPLOYMENT", help="Its id.", autocompletion=completion.deployments)]
-Wait = Annotated[bool, typer.Option("--wait", "-w", help="Until it is done: exit status 1 if it is not to be.")]
-Timeout = Annotated[
-    float | None, typer.Option("--timeout", min=0, metavar="SECONDS", help="Wait so long at most. It goes on without.")
-]
 Deployment = dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Patience:
-    """What was said of waiting, and how the end is to be told."""
-
-    wait: bool
-    timeout: float | None
-    json: bool
-
-    @property
-    def waits(self) -> bool:
-        return self.wait or self.timeout is not None
 
 
 @app.command("list")
@@ -95,38 +76,33 @@ def settle(client: Client, change: Change, told: str, patience: Patience, remova
         print_json(change.answer)
     if not patience.waits or not change.deployment:
         return
-    ended = await_end(client, change.deployment, patience.timeout, removal)
+    last = ended(client, change.deployment, patience.timeout, removal)
     if patience.json:
-        print_json(ended)
-    if ended["state"] != SUCCEEDED:
-        raise Problem(failure(ended))
+        print_json(last)
+    if last["state"] != SUCCEEDED:
+        raise Problem(failure(last))
     if not patience.json:
-        typer.echo(conclusion(ended))
+        typer.echo(conclusion(last))
 
 
-def await_end(client: Client, deployment: str, timeout: float | None, removal: bool = False) -> Deployment:
+def ended(client: Client, deployment: str, timeout: float | None, removal: bool) -> Deployment:
     """Its last state. When what it was to remove is gone, nothing may be known of it any more."""
-    end = time.monotonic() + timeout if timeout is not None else None
-    answered = time.monotonic()
-    found: Deployment = {}
-    with progress() as tell:
-        while True:
-            try:
-                found = read(client, deployment)
-                answered = time.monotonic()
-                if found["state"] != RUNNING:
-                    return found
-                tell(step(found, preparing(client, found)))
-            except Refused as refused:
-                if refused.status == 404 and removal:
-                    return {**found, "id": deployment, "state": SUCCEEDED}
-                raise
-            except Unreachable:
-                if time.monotonic() - answered > OUTAGE_S:
-                    raise
-            if end is not None and time.monotonic() >= end:
-                raise Problem(late(deployment, found, timeout or 0.0))
-            time.sleep(POLL_S)
+
+    def look() -> Deployment:
+        try:
+            return read(client, deployment)
+        except Refused as refused:
+            if refused.status == 404 and removal:
+                return {"id": deployment, "state": SUCCEEDED, "wanted": 0}
+            raise
+
+    return await_end(
+        look,
+        lambda found: found["state"] != RUNNING,
+        lambda found: step(found, preparing(client, found)),
+        timeout,
+        f"tepui service deployment show {deployment}",
+    )
 
 
 def failure(found: Deployment) -> str:
@@ -165,17 +141,9 @@ def far(found: Deployment) -> str:
     return f"{serving}, {old} of the version before {'is' if old == 1 else 'are'} there still"
 
 
-def late(deployment: str, found: Deployment, timeout: float) -> str:
-    waited = f"deployment {deployment}: not done after {timeout:g} s"
-    if not found:
-        return f"{waited}, and the master does not answer"
-    how = "; ".join([far(found), *found["waiting"]])
-    return f"{waited}: {how}. It goes on: tepui service deployment show {deployment}"
-
-
 def conclusion(found: Deployment) -> str:
     """Of one that has succeeded."""
-    if "app" not in found or not found["wanted"]:
+    if not found["wanted"]:
         return "done"
     return f"{found['app']}: {found['serving']} of {found['wanted']} serve"
 

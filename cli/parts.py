@@ -15,6 +15,7 @@ from typer.main import get_group
 PARTS = {
     "service": "Long-running services: Marathon app definitions.",
     "pod": "Containers that run together: Marathon pod definitions.",
+    "job": "What is run and ends: Metronome job definitions, their schedules and pipelines.",
     "task": "Runs of containers, and their output.",
     "top": "What nodes and tasks take.",
     "events": "What happens in the cluster.",

@@ -12,10 +12,11 @@ import typer
 from cli import completion
 from cli.client import connect
 from cli.definition import read_definition
-from cli.deployment import Patience, Timeout, Wait, settle
+from cli.deployment import settle
 from cli.output import Json, print_json, print_table, print_title
 from cli.service_change import Force, changed
 from cli.task_table import print_tasks
+from cli.waiting import Patience, Timeout, Wait
 
 app = typer.Typer(no_args_is_help=True)
 

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 QUIET_S = 2.0  # amounts that only grow are news no more often than that
 
@@ -18,11 +18,12 @@ Tell = Callable[["Step"], None]
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """`done` of `total`, and what is to be said of it."""
+    """`done` of `total`, and what is to be said of it. A terminal has room for a `picture` too."""
 
     done: int
     total: int
     text: str
+    picture: str = field(default="", compare=False)
 
 
 @contextmanager
@@ -30,15 +31,22 @@ def progress() -> Iterator[Tell]:
     if not sys.stderr.isatty():
         yield Lines()
         return
-    from rich.console import Console
+    from rich.console import Console, Group
+    from rich.live import Live
     from rich.progress import BarColumn, Progress, TextColumn
     from rich.table import Column
+    from rich.text import Text
 
-    text = TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis"))
-    console = Console(stderr=True, highlight=False, emoji=False)
-    with Progress(BarColumn(bar_width=20), text, console=console, transient=True, expand=True) as bars:
-        row = bars.add_task("", total=None)
-        yield lambda step: bars.update(row, completed=step.done, total=max(step.total, 1), description=step.text)
+    said = TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis"))
+    bars, picture = Progress(BarColumn(bar_width=20), said, expand=True), Text(no_wrap=True)
+    row = bars.add_task("", total=None)
+
+    def tell(step: Step) -> None:
+        bars.update(row, completed=step.done, total=max(step.total, 1), description=step.text)
+        picture.plain = step.picture
+
+    with Live(Group(bars, picture), console=Console(stderr=True, highlight=False, emoji=False), transient=True):
+        yield tell
 
 
 class Lines:

@@ -11,9 +11,10 @@ import typer
 from cli import completion
 from cli.client import Change, Client, connect
 from cli.definition import read_definition
-from cli.deployment import Patience, Timeout, Wait, settle
+from cli.deployment import settle
 from cli.output import Json
 from cli.problem import Problem, Refused
+from cli.waiting import Patience, Timeout, Wait
 
 Id = Annotated[str, typer.Argument(help="As in the definition: /web.", autocompletion=completion.services)]
 Force = Annotated[bool, typer.Option("--force", help="Also while another change of it is under way: in its place.")]

@@ -11,7 +11,7 @@ import pytest
 from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
 
-from cli import deployment
+from cli import waiting
 from cli.deployment import conclusion, describe, step
 from cli.progress import Lines, Step
 from master.rest.errors import ApiError
@@ -93,7 +93,7 @@ class Master:
 
 @pytest.fixture
 def master(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Master]:
-    monkeypatch.setattr(deployment, "POLL_S", 0.0)
+    monkeypatch.setattr(waiting, "POLL_S", 0.0)
     made = Master()
     with served(tmp_path, api_of(made.router), monkeypatch):
         yield made
@@ -157,7 +157,7 @@ def test_one_that_comes_to_nothing_is_exit_status_1(master: Master, file: str, s
 
 def test_patience_ends_and_the_deployment_goes_on(master: Master) -> None:
     done = tepui("service", "scale", "web", "4", "--timeout", "0")
-    assert done.status == 1 and f"not done after 0 s: 2 of 4 serve; {FOUND['waiting'][0]}" in done.err
+    assert done.status == 1 and f"not done after 0 s: /web: 2 of 4 serve; {FOUND['waiting'][0]}" in done.err
     assert done.err.endswith(f"It goes on: tepui service deployment show {ID}\n")
 
 
