@@ -8,7 +8,7 @@ many instances are `wanted` and `serving`, how many are `old`, what it is `waiti
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -19,8 +19,10 @@ from cli.duration import duration, epoch
 from cli.output import Json, print_json, print_table
 from cli.problem import Problem, Refused
 from cli.progress import Step
-from cli.waiting import Patience, Timeout, Wait, await_end
+from cli.task_table import short
+from cli.waiting import Patience, Timeout, Wait, await_end, begin
 
+TERMINAL = {"FINISHED", "FAILED", "KILLED", "REJECTED", "LOST", "GONE"}
 RUNNING, SUCCEEDED = "running", "succeeded"
 
 app = typer.Typer(no_args_is_help=True)
@@ -60,7 +62,7 @@ def cancel(deployment: Id, wait: Wait = False, timeout: Timeout = None, json: Js
     """Go back from a deployment, also of a canary, to what was there before; a service that is new is removed."""
     client = connect()
     change = client.change("DELETE", f"/v2/deployments/{deployment}")
-    settle(client, change, f"deployment {change.deployment}", Patience(wait, timeout, json), removal=True)
+    settle(client, change, f"deployment {change.deployment}", Patience(wait, timeout, json), read_ended)
 
 
 def read(client: Client, deployment: str) -> Deployment:
@@ -68,15 +70,24 @@ def read(client: Client, deployment: str) -> Deployment:
     return found
 
 
-def settle(client: Client, change: Change, told: str, patience: Patience, removal: bool = False) -> None:
+def settle(
+    client: Client,
+    change: Change,
+    told: str,
+    patience: Patience,
+    read: Callable[[Client, str], Deployment] = read,
+) -> None:
     """What has begun is told; if somebody waits, then how it ended. Raises Problem when that is not well."""
-    if not patience.json:
-        typer.echo(told)
-    elif not patience.waits:
-        print_json(change.answer)
+    begin(told, change.answer, patience)
     if not patience.waits or not change.deployment:
         return
-    last = ended(client, change.deployment, patience.timeout, removal)
+    last = await_end(
+        lambda: read(client, change.deployment),
+        lambda found: found["state"] != RUNNING,
+        lambda found: step(found, preparing(client, found)),
+        patience.timeout,
+        f"tepui service deployment show {change.deployment}",
+    )
     if patience.json:
         print_json(last)
     if last["state"] != SUCCEEDED:
@@ -85,24 +96,36 @@ def settle(client: Client, change: Change, told: str, patience: Patience, remova
         typer.echo(conclusion(last))
 
 
-def ended(client: Client, deployment: str, timeout: float | None, removal: bool) -> Deployment:
-    """Its last state. When what it was to remove is gone, nothing may be known of it any more."""
+def settle_removal(client: Client, owner: str, change: Change, patience: Patience) -> None:
+    """As above: until no task is left."""
 
-    def look() -> Deployment:
-        try:
-            return read(client, deployment)
-        except Refused as refused:
-            if refused.status == 404 and removal:
-                return {"id": deployment, "state": SUCCEEDED, "wanted": 0}
-            raise
+    def left() -> list[str]:
+        tasks = client.get("/api/v1/tasks")["tasks"]
+        return [task["id"] for task in tasks if task["owner"] == owner and task["state"] not in TERMINAL]
 
-    return await_end(
-        look,
-        lambda found: found["state"] != RUNNING,
-        lambda found: step(found, preparing(client, found)),
-        timeout,
-        f"tepui service deployment show {deployment}",
-    )
+    def count(tasks: list[str]) -> Step:
+        most.append(len(tasks))
+        return Step(most[0] - len(tasks), most[0], f"{owner}: {len(tasks)} task{'s' * (len(tasks) > 1)} left")
+
+    most: list[int] = []
+    begin(f"{owner}: deployment {change.deployment}", change.answer, patience)
+    if not patience.waits:
+        return
+    await_end(left, lambda tasks: not tasks, count, patience.timeout, "tepui task list")
+    if patience.json:
+        print_json(change.answer)
+    else:
+        typer.echo(f"{owner}: is gone")
+
+
+def read_ended(client: Client, deployment: str) -> Deployment:
+    """As `read`. One that removes what was new is not known any more when it is done."""
+    try:
+        return read(client, deployment)
+    except Refused as refused:
+        if refused.status == 404:
+            return {"id": deployment, "state": SUCCEEDED, "wanted": 0}
+        raise
 
 
 def failure(found: Deployment) -> str:
@@ -114,21 +137,16 @@ def preparing(client: Client, found: Deployment) -> list[str]:
     """Of its tasks, how far those are that wait for an image or files."""
     if found["serving"] >= found["wanted"]:
         return []
-    for kind in ("services", "pods"):
-        try:
-            tasks = client.get(f"/api/v1/{kind}{found['app']}")["tasks"]
-        except Refused:
-            continue
-        busy = [task for task in tasks if task["state"] == "PREPARING" and task["message"]]
-        return [f"{task['id'].split('-')[0]} {task['message']}" for task in busy]
-    return []
+    tasks = client.get("/api/v1/tasks")["tasks"]
+    own = [task for task in tasks if task["owner"] in found["apps"] and task["state"] == "PREPARING"]
+    return [f"{short(task['id'])} {task['message']}" for task in own if task["message"]]
 
 
 def step(found: Deployment, preparing: Sequence[str]) -> Step:
     """Of what it waits for the first is told. How far an image is says more than that it is waited for."""
     sentences = [*preparing, *found["waiting"]]
     more = f" (and {len(sentences) - 1} more)" if len(sentences) > 1 else ""
-    text = "; ".join([f"{found['app']}: {far(found)}", *[sentence + more for sentence in sentences[:1]]])
+    text = "; ".join([f"{', '.join(found['apps'])}: {far(found)}", *[sentence + more for sentence in sentences[:1]]])
     return Step(found["serving"], found["wanted"], text)
 
 
@@ -145,20 +163,20 @@ def conclusion(found: Deployment) -> str:
     """Of one that has succeeded."""
     if not found["wanted"]:
         return "done"
-    return f"{found['app']}: {found['serving']} of {found['wanted']} serve"
+    return f"{', '.join(found['apps'])}: {found['wanted']} of {found['wanted']} serve"
 
 
 def describe(found: Deployment, now: float) -> Iterator[tuple[str, str]]:
     """Lines of a name and what is to be said."""
     yield "deployment", found["id"]
-    yield "of", found["app"]
+    yield "of", ", ".join(found["apps"])
     state = f"{found['state']}: {found['reason']}" if found["reason"] else str(found["state"])
     yield "state", f"{state} (since {duration(now - epoch(found['since']))})"
     if found["canary"] is not None:
         yield "canary", f"{found['canary']} of the new version, until it is promoted or cancelled"
-    yield "serving", far(found)
     if found["state"] != RUNNING:
         return
+    yield "serving", far(found)
     for sentence in found["waiting"]:
         yield "waiting", sentence
     if found["deadline"] is not None:

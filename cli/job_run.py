@@ -23,7 +23,7 @@ from cli.output import Json, print_json, print_table
 from cli.pipeline import Pipeline
 from cli.problem import Problem
 from cli.progress import Step
-from cli.waiting import Patience, Timeout, Wait, await_end
+from cli.waiting import Patience, Timeout, Wait, await_end, begin
 
 SUCCESS = "SUCCESS"
 OVER = {SUCCESS, "FAILED", "KILLED"}
@@ -158,7 +158,7 @@ def settle(client: Client, run: Run, answer: Any, patience: Patience) -> None:
     if run["pipeline"]:
         settle_pipeline(client, run["pipeline"], told, answer, patience)
         return
-    _begin(told, answer, patience)
+    begin(told, answer, patience)
     if not patience.waits:
         return
     see = f"tepui job runs {run['jobId']}"
@@ -180,7 +180,7 @@ def settle_pipeline(client: Client, run: str, told: str, answer: Any, patience: 
         found: Pipeline = client.get(f"/api/v1/pipelines/{quote(run)}")["pipeline"]
         return found
 
-    _begin(told, answer, patience)
+    begin(told, answer, patience)
     last = look()
     if patience.waits:
         see = f"tepui job show {last['job']}"
@@ -196,13 +196,6 @@ def settle_pipeline(client: Client, run: str, told: str, answer: Any, patience: 
 
 def _pipeline_step(found: Pipeline) -> Step:
     return pipeline.step(found, time.time(), pipeline.room())
-
-
-def _begin(told: str, answer: Any, patience: Patience) -> None:
-    if not patience.json:
-        typer.echo(told)
-    elif not patience.waits:
-        print_json(answer)
 
 
 def step(run: Run) -> Step:

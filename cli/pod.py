@@ -12,7 +12,7 @@ import typer
 from cli import completion
 from cli.client import connect
 from cli.definition import read_definition
-from cli.deployment import settle
+from cli.deployment import settle, settle_removal
 from cli.output import Json, print_json, print_table, print_title
 from cli.service_change import Force, changed
 from cli.task_table import print_tasks
@@ -80,7 +80,7 @@ def remove(pod: Id, force: Force = False, wait: Wait = False, timeout: Timeout =
     """Stop and remove a pod."""
     client = connect()
     change = changed(client, "DELETE", f"/v2/pods/{quote(pod.strip('/'))}", None, force)
-    settle(client, change, f"{pod}: deployment {change.deployment}", Patience(wait, timeout, json), removal=True)
+    settle_removal(client, f"/{pod.strip('/')}", change, Patience(wait, timeout, json))
 
 
 def _stable(status: dict[str, Any]) -> str:

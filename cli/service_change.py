@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import quote
@@ -11,10 +12,12 @@ import typer
 from cli import completion
 from cli.client import Change, Client, connect
 from cli.definition import read_definition
-from cli.deployment import settle
+from cli.deployment import settle, settle_removal
 from cli.output import Json
 from cli.problem import Problem, Refused
 from cli.waiting import Patience, Timeout, Wait
+
+KIND = re.compile(r"^/v2/(apps|pods)")
 
 Id = Annotated[str, typer.Argument(help="As in the definition: /web.", autocompletion=completion.services)]
 Force = Annotated[bool, typer.Option("--force", help="Also while another change of it is under way: in its place.")]
@@ -106,7 +109,7 @@ def remove(service: Id, force: Force = False, wait: Wait = False, timeout: Timeo
     """Stop and remove a service."""
     client = connect()
     change = changed(client, "DELETE", path_of(service), None, force)
-    settled(client, service, change, wait, timeout, json, removal=True)
+    settle_removal(client, f"/{service.strip('/')}", change, Patience(wait, timeout, json))
 
 
 def path_of(service: str) -> str:
@@ -127,7 +130,7 @@ def changed(
     except Refused as refused:
         if under_way := locked_by(refused):
             raise Problem(
-                f"{path.removeprefix('/v2/apps')}: another change of it is under way (deployment {under_way}):"
+                f"{KIND.sub('', path)}: another change of it is under way (deployment {under_way}):"
                 f" wait for it, look at it by 'tepui service deployment show {under_way}',"
                 " or put this one in its place with --force"
             ) from refused
@@ -142,8 +145,5 @@ def locked_by(refused: Refused) -> str:
         return ""
 
 
-def settled(
-    client: Client, service: str, change: Change, wait: bool, timeout: float | None, json: bool, removal: bool = False
-) -> None:
-    told = f"{service}: deployment {change.deployment}"
-    settle(client, change, told, Patience(wait, timeout, json), removal)
+def settled(client: Client, service: str, change: Change, wait: bool, timeout: float | None, json: bool) -> None:
+    settle(client, change, f"{service}: deployment {change.deployment}", Patience(wait, timeout, json))

@@ -15,9 +15,9 @@ from cli.client import connect
 from cli.log_options import Follow, Since, Stderr, Stdout, Tail, log_query
 from cli.problem import Problem
 from cli.service_change import Id, view_of
+from cli.task_table import short
 
 POLL_S = 2.0
-NAME_LENGTH = 8  # of what tells tasks of a service from each other: the beginning of an id's last part
 
 
 def log(
@@ -86,9 +86,3 @@ def lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
         yield from whole
     if rest:
         yield rest
-
-
-def short(task: str) -> str:
-    """`web.3f2a9c01` of `web.3f2a9c01-6b1e-4c0e-9d5a-2f1f9a7a8b3c`."""
-    name, dot, unique = task.rpartition(".")
-    return name + dot + unique[:NAME_LENGTH]

@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import typer
 
+from cli.output import print_json
 from cli.problem import Problem, Unreachable
 from cli.progress import Step, progress
 
@@ -33,6 +34,14 @@ class Patience:
     @property
     def waits(self) -> bool:
         return self.wait or self.timeout is not None
+
+
+def begin(told: str, answer: Any, patience: Patience) -> None:
+    """What there is to say before anybody waits."""
+    if not patience.json:
+        typer.echo(told)
+    elif not patience.waits:
+        print_json(answer)
 
 
 def await_end(

@@ -21,6 +21,7 @@ ID = "3f2a9c01-6b1e-4c0e-9d5a-2f1f9a7a8b3c"
 FOUND: dict[str, Any] = {
     "id": ID,
     "app": "/web",
+    "apps": ["/web"],
     "state": "running",
     "since": "2026-01-31T12:00:00.000Z",
     "deadline": None,
@@ -44,14 +45,14 @@ class Master:
     def __init__(self) -> None:
         self.states = [of()]
         self.asked: list[tuple[str, dict[str, str]]] = []
-        self.tasks: list[dict[str, Any]] = []
+        self.looks: list[list[dict[str, Any]]] = [[]]
         self.locked = False
         router = self.router = APIRouter()
         router.put("/v2/apps/{app:path}", response_model=None)(self.change)
         router.delete("/v2/apps/{app:path}")(self.remove)
         router.post("/v2/apps", status_code=201)(self.create)
         router.post("/api/v1/services/{app:path}/promote")(self.promote)
-        router.get("/api/v1/services/{app:path}")(self.service)
+        router.get("/api/v1/tasks")(self.all_tasks)
         router.delete("/v2/deployments/{id}")(self.cancel)
         router.get("/api/v1/deployments/{id}")(self.deployment)
         router.get("/v2/deployments")(self.deployments)
@@ -65,8 +66,8 @@ class Master:
     async def deployments(self) -> list[dict[str, Any]]:
         return [{"id": ID, "affectedApps": ["/web"], "affectedPods": [], "version": FOUND["since"]}]
 
-    async def service(self, app: str) -> dict[str, Any]:
-        return {"app": {}, "tasks": self.tasks, "waiting": []}
+    async def all_tasks(self) -> dict[str, Any]:
+        return {"tasks": self.looks.pop(0) if len(self.looks) > 1 else self.looks[0]}
 
     async def create(self, response: Response) -> dict[str, Any]:
         return self._begun(response, "create", {"id": "/web", "deployments": [{"id": ID}]})
@@ -138,8 +139,9 @@ def test_lines_tell_news_and_amounts_only_now_and_then(capsys: pytest.CaptureFix
 
 
 def test_run_waits_until_all_serve(master: Master, file: str) -> None:
-    master.states = [of(), of(serving=3, waiting=[]), of(serving=4, state="succeeded", waiting=[])]
-    master.tasks = [{"id": "web.1-2", "state": "PREPARING", "message": "pulls x: 1 of 2 layers"}]
+    master.states = [of(), of(serving=3, waiting=[]), of(serving=0, state="succeeded", waiting=[])]
+    task = {"id": "web.1", "owner": "/web", "state": "PREPARING", "message": "pulls x: 1 of 2 layers"}
+    master.looks = [[task, {**task, "owner": "/db"}]]
     done = tepui("service", "run", file, "--wait")
     assert done.status == 0 and done.lines == [f"/web: deployment {ID}", "/web: 4 of 4 serve"]
     assert done.err.splitlines() == [
@@ -191,11 +193,20 @@ def test_canary_promotion_and_cancelling(master: Master, file: str) -> None:
     assert master.asked == [("group/web", {"canary": "2"}), ("promote group/web", {}), (f"cancel {ID}", {})]
 
 
-def test_a_service_that_is_gone_has_no_deployment_to_ask_for(master: Master) -> None:
-    master.states = [of(wanted=0, serving=1, waiting=["waits for 1 task to end"]), {}]
+def test_a_service_is_gone_when_its_last_task_is(master: Master) -> None:
+    task = {"owner": "/web", "state": "RUNNING"}
+    ended = {**task, "state": "KILLED"}
+    master.looks = [[{**task, "id": "a"}, {**task, "id": "b"}], [{**task, "id": "a"}, {**ended, "id": "b"}], []]
     done = tepui("service", "remove", "web", "--wait")
-    assert (done.status, done.lines[-1]) == (0, "done")
+    assert (done.status, done.lines[-1]) == (0, "/web: is gone")
+    assert done.err.splitlines() == ["/web: 2 tasks left", "/web: 1 task left"]
+
+
+def test_one_that_removes_what_was_new_is_done_when_it_is_not_known_any_more(master: Master) -> None:
+    master.states = [{}]
     assert tepui("service", "scale", "web", "2", "--wait").status == 1
+    assert tepui("service", "deployment", "cancel", ID, "--wait").lines == [f"deployment {ID}", "done"]
+    assert tepui("service", "deployment", "show", ID).status == 1
 
 
 def test_listed_and_shown(master: Master) -> None:

@@ -14,7 +14,8 @@ from agent.log_limits import MIB, LogPolicy
 from agent.log_retention import EndedLog, Retention, due, keep_bounded
 from cli.log_options import moment
 from cli.problem import Problem
-from cli.service_log import lines, short
+from cli.service_log import lines
+from cli.task_table import short
 from isolators.base import Unsupported
 from model.resources import Resources
 from model.task import TaskSpec
