@@ -94,10 +94,15 @@ class MarathonApi:
     async def ping(self) -> str:
         return "pong"
 
-    async def events(self, last_event_id: LastEventId = "", event_type: Annotated[list[str], Query()] = []) -> Response:  # noqa: B006 - FastAPI copies it
+    async def events(
+        self,
+        last_event_id: LastEventId = "",
+        event_type: Annotated[list[str], Query()] = [],  # noqa: B006 - FastAPI copies it
+        follow: bool = True,
+    ) -> Response:
         """From now on, or from where the reader was; only of these types, if any are given."""
         log = self._services.events
-        return stream(chosen(log.read(last_event_id or log.newest), event_type))
+        return stream(chosen(log.read(last_event_id or log.newest, follow), event_type))
 
     async def leader(self, request: Request) -> Json:
         return {"leader": request.url.netloc}

@@ -15,7 +15,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from agent import metrics
 from agent.usage import Sampler
-from cli.events import describe, parse
+from cli.event_streams import parse
+from cli.events import describe
 from frameworks.services import catalog
 from frameworks.services import metrics as service_metrics
 from frameworks.services.definition import Definition
@@ -131,7 +132,7 @@ async def test_events_as_the_api_sends_and_the_command_prints_them(parts: Master
     assert answer.text == "".join(f"id: {e.id}\nevent: {e.kind}\ndata: {e.data}\n\n" for e in (first, second))
     assert resumed.text == f"id: {second.id}\nevent: task\ndata: {second.data}\n\n"
     whole = b": nothing happened\n\n" + answer.content
-    printed = [describe(*event)[21:] for event in parse(whole[i : i + 7] for i in range(0, len(whole), 7))]
+    printed = [describe(*event[1:])[21:] for event in parse(whole[i : i + 7] for i in range(0, len(whole), 7))]
     assert printed == ["task a.1 on n1: ASSIGNED", "task a.1 on n1: FAILED; exited with 1"]
     assert describe("missed", {"count": 3}) == "... 3 events are no longer kept"
     away = {"at": 0.0, "node": "n1", "state": "online", "connected": False, "errors": ["no such link"]}
