@@ -83,14 +83,14 @@ def settle(
         return
     last = await_end(
         lambda: read(client, change.deployment),
-        lambda found: found["state"] != RUNNING,
+        over,
         lambda found: step(found, preparing(client, found)),
         patience.timeout,
         f"tepui service deployment show {change.deployment}",
     )
     if patience.json:
         print_json(last)
-    if last["state"] != SUCCEEDED:
+    if last["state"] not in (SUCCEEDED, RUNNING):
         raise Problem(failure(last))
     if not patience.json:
         typer.echo(conclusion(last))
@@ -128,6 +128,11 @@ def read_ended(client: Client, deployment: str) -> Deployment:
         raise
 
 
+def over(found: Deployment) -> bool:
+    """A canary that serves is what was asked for; it stays until somebody says what becomes of it."""
+    return found["state"] != RUNNING or (found["canary"] is not None and found["serving"] >= found["canary"])
+
+
 def failure(found: Deployment) -> str:
     reason = found["reason"] or "; ".join(found["waiting"])
     return ": ".join(filter(None, [f"deployment {found['id']} {found['state']}", reason]))
@@ -152,18 +157,22 @@ def step(found: Deployment, preparing: Sequence[str]) -> Step:
 
 def far(found: Deployment) -> str:
     """`2 of 4 serve, 1 of the version before is there still`."""
-    serving = f"{found['serving']} of {found['wanted']} serve"
-    old = found["old"]
-    if not old:
-        return serving
-    return f"{serving}, {old} of the version before {'is' if old == 1 else 'are'} there still"
+    serving, old = found["serving"], found["old"]
+    if found["canary"] is not None:
+        return f"{serving} of {found['canary']} of the new version serve, beside {old} of the version before"
+    said = f"{serving} of {found['wanted']} serve"
+    return said + (f", {old} of the version before {'is' if old == 1 else 'are'} there still" if old else "")
 
 
 def conclusion(found: Deployment) -> str:
-    """Of one that has succeeded."""
+    """Of one that is over, and well."""
     if not found["wanted"]:
         return "done"
-    return f"{', '.join(found['apps'])}: {found['wanted']} of {found['wanted']} serve"
+    names = ", ".join(found["apps"])
+    if found["state"] == RUNNING:
+        then = f"tepui service promote {names}, or tepui service deployment cancel {found['id']}"
+        return f"{names}: {far(found)}\nThen: {then}"
+    return f"{names}: {found['wanted']} of {found['wanted']} serve"
 
 
 def describe(found: Deployment, now: float) -> Iterator[tuple[str, str]]:
@@ -172,8 +181,6 @@ def describe(found: Deployment, now: float) -> Iterator[tuple[str, str]]:
     yield "of", ", ".join(found["apps"])
     state = f"{found['state']}: {found['reason']}" if found["reason"] else str(found["state"])
     yield "state", f"{state} (since {duration(now - epoch(found['since']))})"
-    if found["canary"] is not None:
-        yield "canary", f"{found['canary']} of the new version, until it is promoted or cancelled"
     if found["state"] != RUNNING:
         return
     yield "serving", far(found)

@@ -21,8 +21,15 @@ app = typer.Typer()
 Data = dict[str, Any]
 
 ALWAYS = ("missed", NOTICE)
-# They say of services' and jobs' tasks what `task` says of all: only when asked for.
-REPEATED = ("status_update_event", "health_status_changed_event", "job_run_updated")
+# They say once more what others say: only when asked for.
+REPEATED = (
+    "status_update_event",
+    "health_status_changed_event",
+    "instance_changed_event",
+    "instance_health_changed_event",
+    "deployment_step_success",
+    "job_run_updated",
+)
 
 
 @app.command()
@@ -58,9 +65,8 @@ def fits(event: Event, kinds: Collection[str], owner: str) -> bool:
 
 def owners(data: Data) -> Iterator[str]:
     """The services, pods and jobs that it is about."""
-    yield from (str(data[key]) for key in ("owner", "appId", "jobId") if key in data)
-    if "appDefinition" in data:
-        yield str(data["appDefinition"]["id"])
+    yield from (str(data[key]) for key in ("owner", "appId", "runSpecId", "podId", "jobId") if key in data)
+    yield from (str(data[key]["id"]) for key in ("appDefinition", "podDefinition") if key in data)
     if "jobRun" in data:
         yield str(data["jobRun"]["jobId"])
     if "job" in data:
@@ -98,6 +104,10 @@ def _health(data: Data) -> str:
 
 def _asked(data: Data) -> str:
     return f"service {data['appDefinition']['id']}: asked for by {data['clientIp']}"
+
+
+def _pod(word: str) -> Callable[[Data], str]:
+    return lambda data: f"pod {next(owners(data))}: {word} by {data['clientIp']}"
 
 
 def _deployment(word: str) -> Callable[[Data], str]:
@@ -141,6 +151,12 @@ SENTENCES: dict[str, Callable[[Data], str]] = {
     "status_update_event": _status,
     "health_status_changed_event": _health,
     "api_post_event": _asked,
+    "pod_created_event": _pod("asked for"),
+    "pod_updated_event": _pod("changed"),
+    "pod_deleted_event": _pod("removed"),
+    "failed_health_check_event": lambda data: f"task {data['taskId']}: a check has failed",
+    "unhealthy_task_kill_event": lambda data: f"task {data['taskId']} on {data['host']} is given up: {data['reason']}",
+    "group_change_success": lambda data: f"group {data['groupId']}: changed",
     "app_terminated_event": lambda data: f"service {data['appId']}: removed",
     "deployment_info": _deployment("begins"),
     "deployment_success": _deployment("succeeded"),

@@ -17,6 +17,7 @@ PARTS = {
     "pod": "Containers that run together: Marathon pod definitions.",
     "job": "What is run and ends: Metronome job definitions, their schedules and pipelines.",
     "task": "Runs of containers, and their output.",
+    "explain": "Why a service, a pod or a job is not as it should be.",
     "top": "What nodes and tasks take.",
     "events": "What happens in the cluster.",
     "node": "The nodes of the cluster.",

@@ -41,7 +41,7 @@ def describe(task: Task, now: float) -> Iterator[tuple[str, str]]:
     yield "task", task["id"]
     yield "of", f"{task['owner']} ({task['framework']})"
     yield "node", task["node"]
-    yield "state", _state(task, now)
+    yield "state", state(task, now)
     if task["reason"]:
         yield "reason", task["reason"]
     if task["addresses"]:
@@ -56,7 +56,8 @@ def describe(task: Task, now: float) -> Iterator[tuple[str, str]]:
         yield "readiness", f"{readiness['check']}: {_readiness(readiness)}"
 
 
-def _state(task: Task, now: float) -> str:
+def state(task: Task, now: float) -> str:
+    """`KILLING for 3 s: signalled, 7 s left`."""
     since = f"{task['state']} for {duration(now - task['since'])}"
     if task["state"] == "KILLING" and task["message"]:
         left = task["kill_grace_s"] - (now - task["since"])

@@ -28,7 +28,7 @@ from pki.authority import Authority
 from pki.credentials import issue_to, server_context
 from pki.identity import Identity, Role
 
-START_DEADLINE_S = 20.0
+DEADLINE_S = 20.0
 TOKEN = "t"
 
 Api = Callable[[], AbstractAsyncContextManager[ASGIApp]]
@@ -45,6 +45,22 @@ class Done:
         return [line.rstrip() for line in self.out.splitlines()]
 
 
+@dataclass(frozen=True, slots=True)
+class Served:
+    """`admin` is the file with the credentials."""
+
+    admin: Path
+    loop: asyncio.AbstractEventLoop
+
+    def do(self, act: Callable[[], object]) -> None:
+        """In the thread of the API."""
+
+        async def acted() -> None:
+            act()
+
+        asyncio.run_coroutine_threadsafe(acted(), self.loop).result(DEADLINE_S)
+
+
 def tepui(*words: str, data: str = "") -> Done:
     result = CliRunner().invoke(main.app, words, input=data, prog_name="tepui")
     if isinstance(result.exception, Problem):  # which `main` prints
@@ -55,8 +71,8 @@ def tepui(*words: str, data: str = "") -> Done:
 
 
 @contextmanager
-def served(directory: Path, api: Api, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Gives the file with the credentials, which commands find by themselves."""
+def served(directory: Path, api: Api, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
+    """Commands find the credentials by themselves."""
     authority = Authority.create(directory / "pki", "tepui.internal")
     master = issue_to(directory / "pki", authority, Identity(Role.MASTER, "master", "tepui.internal"), ("localhost",))
     ports: list[int] = []
@@ -72,12 +88,12 @@ def served(directory: Path, api: Api, monkeypatch: pytest.MonkeyPatch) -> Iterat
     thread = threading.Thread(target=loop.run_until_complete, args=(serve(),))
     thread.start()
     try:
-        assert ready.wait(START_DEADLINE_S)
+        assert ready.wait(DEADLINE_S)
         admin = Admin(f"https://127.0.0.1:{ports[0]}", master.ca.decode(), master.identity.server_name, TOKEN)
         file = directory / ADMIN_FILE
         file.write_text(json.dumps(asdict(admin)))
         monkeypatch.setenv("TEPUI_ADMIN", str(file))
-        yield file
+        yield Served(file, loop)
     finally:
         loop.call_soon_threadsafe(stop.set)
         thread.join()

@@ -111,7 +111,8 @@ def test_one_sentence_says_how_far_and_why_not_further() -> None:
     assert step(of(old=1, waiting=[]), []).text == "/web: 2 of 4 serve, 1 of the version before is there still"
     pulls = "web.3f2a9c01 pulls nginx:1.25: 2 of 5 layers, 34 of 80 MiB"
     assert step(of(waiting=["waits for its image"]), [pulls]) == Step(2, 4, f"/web: 2 of 4 serve; {pulls} (and 1 more)")
-    assert conclusion(of(serving=4)) == "/web: 4 of 4 serve"
+    assert conclusion(of(serving=0, state="succeeded")) == "/web: 4 of 4 serve"
+    assert conclusion(of(serving=1, canary=1, old=3)).startswith("/web: 1 of 1 of the new version serve, beside 3 of")
 
 
 def test_what_is_said_of_one_deployment() -> None:

@@ -63,8 +63,8 @@ async def tasks() -> dict[str, list[dict[str, str]]]:
 
 @pytest.fixture
 def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    with served(tmp_path, api_of(router), monkeypatch) as admin:
-        yield admin
+    with served(tmp_path, api_of(router), monkeypatch) as made:
+        yield made.admin
 
 
 def run(*words: str) -> tuple[str, set[str]]:
