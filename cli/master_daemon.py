@@ -276,7 +276,7 @@ class _Master:
         parts = [cluster, streams, observe, adjustments, images, volumes, networks_router(networks), removal]
         parts.append(vips_router(self.discovery, self.nodes, self.desired, self.authority.domain))
         policies = policies_router(self.policies, FRAMEWORK)
-        everything = [*parts, policies, *routers(self.store, self.services), *job_routers(self.jobs)]
+        everything = [*parts, policies, *routers(self.store, self.services, [observe]), *job_routers(self.jobs)]
         return create_app(lambda token: admin_token.matches(token, self.digest), everything, (*PUBLIC, *JOBS_PUBLIC))
 
     def network_parts(self) -> NetworkParts:

@@ -1,4 +1,4 @@
-"""Metrics in Prometheus' text format, and what a container's are called.
+"""Metrics in Prometheus' text format or as JSON, and what a container's are called.
 
 Names of containers' metrics are cAdvisor's, and of a node's those of the node exporter, so that dashboards and alerts
 that people have go on working. Format: prometheus.io/docs/instrumenting/exposition_formats, "Text-based format".
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 from model.task import Usage
 
@@ -38,6 +39,22 @@ def gauge(name: str, help: str, value: float, **labels: str) -> Family:
 
 def expose(families: Iterable[Family]) -> str:
     return "".join(line for family in families for line in _lines(family))
+
+
+def as_json(families: Iterable[Family]) -> dict[str, Any]:
+    """As Marathon's `/metrics` has them (Dropwizard's JSON): gauges have a `value`, counters a `count`."""
+    shown: dict[str, Any] = {
+        "version": "4.0.0",
+        "gauges": {},
+        "counters": {},
+        "histograms": {},
+        "meters": {},
+        "timers": {},
+    }
+    for family in families:
+        kind, value = ("gauges", "value") if family.kind is Kind.GAUGE else ("counters", "count")
+        shown[kind] |= {_sample(family, labels): {value: number} for labels, number in family.samples}
+    return {"version": "4.0.0", **shown}
 
 
 COUNTER, GAUGE = Kind
@@ -90,8 +107,12 @@ def container_families(usages: Iterable[tuple[Labels, Usage]]) -> Iterator[Famil
 def _lines(family: Family) -> Iterator[str]:
     yield f"# HELP {family.name} {family.help}\n# TYPE {family.name} {family.kind}\n"
     for labels, value in family.samples:
-        inner = ",".join(f'{key}="{_escaped(text)}"' for key, text in labels)
-        yield f"{family.name}{{{inner}}} {value}\n" if inner else f"{family.name} {value}\n"
+        yield f"{_sample(family, labels)} {value}\n"
+
+
+def _sample(family: Family, labels: Labels) -> str:
+    inner = ",".join(f'{key}="{_escaped(text)}"' for key, text in labels)
+    return f"{family.name}{{{inner}}}" if inner else family.name
 
 
 def _escaped(text: str) -> str:

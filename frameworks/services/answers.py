@@ -59,6 +59,8 @@ def version_info(app: App) -> Json:
 
 def task_json(run: Run) -> Json:
     spec, status = run.view.spec, run.view.status
+    published = [port.host for port in spec.ports if port.host is not None]
+    services = [int(port) for port in label(spec, SERVICE_PORTS_LABEL).split(",") if port]
     task: Json = {
         "id": spec.id,
         "appId": spec.owner,
@@ -67,8 +69,9 @@ def task_json(run: Run) -> Json:
         "ipAddresses": [
             {"ipAddress": address, "protocol": f"IPv{ip_address(address).version}"} for address in status.addresses
         ],
-        "ports": [port.host for port in spec.ports if port.host is not None],
-        "servicePorts": [int(port) for port in label(spec, SERVICE_PORTS_LABEL).split(",") if port],
+        "ports": published,
+        # Clients take the one for each of the `ports`; 0: it has none.
+        "servicePorts": services or [0] * len(published),
         "stagedAt": label(spec, STAGED_LABEL),
         "state": MESOS_STATES[status.state],
         "version": label(spec, VERSION_LABEL),

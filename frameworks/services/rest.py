@@ -6,9 +6,10 @@ What Marathon has no word for (addresses of nodes, process ids, why something wa
 from __future__ import annotations
 
 from collections import Counter
-from typing import Annotated, Any
+from collections.abc import Collection, Iterable
+from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Body, Query, Request, Response
+from fastapi import APIRouter, Body, Header, Query, Request, Response
 from pydantic import BeforeValidator
 from starlette.responses import PlainTextResponse
 
@@ -19,6 +20,7 @@ from frameworks.services.catalog import AppExists, Locked, UnknownApp
 from frameworks.services.changes import Changes, client_of, deployed, refusal, refuse_locked
 from frameworks.services.definition import Definition, TaskIds
 from frameworks.services.deployments import DeploymentsApi
+from frameworks.services.endpoints import endpoints
 from frameworks.services.framework import Services
 from frameworks.services.groups import GroupsApi
 from frameworks.services.health import readiness_results
@@ -28,6 +30,7 @@ from frameworks.services.selector import selector
 from frameworks.services.vips import refuse_bad
 from frameworks.services.wanted import Run
 from master.rest import cluster
+from master.rest.accept import preferred
 from master.rest.errors import ApiError
 from master.rest.event_stream import LastEventId, chosen, stream
 from master.store.base import Store
@@ -44,9 +47,13 @@ Json = dict[str, Any]
 # Clients write `?scale=true`, `?scale=True` and `?scale`.
 Flag = Annotated[bool, Query(), BeforeValidator(lambda value: True if value == "" else value)]
 Embed = Annotated[list[str], Query()]
+Accept = Annotated[str, Header()]
+Status = Literal["running", "staging"]
+JSON, TEXT = "application/json", "text/plain"
 
 
-def routers(store: Store, services: Services) -> list[APIRouter]:
+def routers(store: Store, services: Services, beside: Iterable[APIRouter] = ()) -> list[APIRouter]:
+    """`beside` is served elsewhere, and asked for below the aliases too."""
     marathon, pods = MarathonApi(store, services).router(), PodsApi(store, services)
     deployments = DeploymentsApi(store, services)
     marathon.include_router(deployments.router())
@@ -56,6 +63,8 @@ def routers(store: Store, services: Services) -> list[APIRouter]:
     for alias in ALIASES:
         aliases.include_router(marathon, prefix=alias)
         aliases.include_router(pods.router(), prefix=alias)
+        for other in beside:
+            aliases.include_router(other, prefix=alias)
     # A service's id may have slashes: what follows it comes first.
     return [marathon, pods.router(), aliases, deployments.own_view(), _own_view(store, services), pods.own_view()]
 
@@ -70,15 +79,17 @@ class MarathonApi:
         router = APIRouter(tags=["services"])
         router.get("/ping", response_class=PlainTextResponse)(self.ping)
         router.get("/v2/info")(self.info)
-        router.get("/v2/tasks")(self.all_tasks)
+        router.get("/v2/plugins")(self.plugins)
+        router.get("/v2/tasks", response_model=None)(self.all_tasks)
         router.get("/v2/apps")(self.list_apps)
         router.post("/v2/apps", status_code=201)(self.create)
         router.put("/v2/apps")(self.update_many)
         router.patch("/v2/apps")(self.update_many)
         router.get("/v2/leader")(self.leader)
+        router.delete("/v2/leader")(self.abdicate)
         router.get("/v2/events", response_model=None)(self.events)
         # Before the apps themselves: an id may have slashes, but does not end in /tasks.
-        router.get("/v2/apps/{app_id:path}/tasks")(self.tasks)
+        router.get("/v2/apps/{app_id:path}/tasks", response_model=None)(self.tasks)
         router.delete("/v2/apps/{app_id:path}/tasks")(self.kill_all)
         router.delete("/v2/apps/{app_id:path}/tasks/{task_id}")(self.kill_one)
         router.post("/v2/tasks/delete")(self.kill_some)
@@ -107,14 +118,31 @@ class MarathonApi:
     async def leader(self, request: Request) -> Json:
         return {"leader": request.url.netloc}
 
-    async def info(self) -> Json:
+    async def abdicate(self) -> Json:
+        raise ApiError(409, "this master can not step down: there is no other that could take over")
+
+    async def info(self, request: Request) -> Json:
         return {
             "name": "marathon",
             "version": MARATHON_VERSION,
             "buildref": "tepui",
             "elected": True,
             "frameworkId": FRAMEWORK,
+            "leader": request.url.netloc,
+            "httpConfig": {"httpPort": None, "httpsPort": request.url.port},
+            "marathonConfig": {
+                "checkpoint": True,
+                "ha": False,
+                "hostname": request.url.hostname,
+                "framework_name": FRAMEWORK,
+                "features": [],
+            },
+            # There is none, but clients read what is in it.
+            "zookeeperConfig": {},
         }
+
+    async def plugins(self) -> Json:
+        return {"plugins": []}
 
     async def create(self, definition: Definition, request: Request, response: Response) -> Json:
         try:
@@ -227,13 +255,24 @@ class MarathonApi:
             raise refusal(error, path) from error
         return deployed(app, response)
 
-    async def tasks(self, app_id: str) -> Json:
-        app = await existing(self._store, app_id)
-        return {"tasks": [task_json(run) for run in self._services.runs(app.id)]}
+    async def tasks(self, app_id: str, accept: Accept = "") -> Json | Response:
+        return self._listed([await existing(self._store, app_id)], accept)
 
-    async def all_tasks(self) -> Json:
-        apps = await catalog.read_all(self._store)
-        return {"tasks": [task_json(run) for app in apps for run in self._services.runs(app.id)]}
+    async def all_tasks(
+        self,
+        accept: Accept = "",
+        status: Annotated[list[Status], Query()] = [],  # noqa: B006 - FastAPI copies it
+        statuses: Annotated[list[Status], Query(alias="status[]")] = [],  # noqa: B006
+    ) -> Json | Response:
+        """Only those that run, or are yet to run, if one `status` is given."""
+        return self._listed(await catalog.read_all(self._store), accept, {*status, *statuses})
+
+    def _listed(self, apps: list[App], accept: str, statuses: Collection[str] = ()) -> Json | Response:
+        found = [(app, self._services.runs(app.id)) for app in apps]
+        if preferred(accept, JSON, TEXT) == TEXT:
+            return PlainTextResponse(endpoints(found))
+        chosen = (run for _, runs in found for run in runs if not statuses or _status(run) in statuses)
+        return {"tasks": [task_json(run) for run in chosen]}
 
     # `wipe` destroys what a task's persistent volumes hold. `scale` changes the app: while that is locked, it needs
     # `force`.
@@ -295,6 +334,10 @@ class MarathonApi:
             if wipe:
                 await self._services.wipe(run)
         return deployed
+
+
+def _status(run: Run) -> Status:
+    return "running" if run.running else "staging"
 
 
 def _own_view(store: Store, services: Services) -> APIRouter:

@@ -1,4 +1,5 @@
-"""For those who watch: `GET /api/v1/events` as server-sent events, and `GET /metrics` for Prometheus.
+"""For those who watch: `GET /api/v1/events` as server-sent events, and `GET /metrics` for Prometheus, or as JSON for
+those who accept that.
 
 Both need a token like everything else: `authorization: {credentials: TOKEN}` in Prometheus' scrape configuration.
 """
@@ -8,15 +9,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
+from typing import Annotated
 
-from fastapi import APIRouter
-from fastapi.responses import Response, StreamingResponse
+from fastapi import APIRouter, Header
+from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from master.events import Events
 from master.nodes import Nodes
+from master.rest.accept import preferred
 from master.rest.event_stream import LastEventId, stream
 from master.tasks import TaskRecord, Tasks, active
-from model.metrics import CONTENT_TYPE, Family, Kind, Labels, container_families, expose, gauge
+from model.metrics import CONTENT_TYPE, Family, Kind, Labels, as_json, container_families, expose, gauge
 from model.node import NodeState
 from model.task import TaskState
 
@@ -32,8 +35,10 @@ def observe_router(tasks: Tasks, nodes: Nodes, events: Events, others: Sequence[
         return stream(events.read(last_event_id, follow))
 
     @router.get("/metrics")
-    async def read_metrics() -> Response:
+    async def read_metrics(accept: Annotated[str, Header()] = "") -> Response:
         families = chain(_families(tasks, nodes), *(source() for source in others))
+        if preferred(accept, "text/plain", "application/json") == "application/json":
+            return JSONResponse(as_json(families))
         return Response(expose(families), media_type=CONTENT_TYPE)
 
     return router

@@ -146,7 +146,11 @@ async def test_metrics_of_the_master(parts: Master) -> None:
     async with client(parts, Events(parts.tasks, parts.nodes, parts.networks)) as http:
         refused = await http.get("/metrics", headers={"Authorization": "Bearer bad"})
         lines = (await http.get("/metrics")).text.splitlines()
+        shown = (await http.get("/metrics", headers={"Accept": "application/json"})).json()
     assert refused.status_code == 401
+    assert shown["gauges"]['tepui_tasks{state="RUNNING"}'] == {"value": 1.0} and shown["timers"] == {}
+    (sent,) = (count for name, count in shown["counters"].items() if "network_transmit_bytes" in name)
+    assert sent == {"count": 7}
     assert 'tepui_tasks{state="RUNNING"} 1.0' in lines and 'tepui_nodes{state="online"} 1.0' in lines
     (cpu,) = [line for line in lines if line.startswith("container_cpu_usage_seconds_total{")]
     assert 'task="a.1"' in cpu and 'node="n1"' in cpu and cpu.endswith("} 1.5")

@@ -170,6 +170,59 @@ async def test_what_a_task_answers(client: httpx2.AsyncClient, cluster: Cluster)
     assert task["startedAt"].startswith("20") and task["stagedAt"].endswith("Z")
 
 
+async def test_tasks_as_text(client: httpx2.AsyncClient, cluster: Cluster) -> None:
+    """In columns, for scripts: the app, its service port, and where each of its tasks that run has it."""
+    mappings = [{"containerPort": 80, "hostPort": 8080, "servicePort": 10080}, {"containerPort": 81}]
+    published = {**WEB, "id": "/out", "instances": 1, "container": {"portMappings": mappings}}
+    silent = {**WEB, "id": "/none", "container": {}, "cpus": 0.1}
+    for definition in published, silent, {**silent, "id": "/too-large", "cpus": 1000}:
+        await client.post("/v2/apps", json=definition)
+    await until(lambda: len(cluster.running("/out")) == 1 and len(cluster.running("/none")) == 2)
+    node = cluster.running("/out")[0].node
+    answer = await client.get("/v2/tasks", headers={"Accept": "text/plain"})
+    assert answer.headers["Content-Type"].startswith("text/plain")
+    nodes = " ".join(sorted(view.node for view in cluster.running("/none")))
+    lines = answer.text.splitlines()
+    assert sorted(lines[0].rpartition("\t")[2].split()) == nodes.split() and lines[0].startswith("none\t \t")
+    assert lines[1:] == [f"out\t10080\t{node}:8080\t", "out\t0\t100.64.0.2:81\t", "too-large\t \t"]
+    alone = await client.get("/v2/apps/out/tasks", headers={"Accept": "text/plain"})
+    assert alone.text.splitlines() == lines[1:3]
+    (task,) = (await client.get("/v2/apps/out/tasks", headers={"Accept": "application/json"})).json()["tasks"]
+    assert task["ports"] == [8080] and task["servicePorts"] == [10080, 0]
+
+
+async def test_every_port_of_a_task_has_a_service_port(client: httpx2.AsyncClient, cluster: Cluster) -> None:
+    """The endpoints that clients make of tasks take the one from the place of the other."""
+    mappings = [{"containerPort": 80, "hostPort": 8080}]
+    await client.post("/v2/apps", json={**WEB, "instances": 1, "container": {"portMappings": mappings}})
+    await settled(cluster, 1)
+    (task,) = (await client.get("/v2/tasks")).json()["tasks"]
+    assert (task["ports"], task["servicePorts"]) == ([8080], [0])
+
+
+async def test_tasks_by_status(client: httpx2.AsyncClient, cluster: Cluster) -> None:
+    cluster.automatic = False
+    await client.post("/v2/apps", json=WEB)
+    await until(lambda: len(cluster.active("/group/web")) == 2)
+    running, staging = (view.spec.id for view in cluster.active("/group/web"))
+    cluster.advance(running, TaskState.RUNNING)
+    await until(lambda: len(cluster.running("/group/web")) == 1)
+
+    async def ids(query: str) -> list[str]:
+        return sorted(task["id"] for task in (await client.get(f"/v2/tasks?{query}")).json()["tasks"])
+
+    assert await ids("status=running") == [running] and await ids("status[]=staging") == [staging]
+    assert await ids("status[]=staging&status=running") == sorted([running, staging])
+    assert (await client.get("/v2/tasks?status=dead")).status_code == 422
+
+
+async def test_the_only_master_does_not_step_down(client: httpx2.AsyncClient) -> None:
+    answer = await client.delete("/v2/leader")
+    assert answer.status_code == 409 and "no other" in answer.json()["message"]
+    assert (await client.get("/v2/leader")).json() == {"leader": "master"}
+    assert (await client.get("/v2/plugins")).json() == {"plugins": []}
+
+
 async def test_last_failure(client: httpx2.AsyncClient, cluster: Cluster) -> None:
     await client.post("/v2/apps", json=WEB)
     await settled(cluster, 2)
