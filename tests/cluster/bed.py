@@ -237,15 +237,20 @@ class Cluster:
 @contextmanager
 def _connected(lab: Lab) -> Iterator[Cluster]:
     """With the administrator's credentials."""
-    admin = json.loads(admin_file(lab).read_text())
+    who = admin(lab)
     with httpx2.Client(
-        base_url=admin["url"],
-        verify=ssl.create_default_context(cadata=admin["ca"]),
+        base_url=who["url"],
+        verify=ssl.create_default_context(cadata=who["ca"]),
         trust_env=False,
         timeout=REQUEST_DEADLINE_S,
-        headers={"Authorization": f"Bearer {admin['token']}"},
+        headers={"Authorization": f"Bearer {who['token']}"},
     ) as api:
-        yield Cluster(lab, api, admin["server_name"])
+        yield Cluster(lab, api, who["server_name"])
+
+
+def admin(lab: Lab) -> Json:
+    """The administrator's credentials: `url`, `ca`, `server_name` and `token`."""
+    return dict(json.loads(admin_file(lab).read_text()))
 
 
 def web(instances: int, app: str = "/web", **fields: object) -> Json:

@@ -25,7 +25,7 @@ STANDALONE = [
 ]
 GENERATED = ["control_pb2.py", "control_pb2.pyi", "control_pb2_grpc.py", "control_pb2_grpc.pyi"]
 SHELL = [*sorted((ROOT / "script").iterdir()), *(ROOT / "vagrant" / name for name in ("box", "provision", "rootfs"))]
-REQUIREMENTS = ["requirements.txt", "requirements-dev.txt", "requirements-build.txt"]
+REQUIREMENTS = ["requirements.txt", "requirements-dev.txt", "requirements-build.txt", "tests/clients/requirements.txt"]
 
 
 @pytest.mark.parametrize(

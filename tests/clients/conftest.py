@@ -1,0 +1,40 @@
+"""A real cluster, and clients that other people wrote, unmodified."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.clients import environment
+from tests.cluster import bed
+from tests.cluster.bed import Cluster
+
+NODES = 3
+
+
+@pytest.fixture(scope="session")
+def shared() -> Iterator[Cluster]:
+    with bed.started(NODES) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def cluster(shared: Cluster) -> Iterator[Cluster]:
+    """Nothing runs on it before the test. Afterwards everything is removed, and must be gone to the last trace."""
+    yield shared
+    shared.await_empty()
+
+
+@pytest.fixture(scope="session")
+def authority(shared: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Who vouches for the master, as a file: what clients know of its certificate."""
+    path = tmp_path_factory.mktemp("authority") / "ca.pem"
+    path.write_text(bed.admin(shared.lab)["ca"])
+    return path
+
+
+@pytest.fixture(scope="session")
+def python() -> Path:
+    return environment.python()
