@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Response
 
 from frameworks.services.app import App, format_time
 from frameworks.services.declined import DeclinedOffer
@@ -45,7 +45,7 @@ class QueueApi:
     def router(self) -> APIRouter:
         router = APIRouter(tags=["services"])
         router.get("/v2/queue")(self.show)
-        router.delete("/v2/queue/{app_id:path}/delay", status_code=204)(self.end_delay)
+        router.delete("/v2/queue/{app_id:path}/delay", status_code=204, response_class=Response)(self.end_delay)
         return router
 
     async def show(self, embed: Annotated[list[str], Query()] = []) -> Json:  # noqa: B006 - FastAPI copies it

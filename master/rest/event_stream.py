@@ -13,6 +13,7 @@ from master.event_log import Event
 
 KEEPALIVE_S = 15.0  # a comment, so that proxies and clients know that the stream lives
 KEEPALIVE = ": nothing happened\n\n"
+OPENED = ": events follow\n\n"  # the server keeps the headers back until there is something to send with them
 
 LastEventId = Annotated[str, Header(alias="Last-Event-ID", max_length=100)]
 
@@ -32,6 +33,7 @@ async def chosen(events: AsyncIterator[Event], kinds: Collection[str]) -> AsyncI
 async def _kept_alive(events: AsyncIterator[Event]) -> AsyncIterator[str]:
     following = asyncio.ensure_future(anext(events, None))
     try:
+        yield OPENED
         while True:
             done, _ = await asyncio.wait({following}, timeout=KEEPALIVE_S)
             if not done:

@@ -129,8 +129,9 @@ async def test_events_as_the_api_sends_and_the_command_prints_them(parts: Master
         first, second = await kept(events)
         resumed = await http.get("/api/v1/events", params={"follow": False}, headers={"Last-Event-ID": first.id})
     assert answer.headers["content-type"].startswith("text/event-stream")
-    assert answer.text == "".join(f"id: {e.id}\nevent: {e.kind}\ndata: {e.data}\n\n" for e in (first, second))
-    assert resumed.text == f"id: {second.id}\nevent: task\ndata: {second.data}\n\n"
+    opened = ": events follow\n\n"
+    assert answer.text == opened + "".join(f"id: {e.id}\nevent: {e.kind}\ndata: {e.data}\n\n" for e in (first, second))
+    assert resumed.text == f"{opened}id: {second.id}\nevent: task\ndata: {second.data}\n\n"
     whole = b": nothing happened\n\n" + answer.content
     printed = [describe(*event[1:])[21:] for event in parse(whole[i : i + 7] for i in range(0, len(whole), 7))]
     assert printed == ["task a.1 on n1: ASSIGNED", "task a.1 on n1: FAILED; exited with 1"]

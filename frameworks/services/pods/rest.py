@@ -37,7 +37,8 @@ class PodsApi:
         router.get("/v2/pods")(self.list_pods)
         router.post("/v2/pods", status_code=201)(self.create)
         # What has colons comes before the pods themselves.
-        router.get("/v2/pods/::status")(self.all_statuses)
+        router.get("/v2/pods::status")(self.all_statuses)
+        router.get("/v2/pods/::status", include_in_schema=False)(self.all_statuses)
         router.get("/v2/pods/{pod_id:path}::status")(self.status)
         router.get("/v2/pods/{pod_id:path}::versions")(self.versions)
         router.get("/v2/pods/{pod_id:path}::versions/{version}")(self.version)
