@@ -24,6 +24,10 @@ def shared() -> Iterator[Cluster]:
 def cluster(shared: Cluster) -> Iterator[Cluster]:
     """Nothing runs on it before the test. Afterwards everything is removed, and must be gone to the last trace."""
     yield shared
+    for kind in "pods", "apps":
+        answer = shared.get(f"/v2/{kind}")
+        for each in answer["apps"] if kind == "apps" else answer:
+            shared.call("DELETE", f"/v2/{kind}{each['id']}?force=true")
     shared.await_empty()
 
 

@@ -41,7 +41,7 @@ class Unlike(Exception):
     """What was seen instead."""
 
 
-def eventually(condition: Callable[[], Result], what: str, deadline_s: float = DEADLINE_S) -> Result:
+def eventually(condition: Callable[[], Result | None], what: str, deadline_s: float = DEADLINE_S) -> Result:
     """What `condition` returns when it is true at last. A master that does not answer makes it false."""
     end = time.monotonic() + deadline_s
     reason = ""

@@ -27,7 +27,7 @@ ID = "/watched"
 def main() -> None:
     client = connected()
     all_events, chosen, raw = Reader(), Reader([MarathonDeploymentSuccess]), Reader(["status_update_event"], raw=True)
-    check = {"protocol": "COMMAND", "command": {"value": "true"}, "intervalSeconds": 1, "gracePeriodSeconds": 10}
+    check = {"protocol": "COMMAND", "command": {"value": "true"}, "intervalSeconds": 1, "delaySeconds": 0}
     created = client.create_app(ID, small(health_checks=[]))
     deployed(client, ID, 1)
     for event in begun(all_events, created):
