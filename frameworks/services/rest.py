@@ -14,7 +14,7 @@ from pydantic import BeforeValidator
 from starlette.responses import PlainTextResponse
 
 from frameworks.services import catalog
-from frameworks.services.answers import app_json, task_json, version_info
+from frameworks.services.answers import app_json, definition_json, task_json, version_info
 from frameworks.services.app import FRAMEWORK, App
 from frameworks.services.catalog import AppExists, Locked, UnknownApp
 from frameworks.services.changes import Changes, client_of, deployed, refusal, refuse_locked
@@ -245,7 +245,7 @@ class MarathonApi:
 
     async def version(self, app_id: str, version: str) -> Json:
         app = await self._changes.version("/" + app_id, version)
-        return app.definition.model_dump(exclude_none=True) | {"version": app.version, "versionInfo": version_info(app)}
+        return definition_json(app) | {"version": app.version, "versionInfo": version_info(app)}
 
     async def delete(self, app_id: str, response: Response, force: Flag = False) -> Json:
         path = "/" + app_id
