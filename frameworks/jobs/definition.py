@@ -15,9 +15,10 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, field_va
 from frameworks.services import confinement, networking, volumes
 from frameworks.services.artifacts import Artifacts, DockerImage, Reference, Secrets, fetches, pull_problems
 from frameworks.services.constraints import MOST, Constraint, problem_of
-from frameworks.services.definition import Amount, EnvName, Labels, Seconds, Text, User, without_nulls
+from frameworks.services.definition import Labels, without_nulls
 from frameworks.services.fields import STRICT, invalid, invalid_at
 from frameworks.services.networking import ADDRESS, NetworkRefs
+from frameworks.services.values import Amount, EnvName, Seconds, Text, User
 from frameworks.services.volumes import Volumes
 from model.fetch import Fetch
 from model.image import ImageSpec, Rules
@@ -224,7 +225,7 @@ class RunSpec(Strict):
 
     @property
     def fetches(self) -> tuple[Fetch, ...]:
-        return fetches(self.artifacts, ())
+        return fetches(self.artifacts)
 
     @property
     def argv(self) -> tuple[str, ...]:

@@ -38,7 +38,7 @@ from frameworks.jobs.queue import Queue
 from frameworks.jobs.run import FAILED, Run, run_of
 from frameworks.jobs.schedule import Scheduled
 from frameworks.jobs.starts import Progress, asked_for, begun
-from master.offers import Subscription, TaskView, UnknownTask, Update
+from master.offers import Offers, Rescinded, Subscription, TaskView, UnknownTask, Update
 from master.store.base import Conflict, Put, Store, StoreError
 
 BATCH = 256  # of anything at once
@@ -191,10 +191,11 @@ class Jobs:
 
     async def _follow_events(self) -> None:
         async for event in self._subscription.events():
-            if isinstance(event, Update):
-                self._observe(event.task)
-            else:
-                self._launcher.offered(event)
+            match event:
+                case Update(view):
+                    self._observe(view)
+                case Offers() | Rescinded():
+                    self._launcher.offered(event)
             self._changed.set()
 
     def _observe(self, view: TaskView) -> None:

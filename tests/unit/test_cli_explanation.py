@@ -7,7 +7,7 @@ from typing import Any
 from cli.explanation import of_job, of_pod, of_service
 from tests.unit.test_cli_job import ACTIVE, AT, FAILED, LATER, NEEDS, NOW, SCHEDULE, run, task
 
-SERVICE = {"tasks": [], "waiting": []}
+SERVICE: dict[str, Any] = {"tasks": [], "waiting": []}
 APP = {"id": "/web", "tasksRunning": 1, "instances": 1}
 QUIET = {
     "health": [],
@@ -54,7 +54,11 @@ def test_what_failed_last_is_told_of_what_is_fine_too() -> None:
 
 def test_a_pod() -> None:
     ended = {"terminatedAt": AT, "instanceID": "pod.instance-1", "message": "one: failed: exit code 1"}
-    status = {"id": "/pod", "instances": [{"status": "STABLE"}, {"status": "DEGRADED"}], "terminationHistory": [ended]}
+    status: dict[str, Any] = {
+        "id": "/pod",
+        "instances": [{"status": "STABLE"}, {"status": "DEGRADED"}],
+        "terminationHistory": [ended],
+    }
     status |= {"spec": {"scaling": {"instances": 2}}}
     found = of_pod({"status": status, "tasks": [], "waiting": [NEEDS]}, [], None, "", NOW)
     assert found.summary == "1 of 2 stable" and found.wrong == (("waiting", NEEDS),)

@@ -19,6 +19,7 @@ from frameworks.jobs.run import SUCCESS
 from master.offers import Event, TaskView, VolumeView
 from master.store.base import Change, Delete, Entry, Put, Store, StoreError
 from master.store.sqlite import SqliteStore
+from model.node import Node
 from model.task import TaskSpec, TaskState
 from model.vip import VipLabel
 from model.volume import PersistentVolume
@@ -108,6 +109,9 @@ class MortalSubscription:
 
     async def kill(self, task_id: str) -> None:
         await self._death.around(self._own.kill(task_id))
+
+    def nodes(self) -> tuple[Node, ...]:
+        return self._own.nodes()
 
     def volumes(self) -> tuple[VolumeView, ...]:
         return ()

@@ -510,8 +510,10 @@ async def test_an_unreadable_app_loses_no_tasks(store: SqliteStore) -> None:
 
 
 async def test_the_examples_are_valid() -> None:
-    for path in (Path(__file__).parents[2] / "examples").iterdir():
+    for path in (Path(__file__).parents[2] / "examples").glob("*.json"):
         example = json.loads(path.read_text())
+        if "run" in example:  # a job
+            continue
         (PodDefinition if "containers" in example else Definition).model_validate(example)
     text = (Path(__file__).parents[2] / "examples" / "web.json").read_text()
     web = Definition.model_validate(json.loads(text))
