@@ -114,11 +114,15 @@ class Allocator:
             self._subscribers.remove(earlier)
             earlier.outstanding.clear()
         subscription = FrameworkSubscription(self, framework)
-        # In turn from now on: not every offer until it has had as many as the others had in months.
-        subscription.offered = min((s.offered for s in self._subscribers), default=0)
+        self.in_turn(subscription)
         self._subscribers.append(subscription)
         self.wake()
         return subscription
+
+    def in_turn(self, subscription: FrameworkSubscription) -> None:
+        """From now on: not every offer until it has had as many as the others had in months."""
+        others = [s.offered for s in self._subscribers if s is not subscription and not s.suppressed]
+        subscription.offered = max(subscription.offered, min(others, default=0))
 
     async def run(self) -> None:
         """Offers whatever becomes free, until cancelled."""
@@ -270,7 +274,7 @@ class FrameworkSubscription:
         self._volumes = allocator.volumes
         self._addresses = allocator.addresses
         self._discovery = allocator.discovery
-        self._suppressed = False
+        self.suppressed = False
         self._inbox = _Inbox()
 
     async def events(self) -> AsyncIterator[Event]:
@@ -322,12 +326,14 @@ class FrameworkSubscription:
         self._allocator.wake()
 
     def revive(self) -> None:
-        self._suppressed = False
+        if self.suppressed:
+            self.suppressed = False
+            self._allocator.in_turn(self)
         self.refusals.clear()
         self._allocator.wake()
 
     def suppress(self) -> None:
-        self._suppressed = True
+        self.suppressed = True
 
     async def kill(self, task_id: str) -> None:
         record = self._tasks.get(task_id)
@@ -371,7 +377,7 @@ class FrameworkSubscription:
 
     def wants(self, node_id: str, now: float) -> bool:
         refusal = self.refusals.get(node_id)
-        return not self._suppressed and (refusal is None or refusal.until <= now)
+        return not self.suppressed and (refusal is None or refusal.until <= now)
 
     def give(self, offer: Offer) -> None:
         self.outstanding[offer.id] = offer

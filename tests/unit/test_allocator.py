@@ -187,6 +187,25 @@ async def test_offers_go_in_turn_also_to_one_that_comes_late(tmp_path: Path) -> 
         assert late.subscription.offered >= 10
 
 
+async def test_offers_go_in_turn_also_to_one_that_wanted_none_for_long(tmp_path: Path) -> None:
+    async with master(tmp_path) as parts, running(parts) as subscribe:
+        await parts.nodes.connected(node("n1"))
+        busy, idle = subscribe("busy"), subscribe("idle")
+        idle.subscription.suppress()
+        for _ in range(50):
+            busy.subscription.decline((await busy.offer()).id, "", filter_s=0.0)
+            busy.offers.clear()
+        assert busy.subscription.offered >= 50
+        idle.subscription.revive()
+        for _ in range(10):
+            await until(lambda: bool(busy.offers or idle.offers))
+            for framework in (busy, idle):
+                for offer in list(framework.offers):
+                    framework.subscription.decline(offer, "", filter_s=0.0)
+                framework.offers.clear()
+        assert abs(busy.subscription.offered - idle.subscription.offered) <= 1
+
+
 async def test_offers_of_a_node_that_leaves_or_changes_are_rescinded(tmp_path: Path) -> None:
     async with master(tmp_path) as parts, running(parts) as subscribe:
         await parts.nodes.connected(node("n1", cpus=4000))
