@@ -40,15 +40,10 @@ class Event:
     data: Data
 
 
-def kept(client: Client, source: str) -> list[Event]:
-    """As far back as the master remembers; nothing of a stream that it has not."""
-    try:
-        with client.stream(SOURCES[source], headers={"Last-Event-ID": FIRST}, follow=False) as chunks:
-            return list(_events(source, chunks))
-    except Refused as refused:
-        if refused.status == 404:
-            return []
-        raise
+def kept(client: Client) -> dict[str, list[Event]]:
+    """By source, as far back as the master remembers. A master that lacks a stream has the others."""
+    found = {source: _kept(client, source) for source in SOURCES}
+    return {source: events for source, events in found.items() if events is not None}
 
 
 def follow(connect: Callable[[], Client], last: dict[str, str]) -> Iterator[list[Event]]:
@@ -77,6 +72,16 @@ def parse(chunks: Iterable[bytes]) -> Iterator[tuple[str, str, Data]]:
             fields = dict(line.split(": ", 1) for line in block.decode().splitlines() if not line.startswith(":"))
             if "data" in fields:
                 yield fields["id"], fields["event"], json.loads(fields["data"])
+
+
+def _kept(client: Client, source: str) -> list[Event] | None:
+    try:
+        with client.stream(SOURCES[source], headers={"Last-Event-ID": FIRST}, follow=False) as chunks:
+            return list(_events(source, chunks))
+    except Refused as refused:
+        if refused.status == 404:
+            return None
+        raise
 
 
 class _Reader:

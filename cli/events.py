@@ -13,7 +13,7 @@ import typer
 
 from cli import completion
 from cli.client import connect
-from cli.event_streams import FIRST, NOTICE, SOURCES, Event, follow, kept
+from cli.event_streams import FIRST, NOTICE, Event, follow, kept
 from cli.output import Json
 
 app = typer.Typer()
@@ -45,7 +45,7 @@ def events(
 ) -> None:
     """What happened to tasks, nodes, services, jobs and networks, as far back as the master remembers."""
     client = connect()
-    before = {source: kept(client, source) for source in SOURCES}
+    before = kept(client)
     known = sorted((event for found in before.values() for event in found), key=lambda event: event.at)
     _print([event for event in known if fits(event, kinds or (), owner)], json)
     if not follow_on:

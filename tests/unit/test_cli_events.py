@@ -13,7 +13,7 @@ from fastapi.responses import StreamingResponse
 
 from cli import event_streams
 from cli.client import connect
-from cli.event_streams import FIRST, NOTICE, Event, follow
+from cli.event_streams import FIRST, NOTICE, Event, follow, kept
 from cli.events import describe, fits, owners
 from cli.problem import Problem
 from master.event_log import EventLog
@@ -113,7 +113,7 @@ def test_what_is_no_longer_kept_comes_first_and_is_never_left_out(master: Master
 def test_a_master_without_a_stream_has_the_others(master: Master) -> None:
     master.tell_all()
     master.missing = {"jobs"}
-    assert len(tepui("events").lines) == 3
+    assert len(tepui("events").lines) == 3 and set(kept(connect())) == {"cluster", "services"}
     master.refused = 401
     assert tepui("events").status == 1
 
