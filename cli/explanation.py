@@ -11,7 +11,7 @@ from typing import Any
 
 from cli import deployment, pipeline
 from cli.duration import duration, epoch
-from cli.job_run import causes
+from cli.job_run import causes, how
 from cli.schedule import next_due
 from cli.task_show import state
 from cli.task_table import short
@@ -117,17 +117,19 @@ def _ended_instance(ended: Object, words: str, now: float) -> Iterator[Fact]:
 
 def _failed_run(run: Object, words: str, now: float) -> Iterator[Fact]:
     ago = duration(now - epoch(run["completedAt"] or run["createdAt"]))
-    yield "last failure", ": ".join([f"{ago} ago: run {run['id']} {run['status'].lower()}", *causes(run)])
+    yield "last failure", f"{ago} ago: {how(run)}"
     if words:
         yield "last words", words
 
 
 def _in_pipeline(found: Object | None, job: str) -> Iterator[Fact]:
     """Why it was not its turn, in the last pipeline that it is part of."""
-    for node in found["nodes"] if found is not None else ():
+    if found is None or found["id"] is None:
+        return
+    for node in found["nodes"]:
         if node["job"] == job and node["state"] in ("WAITING", "BLOCKED", "SKIPPED", "FAILED"):
-            why = "; ".join([*([node["reason"]] if node["reason"] else []), *node["waiting"]])
-            yield "pipeline", ": ".join(filter(None, [f"{found['id']}" if found else "", pipeline.word(node), why]))
+            why = pipeline.because(node) if node["reason"] else pipeline.word(node)
+            yield "pipeline", ": ".join([str(found["id"]), "; ".join([why, *node["waiting"]])])
 
 
 def _skipped(view: Object) -> list[Object]:

@@ -206,7 +206,13 @@ def step(run: Run) -> Step:
 
 
 def failure(run: Run) -> str:
-    return ": ".join([f"{run['jobId']}: run {run['id']} {run['status'].lower()}", *causes(run)])
+    return f"{run['jobId']}: {how(run)}"
+
+
+def how(run: Run) -> str:
+    """`run 2026... failed: exited with 3`. What a task says of its end may begin with the word."""
+    word = run["status"].lower()
+    return ": ".join([f"run {run['id']} {word}", *(why.removeprefix(f"{word}: ") for why in causes(run))])
 
 
 def causes(run: Run) -> Iterator[str]:

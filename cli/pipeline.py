@@ -58,7 +58,7 @@ def reasons(pipeline: Pipeline) -> Iterator[str]:
         if node["outside"]:
             yield f"{node['job']}: also depends on {', '.join(node['outside'])}, of another pipeline"
         if node["reason"]:
-            yield f"{node['job']}: {word(node)}: {node['reason']}"
+            yield f"{node['job']}: {because(node)}"
         for sentence in node["waiting"]:
             yield f"{node['job']}: {sentence}"
 
@@ -102,6 +102,12 @@ def mark(node: Node) -> str:
 
 def word(node: Node) -> str:
     return str(node["state"]).lower().replace("_", " ")
+
+
+def because(node: Node) -> str:
+    """`blocked: clean failed`. The reason for a failure often begins with the word."""
+    said = word(node)
+    return str(node["reason"]) if node["reason"].startswith(said) else f"{said}: {node['reason']}"
 
 
 def state(node: Node, now: float) -> str:

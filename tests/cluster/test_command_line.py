@@ -132,6 +132,35 @@ def test_what_is_busy_comes_first(cluster: Cluster) -> None:
         assert terminal.process.wait(DEADLINE_S) == 0
 
 
+def job(name: str, line: str, *after: str) -> dict[str, Any]:
+    run = {"cpus": 0.05, "mem": 32, "cmd": line, "networks": [{"mode": "container", "name": "overlay"}]}
+    return {"id": name, "run": run, "dependencies": [{"id": each} for each in after]}
+
+
+def test_a_pipeline_is_run_mended_and_run_again(cluster: Cluster, tmp_path: Path) -> None:
+    jobs = [
+        job("extract", "echo day $DAY"),
+        job("clean", "echo no rows; exit 3", "extract"),
+        job("load", "true", "clean"),
+    ]
+    for each in jobs:
+        assert tepui(cluster, "job", "add", written(tmp_path, each)).returncode == 0
+    done = tepui(cluster, "job", "run", "extract", "--env", "DAY=1", "--wait")
+    assert done.returncode == 1 and done.stderr.endswith("failed: clean failed\n")
+    assert "load: blocked: clean failed" in done.stdout and "✗ failed" in done.stdout
+    assert "blocked: clean failed" in tepui(cluster, "explain", "load").stdout
+    assert "last words   no rows" in tepui(cluster, "explain", "clean").stdout
+    assert tepui(cluster, "job", "log", "extract").stdout == "day 1\n"
+    assert tepui(cluster, "job", "update", "clean", written(tmp_path, job("clean", "true", "extract"))).returncode == 0
+    done = tepui(cluster, "job", "rerun", "extract", "--wait")
+    assert done.returncode == 0 and done.stdout.count("✓ success") == 3
+    assert tepui(cluster, "job", "run", "load", "--wait").returncode == 0
+    told = tepui(cluster, "events", "--app", "load").stdout
+    assert "load blocked" in told and told.index("load blocked") < told.index("load success")
+    for name in ("load", "clean", "extract"):
+        assert tepui(cluster, "job", "remove", name, "--stop").returncode == 0
+
+
 def test_the_shell_completes_what_there_is(cluster: Cluster) -> None:
     cluster.run(bed.command("/group/web", "exec sleep 3600"))
     cluster.await_running("/group/web", 1)

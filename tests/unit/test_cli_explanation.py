@@ -68,7 +68,7 @@ def test_a_pod() -> None:
 def test_a_job_that_waits_for_others_or_was_blocked() -> None:
     found = of_job(JOB | {"pipeline": ACTIVE}, None, "", NOW)
     (word, sentence), *_ = found.wrong
-    assert word == "pipeline" and sentence.endswith("waiting: waits for clean") and not found.fine
+    assert word == "pipeline" and sentence.endswith("waiting; waits for clean") and not found.fine
     blocked = of_job(JOB | {"pipeline": FAILED}, None, "", NOW)
     assert blocked.wrong[0][1].endswith("blocked: clean failed")
 

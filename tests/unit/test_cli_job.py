@@ -198,6 +198,7 @@ def test_a_pipeline_is_drawn_with_states() -> None:
 
 
 def test_what_never_started_says_why() -> None:
+    assert pipeline.because(node("load", "FAILED", reason="failed: exited with 3")) == "failed: exited with 3"
     assert list(pipeline.reasons(FAILED)) == ["clean: failed: exit code 3", "load: blocked: clean failed"]
     assert list(pipeline.reasons(ACTIVE)) == [
         f"clean: {NEEDS}",
@@ -222,6 +223,7 @@ def test_a_run_in_a_sentence() -> None:
     pulls = run("STARTING", tasks=[task(message="pulls x: 1 of 2 layers")], attempt=2)
     assert step(pulls).text == "load: starting, attempt 2: pulls x: 1 of 2 layers"
     assert failure(run("FAILED", tasks=[task(exitCode=3)])) == f"load: run {RUN} failed: exit code 3"
+    assert failure(run("FAILED", reason="failed: exited with 3")) == f"load: run {RUN} failed: exited with 3"
     assert failure(run("KILLED", reason="stopped")) == f"load: run {RUN} killed: stopped"
     assert latest_task(run(tasks=[task(1), task(2)])).endswith(".2")
     with pytest.raises(Problem, match=f"has no task: {NEEDS.split('(')[0]}"):
