@@ -5,14 +5,16 @@ One thread a task, since each reads a stream of its own. With `-f` tasks that st
 
 from __future__ import annotations
 
+import json as codec
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from cli.client import connect
 from cli.log_options import Follow, Since, Stderr, Stdout, Tail, log_query
+from cli.output import Json
 from cli.problem import Problem
 from cli.service_change import Id, view_of
 from cli.task_table import short
@@ -27,9 +29,10 @@ def log(
     since: Since = "",
     stdout: Stdout = False,
     stderr: Stderr = False,
+    json: Json = False,
 ) -> None:
-    """What the tasks of a service write."""
-    readers = _Readers(log_query(follow, tail, since, stdout, stderr))
+    """What the tasks of a service write. As JSON, a line is an object with its task."""
+    readers = _Readers(log_query(follow, tail, since, stdout, stderr), as_json if json else named)
     while True:
         tasks = connect().get(view_of(service))["tasks"]
         readers.read({task["id"] for task in tasks})
@@ -39,8 +42,9 @@ def log(
 
 
 class _Readers:
-    def __init__(self, query: dict[str, Any]) -> None:
+    def __init__(self, query: dict[str, Any], shown: Callable[[str, bytes], bytes]) -> None:
         self._query = query
+        self._shown = shown
         self._threads: dict[str, threading.Thread] = {}
         self._complaints: dict[str, str] = {}
         self._broke_at: dict[str, float] = {}
@@ -67,7 +71,7 @@ class _Readers:
             with connect().stream(f"/api/v1/tasks/{task}/log", **query) as chunks:
                 for line in lines(chunks):
                     with self._printing:
-                        sys.stdout.buffer.write(b"%s | %s\n" % (short(task).encode(), line))
+                        sys.stdout.buffer.write(self._shown(task, line) + b"\n")
                         sys.stdout.buffer.flush()
                     self._broke_at[task] = time.time()
         except Problem as problem:
@@ -76,6 +80,14 @@ class _Readers:
                 print(f"{short(task)} ! {problem}", file=sys.stderr)
             if self._query["follow"]:
                 del self._threads[task]
+
+
+def named(task: str, line: bytes) -> bytes:
+    return b"%s | %s" % (short(task).encode(), line)
+
+
+def as_json(task: str, line: bytes) -> bytes:
+    return codec.dumps({"task": task, "line": line.decode(errors="replace")}).encode()
 
 
 def lines(chunks: Iterable[bytes]) -> Iterator[bytes]:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fastapi import APIRouter
@@ -37,6 +38,9 @@ HEAVY = (
     "agent",
     "master",
 )
+
+READERS = {"list", "show", "versions", "usage", "log", "logs", "ls", "events", "explain", "top", "queue"}
+READERS |= {"runs", "history", "deployments"}
 
 router = APIRouter()
 
@@ -96,6 +100,20 @@ def test_help_needs_no_part_and_neither_does_wrong_usage() -> None:
     assert shown.status == 0 and all(name in shown.out for name in PARTS)
     assert tepui("servic").status == 2 and "'service'" in tepui("servic").err
     assert tepui().status == 2
+
+
+def commands(name: str, found: Any) -> Iterator[tuple[str, Any]]:
+    if not hasattr(found, "commands"):
+        yield name, found
+    for each, command in getattr(found, "commands", {}).items():
+        yield from commands(f"{name} {each}", command)
+
+
+def test_every_command_that_reads_has_json() -> None:
+    known = [each for part in PARTS for each in commands(part, load(part))]
+    readers = [(name, command) for name, command in known if name.split()[-1] in READERS]
+    assert len(readers) > 30
+    assert [name for name, command in readers if "--json" not in {o for p in command.params for o in p.opts}] == []
 
 
 @pytest.mark.parametrize("words", [["--help"], ["service", "--help"], ["node", "--help"], ["task", "--help"]])
