@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import Annotated, Any
+from urllib.parse import quote
 
 import typer
 
@@ -142,9 +144,17 @@ def preparing(client: Client, found: Deployment) -> list[str]:
     """Of its tasks, how far those are that wait for an image or files."""
     if found["serving"] >= found["wanted"]:
         return []
-    tasks = client.get("/api/v1/tasks")["tasks"]
-    own = [task for task in tasks if task["owner"] in found["apps"] and task["state"] == "PREPARING"]
-    return [f"{short(task['id'])} {task['message']}" for task in own if task["message"]]
+    tasks = [task for app in found["apps"] for task in _tasks_of(client, app) if task["state"] == "PREPARING"]
+    return [f"{short(task['id'])} {task['message']}" for task in tasks if task["message"]]
+
+
+def _tasks_of(client: Client, app: str) -> list[dict[str, Any]]:
+    """Of a service or a pod; none of what is gone."""
+    for kind in ("services", "pods"):
+        with suppress(Refused):
+            tasks: list[dict[str, Any]] = client.get(f"/api/v1/{kind}{quote(app)}")["tasks"]
+            return tasks
+    return []
 
 
 def step(found: Deployment, preparing: Sequence[str]) -> Step:

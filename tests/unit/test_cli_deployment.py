@@ -53,6 +53,7 @@ class Master:
         router.post("/v2/apps", status_code=201)(self.create)
         router.post("/api/v1/services/{app:path}/promote")(self.promote)
         router.get("/api/v1/tasks")(self.all_tasks)
+        router.get("/api/v1/pods/{app:path}")(self.all_tasks)
         router.delete("/v2/deployments/{id}")(self.cancel)
         router.get("/api/v1/deployments/{id}")(self.deployment)
         router.get("/v2/deployments")(self.deployments)
@@ -142,7 +143,7 @@ def test_lines_tell_news_and_amounts_only_now_and_then(capsys: pytest.CaptureFix
 def test_run_waits_until_all_serve(master: Master, file: str) -> None:
     master.states = [of(), of(serving=3, waiting=[]), of(serving=0, state="succeeded", waiting=[])]
     task = {"id": "web.1", "owner": "/web", "state": "PREPARING", "message": "pulls x: 1 of 2 layers"}
-    master.looks = [[task, {**task, "owner": "/db"}]]
+    master.looks = [[task, {**task, "state": "RUNNING"}]]
     done = tepui("service", "run", file, "--wait")
     assert done.status == 0 and done.lines == [f"/web: deployment {ID}", "/web: 4 of 4 serve"]
     assert done.err.splitlines() == [
