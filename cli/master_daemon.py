@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from functools import partial
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
+from typing import Any
 
 import grpc.aio
 import structlog
@@ -122,6 +123,19 @@ def init(state: Path, address: str, domain: str, ttl_s: float, uses: int) -> Clu
 
 async def run(state: Path) -> None:
     structlog.contextvars.bind_contextvars(daemon=NAME)
+    async with _made(state) as master:
+        await master.run()
+
+
+async def described(state: Path) -> dict[str, Any]:
+    """The OpenAPI description of what a master serves."""
+    async with _made(state) as master:
+        return master.api().openapi()
+
+
+@asynccontextmanager
+async def _made(state: Path) -> AsyncIterator[_Master]:
+    """Raises Problem, also for what fails in the block."""
     settings = _settings(state)
     try:
         authority = Authority.load(pki_directory(state))
@@ -131,7 +145,7 @@ async def run(state: Path) -> None:
     except Failures as error:
         raise Problem(str(error)) from error
     try:
-        await _Master(settings, authority, credentials, digest, store).run()
+        yield _Master(settings, authority, credentials, digest, store)
     except Failures as error:
         raise Problem(str(error)) from error
     finally:

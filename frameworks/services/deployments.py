@@ -13,7 +13,7 @@ from typing import Any
 
 from fastapi import APIRouter, Response
 
-from frameworks.services import catalog
+from frameworks.services import catalog, schema
 from frameworks.services.app import App, format_time
 from frameworks.services.catalog import UnknownApp
 from frameworks.services.changes import deployed
@@ -25,6 +25,7 @@ from master.rest.errors import ApiError
 from master.store.base import Conflict, Store
 
 Json = dict[str, Any]
+CANCELLED: dict[int | str, Json] = {200: {"model": schema.Deployed}, 202: {"description": "With `force`"}}
 
 
 class DeploymentsApi:
@@ -34,8 +35,8 @@ class DeploymentsApi:
 
     def router(self) -> APIRouter:
         router = APIRouter(tags=["services"])
-        router.get("/v2/deployments")(self.list_all)
-        router.delete("/v2/deployments/{deployment}", response_model=None)(self.cancel)
+        router.get("/v2/deployments", response_model=list[schema.DeploymentJson])(self.list_all)
+        router.delete("/v2/deployments/{deployment}", response_model=None, responses=CANCELLED)(self.cancel)
         return router
 
     def own_view(self) -> APIRouter:

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Response
 
-from frameworks.services import catalog
+from frameworks.services import catalog, schema
 from frameworks.services.answers import app_json
 from frameworks.services.app import App, Group, format_time, new_deployment
 from frameworks.services.catalog import Locked, UnknownApp
@@ -45,11 +45,11 @@ class GroupsApi:
         router = APIRouter(tags=["services"])
         for path in ("/v2/groups", "/v2/groups/{group:path}"):
             router.get(f"{path}/versions")(self.versions)
-            router.get(f"{path}/versions/{{version}}")(self.version)
-            router.get(path)(self.show)
-            router.post(path, status_code=201)(self.create)
-            router.put(path)(self.update)
-            router.delete(path)(self.delete)
+            router.get(f"{path}/versions/{{version}}", response_model=schema.GroupJson)(self.version)
+            router.get(path, response_model=schema.GroupJson)(self.show)
+            router.post(path, status_code=201, response_model=schema.DeployedJson)(self.create)
+            router.put(path, response_model=schema.GroupChangeJson)(self.update)
+            router.delete(path, response_model=schema.DeployedJson)(self.delete)
         return router
 
     async def show(self, group: str = "") -> Json:
@@ -65,18 +65,19 @@ class GroupsApi:
         return await self._shown(_path(group), await self._as_of(_path(group), version))
 
     async def create(
-        self, body: Annotated[Json, Body()], response: Response, group: str = "", force: bool = False
+        self, body: Annotated[schema.GroupUpdateJson, Body()], response: Response, group: str = "", force: bool = False
     ) -> Json:
         path = _path(group, body.get("id"))
         there = path in await catalog.groups(self._store) or await self._below(path)
         if there and path != "/":
             raise ApiError(409, f"Group {path} is already created. Use PUT to change this group.")
+        answer = await self._apply(path, {**body, "id": path}, response, force)
         response.headers["Location"] = f"/v2/groups{path}"
-        return await self._apply(path, {**body, "id": path}, response, force)
+        return answer
 
     async def update(
         self,
-        body: Annotated[Json, Body()],
+        body: Annotated[schema.GroupUpdateJson, Body()],
         response: Response,
         group: str = "",
         force: bool = False,
@@ -127,6 +128,8 @@ class GroupsApi:
 
     async def _plan(self, path: str, body: Json) -> tuple[dict[str, Json], set[str], list[Group]]:
         """What apps are to be, by their ids, which are to go, and what groups are to be."""
+        if path != "/" and not APP_ID.fullmatch(path):
+            raise _invalid("/id", f"{path!r} must be path segments of lower-case letters, digits and hyphens")
         there = [app for app in await self._below(path) if isinstance(app.definition, Definition)]
         if "scaleBy" in body:
             factor = body["scaleBy"]

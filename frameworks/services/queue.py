@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Response
 
+from frameworks.services import schema
 from frameworks.services.app import App, format_time
 from frameworks.services.declined import DeclinedOffer
 from frameworks.services.framework import Services
@@ -44,7 +45,7 @@ class QueueApi:
 
     def router(self) -> APIRouter:
         router = APIRouter(tags=["services"])
-        router.get("/v2/queue")(self.show)
+        router.get("/v2/queue", response_model=schema.QueueJson)(self.show)
         router.delete("/v2/queue/{app_id:path}/delay", status_code=204, response_class=Response)(self.end_delay)
         return router
 

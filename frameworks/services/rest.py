@@ -13,7 +13,7 @@ from fastapi import APIRouter, Body, Header, Query, Request, Response
 from pydantic import BeforeValidator
 from starlette.responses import PlainTextResponse
 
-from frameworks.services import catalog
+from frameworks.services import catalog, schema
 from frameworks.services.answers import app_json, definition_json, task_json, version_info
 from frameworks.services.app import FRAMEWORK, App
 from frameworks.services.catalog import AppExists, Locked, UnknownApp
@@ -50,6 +50,10 @@ Embed = Annotated[list[str], Query()]
 Accept = Annotated[str, Header()]
 Status = Literal["running", "staging"]
 JSON, TEXT = "application/json", "text/plain"
+Responses = dict[int | str, dict[str, Any]]
+TASKS: Responses = {200: {"model": schema.Tasks, "content": {TEXT: {"schema": {"type": "string"}}}}}
+EVENTS: Responses = {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}}
+MADE: Responses = {201: {"model": schema.Deployed, "description": "There was no such app: it is made"}}
 
 
 def routers(store: Store, services: Services, beside: Iterable[APIRouter] = ()) -> list[APIRouter]:
@@ -78,28 +82,28 @@ class MarathonApi:
     def router(self) -> APIRouter:
         router = APIRouter(tags=["services"])
         router.get("/ping", response_class=PlainTextResponse)(self.ping)
-        router.get("/v2/info")(self.info)
-        router.get("/v2/plugins")(self.plugins)
-        router.get("/v2/tasks", response_model=None)(self.all_tasks)
-        router.get("/v2/apps")(self.list_apps)
-        router.post("/v2/apps", status_code=201)(self.create)
-        router.put("/v2/apps")(self.update_many)
-        router.patch("/v2/apps")(self.update_many)
-        router.get("/v2/leader")(self.leader)
+        router.get("/v2/info", response_model=schema.InfoJson)(self.info)
+        router.get("/v2/plugins", response_model=schema.PluginsJson)(self.plugins)
+        router.get("/v2/tasks", response_model=None, responses=TASKS)(self.all_tasks)
+        router.get("/v2/apps", response_model=schema.AppsJson)(self.list_apps)
+        router.post("/v2/apps", status_code=201, response_model=schema.AppJson)(self.create)
+        router.put("/v2/apps", response_model=schema.DeployedJson)(self.update_many)
+        router.patch("/v2/apps", response_model=schema.DeployedJson)(self.update_many)
+        router.get("/v2/leader", response_model=schema.LeaderJson)(self.leader)
         router.delete("/v2/leader")(self.abdicate)
-        router.get("/v2/events", response_model=None)(self.events)
+        router.get("/v2/events", response_model=None, responses=EVENTS)(self.events)
         # Before the apps themselves: an id may have slashes, but does not end in /tasks.
-        router.get("/v2/apps/{app_id:path}/tasks", response_model=None)(self.tasks)
-        router.delete("/v2/apps/{app_id:path}/tasks")(self.kill_all)
-        router.delete("/v2/apps/{app_id:path}/tasks/{task_id}")(self.kill_one)
-        router.post("/v2/tasks/delete")(self.kill_some)
-        router.post("/v2/apps/{app_id:path}/restart")(self.restart)
-        router.get("/v2/apps/{app_id:path}/versions")(self.versions)
-        router.get("/v2/apps/{app_id:path}/versions/{version}")(self.version)
-        router.get("/v2/apps/{app_id:path}")(self.show)
-        router.put("/v2/apps/{app_id:path}")(self.update)
-        router.patch("/v2/apps/{app_id:path}")(self.update)
-        router.delete("/v2/apps/{app_id:path}")(self.delete)
+        router.get("/v2/apps/{app_id:path}/tasks", response_model=None, responses=TASKS)(self.tasks)
+        router.delete("/v2/apps/{app_id:path}/tasks", response_model=schema.KilledTasksJson)(self.kill_all)
+        router.delete("/v2/apps/{app_id:path}/tasks/{task_id}", response_model=schema.KilledTaskJson)(self.kill_one)
+        router.post("/v2/tasks/delete", response_model=schema.KilledTasksJson)(self.kill_some)
+        router.post("/v2/apps/{app_id:path}/restart", response_model=schema.DeployedJson)(self.restart)
+        router.get("/v2/apps/{app_id:path}/versions", response_model=schema.VersionsJson)(self.versions)
+        router.get("/v2/apps/{app_id:path}/versions/{version}", response_model=schema.AppJson)(self.version)
+        router.get("/v2/apps/{app_id:path}", response_model=schema.OneAppJson)(self.show)
+        router.put("/v2/apps/{app_id:path}", response_model=schema.DeployedJson, responses=MADE)(self.update)
+        router.patch("/v2/apps/{app_id:path}", response_model=schema.DeployedJson, responses=MADE)(self.update)
+        router.delete("/v2/apps/{app_id:path}", response_model=schema.DeployedJson)(self.delete)
         return router
 
     async def ping(self) -> str:
@@ -189,7 +193,7 @@ class MarathonApi:
     async def update(
         self,
         app_id: str,
-        body: Annotated[Json, Body()],
+        body: Annotated[schema.AppUpdateJson, Body()],
         request: Request,
         response: Response,
         force: Flag = False,
@@ -216,7 +220,7 @@ class MarathonApi:
 
     async def update_many(
         self,
-        bodies: Annotated[list[Json], Body(min_length=1, max_length=MOST_AT_ONCE)],
+        bodies: Annotated[list[schema.AppUpdateJson], Body(min_length=1, max_length=MOST_AT_ONCE)],
         response: Response,
         force: Flag = False,
         partial: Annotated[Flag, Query(alias="partialUpdate")] = True,

@@ -29,7 +29,7 @@ def revised(path: str, before: Definition | None, body: Mapping[str, Any], *, pa
     if said.pop("id", None) not in (None, path, path.removeprefix("/")):
         raise ApiError(422, "Object is not valid", {"/id": [f"must be {path}, as in the request's path"]})
     if before is not None and "portDefinitions" in said and said.get("ports") == before.shown_ports:
-        del said["ports"]  # it was shown beside the definitions, which may have been changed since
+        said.pop("ports", None)  # it was shown beside the definitions, which may have been changed since
     kept: Json = {}
     if before is not None and partial:
         kept = before.model_dump(exclude_none=True)

@@ -16,6 +16,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from master.rest import errors
+from master.rest.description import PROBLEMS, describe
 from master.rest.errors import answer
 
 BODY_LIMIT = 2 * 2**20
@@ -36,8 +37,9 @@ class _TooLarge(Exception):
 
 def create_app(authenticate: Authenticate, routers: Iterable[APIRouter], public: Iterable[str] = ("/ping",)) -> FastAPI:
     """`authenticate` says whether a token is good. The paths in `public` need none."""
-    app = FastAPI(title="Tepui", docs_url=None, redoc_url=None, redirect_slashes=False)
+    app = FastAPI(title="Tepui", docs_url=None, redoc_url=None, redirect_slashes=False, responses=PROBLEMS)
     errors.install(app)
+    describe(app, tuple(public))
     for router in routers:
         app.include_router(router)
     # The last one added is the first that a request meets.

@@ -170,6 +170,25 @@ async def test_what_a_task_answers(client: httpx2.AsyncClient, cluster: Cluster)
     assert task["startedAt"].startswith("20") and task["stagedAt"].endswith("Z")
 
 
+@pytest.mark.parametrize("method", ["PUT", "PATCH"])
+async def test_a_change_may_have_ports_without_numbers_beside_them(client: httpx2.AsyncClient, method: str) -> None:
+    """Of an app that has shown none."""
+    await client.post("/v2/apps", json=WEB)
+    named: dict[str, Any] = {"portDefinitions": [{"port": 80, "name": "web"}]}
+    answer = await client.request(method, "/v2/apps/group/web?force=true", json=named)
+    assert (answer.status_code, [each["path"] for each in answer.json()["details"]]) == (422, ["/portDefinitions"])
+    plain = {"portDefinitions": [{"port": 10080}]}
+    assert (await client.request(method, "/v2/apps/group/web?force=true", json=plain)).status_code == 200
+    app = (await client.get("/v2/apps/group/web")).json()["app"]
+    assert app["container"]["portMappings"][0]["servicePort"] == 10080
+
+
+async def test_a_group_has_an_id_that_apps_can_have(client: httpx2.AsyncClient) -> None:
+    for body in {"id": "/\N{SNOWMAN}", "apps": []}, {"id": "/\N{SNOWMAN}", "scaleBy": 0}, {"id": "/A b"}:
+        answer = await client.post("/v2/groups", json=body)
+        assert (answer.status_code, answer.json()["details"][0]["path"]) == (422, "/id"), body
+
+
 async def test_tasks_as_text(client: httpx2.AsyncClient, cluster: Cluster) -> None:
     """In columns, for scripts: the app, its service port, and where each of its tasks that run has it."""
     mappings = [{"containerPort": 80, "hostPort": 8080, "servicePort": 10080}, {"containerPort": 81}]

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Request, Response
 
-from frameworks.services import catalog
+from frameworks.services import catalog, schema
 from frameworks.services.app import App
 from frameworks.services.catalog import AppExists, Locked, UnknownApp
 from frameworks.services.changes import client_of, refusal
@@ -33,20 +33,20 @@ class PodsApi:
 
     def router(self) -> APIRouter:
         router = APIRouter(tags=["pods"])
-        router.head("/v2/pods")(self.supported)
-        router.get("/v2/pods")(self.list_pods)
-        router.post("/v2/pods", status_code=201)(self.create)
+        router.head("/v2/pods", response_class=Response)(self.supported)
+        router.get("/v2/pods", response_model=list[schema.PodJson])(self.list_pods)
+        router.post("/v2/pods", status_code=201, response_model=schema.PodJson)(self.create)
         # What has colons comes before the pods themselves.
         router.get("/v2/pods::status")(self.all_statuses)
         router.get("/v2/pods/::status", include_in_schema=False)(self.all_statuses)
         router.get("/v2/pods/{pod_id:path}::status")(self.status)
         router.get("/v2/pods/{pod_id:path}::versions")(self.versions)
-        router.get("/v2/pods/{pod_id:path}::versions/{version}")(self.version)
+        router.get("/v2/pods/{pod_id:path}::versions/{version}", response_model=schema.PodJson)(self.version)
         router.delete("/v2/pods/{pod_id:path}::instances")(self.kill_some)
         router.delete("/v2/pods/{pod_id:path}::instances/{instance}")(self.kill_one)
-        router.get("/v2/pods/{pod_id:path}")(self.show)
-        router.put("/v2/pods/{pod_id:path}")(self.update)
-        router.delete("/v2/pods/{pod_id:path}", status_code=202)(self.delete)
+        router.get("/v2/pods/{pod_id:path}", response_model=schema.PodJson)(self.show)
+        router.put("/v2/pods/{pod_id:path}", response_model=schema.PodJson)(self.update)
+        router.delete("/v2/pods/{pod_id:path}", status_code=202, response_model=schema.DeployedJson)(self.delete)
         return router
 
     def own_view(self) -> APIRouter:
