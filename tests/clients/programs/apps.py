@@ -123,11 +123,12 @@ def restart(client: MarathonClient) -> None:
 
 
 def replace_what_was_read(client: MarathonClient) -> None:
-    """With everything that only answers have in it."""
+    """With everything that only answers have in it, and everything that is empty."""
     before = client.get_app(ID)
-    client.update_app(ID, client.get_app(ID))
-    after = deployed(client, ID, 2)
-    assert {task.id for task in after.tasks} == {task.id for task in before.tasks}, "nothing was to change"
+    for minimal in True, False:
+        client.update_app(ID, client.get_app(ID), minimal=minimal)
+        after = deployed(client, ID, 2)
+        assert {task.id for task in after.tasks} == {task.id for task in before.tasks}, "nothing was to change"
 
 
 def change_many(client: MarathonClient) -> None:

@@ -59,6 +59,7 @@ def change_that_fits_nowhere(client: MarathonClient) -> None:
         assert answer == {} if force else set(answer) == {"deploymentId", "version"}
         after = deployed(client, ID, 1)
         assert after.env == {"LEVEL": "good"} and after.cpus == before.cpus
+        assert [task.id for task in after.tasks] == [task.id for task in before.tasks], "it was to go on"
     client.delete_app(ID)
 
 
