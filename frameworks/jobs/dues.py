@@ -1,4 +1,4 @@
-"""Schedules in the order in which they are due, and what a due time leads to.
+"""What a due time leads to.
 
 That it was dealt with is written down in one transaction with its run, which only succeeds if nobody has changed the
 schedule meanwhile: a due time has one run, or the reason why it has none.
@@ -6,7 +6,6 @@ schedule meanwhile: a due time has one run, or the reason why it has none.
 
 from __future__ import annotations
 
-import heapq
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,36 +17,6 @@ from frameworks.jobs.schedule import Scheduled, Skipped
 from frameworks.jobs.starts import Progress, begun, scheduled
 
 
-class Dues:
-    """A heap of due times: a schedule that was changed has another one, and its former is of no meaning."""
-
-    def __init__(self) -> None:
-        self._heap: list[tuple[float, str]] = []
-        self._next: dict[str, float] = {}
-
-    def put(self, key: str, schedule: Scheduled | None) -> None:
-        due = schedule.next(schedule.mark) if schedule is not None and schedule.definition.enabled else None
-        if due is None:
-            self._next.pop(key, None)
-        elif self._next.get(key) != due:
-            self._next[key] = due
-            heapq.heappush(self._heap, (due, key))
-
-    def first(self) -> float | None:
-        while self._heap and self._next.get(self._heap[0][1]) != self._heap[0][0]:
-            heapq.heappop(self._heap)
-        return self._heap[0][0] if self._heap else None
-
-    def take(self, now: float, most: int) -> list[str]:
-        """The keys of those that are due. They have to be put again."""
-        taken: list[str] = []
-        while len(taken) < most and (due := self.first()) is not None and due <= now:
-            _, key = heapq.heappop(self._heap)
-            del self._next[key]
-            taken.append(key)
-        return taken
-
-
 @dataclass(frozen=True, slots=True)
 class Dealt:
     """`run` is the one that is made, if there is one; else the schedule says why not."""
@@ -55,6 +24,12 @@ class Dealt:
     schedule: Scheduled
     changes: list[Change[Any]]
     run: Run | None = None
+
+
+def next_due(schedule: Scheduled | None) -> float | None:
+    """The first due time that was not dealt with; None when there is none."""
+    enabled = schedule is not None and schedule.definition.enabled
+    return schedule.next(schedule.mark) if schedule is not None and enabled else None
 
 
 def dealt_with(ledger: Ledger, job: Job, schedule: Scheduled, due: float, now: float) -> Dealt:

@@ -13,7 +13,6 @@ the master dies before, it is told again.
 from __future__ import annotations
 
 import asyncio
-import heapq
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -26,13 +25,14 @@ import structlog
 from frameworks.jobs import pipeline as pipelines
 from frameworks.jobs.catalog import REMOVED, Catalog, until_written
 from frameworks.jobs.definition import Overrides
-from frameworks.jobs.dues import Dealt, Dues, dealt_with, runs_of
+from frameworks.jobs.dues import Dealt, dealt_with, next_due, runs_of
 from frameworks.jobs.ends import Ends
 from frameworks.jobs.events import JobEvents
 from frameworks.jobs.job import belongs
 from frameworks.jobs.launcher import RETRY_S, Launcher
 from frameworks.jobs.ledger import Change, Ledger
 from frameworks.jobs.live import Live
+from frameworks.jobs.moments import Moments
 from frameworks.jobs.pipeline import Pipeline
 from frameworks.jobs.queue import Queue
 from frameworks.jobs.run import FAILED, Run, run_of
@@ -72,15 +72,15 @@ class Jobs:
         self.queue = Queue()
         self.counts: Counter[str] = Counter()  # of runs, since the master began
         self._launcher = Launcher(subscription, self.ledger, self.live, self.queue, self._sort)
-        self._dues = Dues()
-        self._timers: list[tuple[float, str]] = []  # when to look at a run again
+        self._dues = Moments()  # of schedules
+        self._looks = Moments()  # when to look at a run again
         self._over: dict[str, None] = {}  # runs of which the end, or the next attempt, is to be written
         self._kills: dict[str, None] = {}  # tasks
         self._seen: dict[str, int] = {}  # tasks, and which of their updates can be acknowledged
         self._held: dict[str, set[str]] = {}  # runs that wait for one to be over
         self._changed = asyncio.Event()
         self.ledger.runs.listen(self._run_changed)
-        self.ledger.schedules.listen(lambda key, before, after: self._schedule_changed(key, after))
+        self.ledger.schedules.listen(self._schedule_changed)
 
     async def load(self) -> None:
         """Before anything else."""
@@ -94,7 +94,7 @@ class Jobs:
         for run in self.ledger.runs:
             self._run_changed(run.key, None, run)
         for schedule in self.ledger.schedules:
-            self._schedule_changed(schedule.key, schedule)
+            self._schedule_changed(schedule.key, None, schedule)
         async with asyncio.TaskGroup() as group:
             group.create_task(self._follow_events())
             group.create_task(self._keep())
@@ -218,21 +218,13 @@ class Jobs:
         if after is None:
             for other in self._held.pop(key, ()):
                 self._sort(other)
-        elif before is None or before.task != after.task:
-            heapq.heappush(self._timers, (after.start_by, key))
         self._sort(key)
 
     def _sort(self, key: str) -> None:
         """Put the run where it belongs, whatever became of it."""
-        over = waits = False
-        if (run := self.ledger.runs.get(key)) is not None:
-            if (view := self.live.view(run.task)) is not None:
-                over = view.status.state.terminal
-                if run.stopping and not over and not view.killing:
-                    self._kills[run.task] = None
-            else:
-                over = bool(run.stopping) or run.start_by <= self.clock()
-                waits = not over and self._may_begin(run)
+        run = self.ledger.runs.get(key)
+        over, waits, look = self._standing(run) if run is not None else (False, False, None)
+        self._looks.put(key, look)
         if over:
             self._over[key] = None
         else:
@@ -244,18 +236,29 @@ class Jobs:
             self.queue.discard(key)
         self._changed.set()
 
-    def _may_begin(self, run: Run) -> bool:
-        for key in run.replaces:
-            if self.ledger.runs.get(key) is not None:
-                self._held.setdefault(key, set()).add(run.key)
-                return False
-        if run.not_before > self.clock():
-            heapq.heappush(self._timers, (run.not_before, run.key))
-            return False
-        return True
+    def _standing(self, run: Run) -> tuple[bool, bool, float | None]:
+        """Whether this attempt is over, whether it waits for resources, and when that may be otherwise."""
+        now, view = self.clock(), self.live.view(run.task)
+        if view is not None:
+            over = view.status.state.terminal
+            if run.stopping and not over and not view.killing:
+                self._kills[run.task] = None
+            return over, False, None
+        if run.stopping or run.start_by <= now:
+            return True, False, None
+        if run.not_before > now:
+            return False, False, run.not_before
+        return False, not self._is_held(run), run.start_by
 
-    def _schedule_changed(self, key: str, after: Scheduled | None) -> None:
-        self._dues.put(key, after)
+    def _is_held(self, run: Run) -> bool:
+        """It is looked at again when the one that it waits for is over."""
+        before = next((key for key in run.replaces if self.ledger.runs.get(key) is not None), None)
+        if before is not None:
+            self._held.setdefault(before, set()).add(run.key)
+        return before is not None
+
+    def _schedule_changed(self, key: str, before: Scheduled | None, after: Scheduled | None) -> None:
+        self._dues.put(key, next_due(after))
         self._changed.set()
 
     async def _mend(self) -> None:
@@ -293,8 +296,8 @@ class Jobs:
     async def _pass(self) -> float | None:
         """Returns when to come back, in seconds, if nothing happens before."""
         now = self.clock()
-        while self._timers and self._timers[0][0] <= now:
-            self._sort(heapq.heappop(self._timers)[1])
+        for key in self._looks.take(now, BATCH):
+            self._sort(key)
         await self._write_ends()
         await self._start_due(now)
         await self._kill()
@@ -302,7 +305,7 @@ class Jobs:
         await self._acknowledge()
         if self._over or self._kills or self._seen:
             return 0.0
-        times = [self._dues.first(), self._timers[0][0] if self._timers else None]
+        times = [self._dues.first(), self._looks.first()]
         rests = [max(0.001, min(LOOK_S, at - self.clock())) for at in times if at is not None]
         return min([*rests, *([] if pause is None else [pause])], default=None)
 
@@ -340,7 +343,7 @@ class Jobs:
             await self._write(_once(change for each in dealt.values() for change in each.changes))
         finally:
             for key in taken:
-                self._dues.put(key, self.ledger.schedules.get(key))
+                self._dues.put(key, next_due(self.ledger.schedules.get(key)))
         for each in dealt.values():
             self._tell_skipped(each.schedule)
 

@@ -95,7 +95,9 @@ class Progress:
         ledger = self._ledger
         changed = [each for each in self.pipelines.values() if ledger.pipelines.get(each.id) != each]
         runs: Changes = [Change(ledger.runs, key, run) for key, run in self.runs.items()]
-        return [*runs, *(Change(ledger.pipelines, each.id, each) for each in changed)]
+        # Of a job that was removed meanwhile nobody asks any more.
+        kept = {each.id: each for each in changed if not each.over or ledger.jobs.get(each.job) is not None}
+        return [*runs, *(Change(ledger.pipelines, each.id, kept.get(each.id)) for each in changed)]
 
     def _obstacle(self, node: Node) -> tuple[str, str] | None:
         job = self._ledger.jobs.get(node.job)
