@@ -63,13 +63,14 @@ class MetronomeApi:
         router.put("/v0/scheduled-jobs/{job_id}")(self.update_with_schedules)
         router.get("/v1/queue")(self.queue)
         router.get("/v1/metrics")(self.metrics)
+        router.get("/info")(self.info)
+        router.get("/leader")(self.leader)
         return router
 
     def of_itself(self) -> APIRouter:
+        """What is everybody's where there is no alias before it."""
         router = APIRouter(tags=["jobs"])
         router.get("/ping", response_class=PlainTextResponse)(self.ping)
-        router.get("/info")(self.info)
-        router.get("/leader")(self.leader)
         return router
 
     async def ping(self) -> str:

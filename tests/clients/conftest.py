@@ -28,6 +28,9 @@ def cluster(shared: Cluster) -> Iterator[Cluster]:
         answer = shared.get(f"/v2/{kind}")
         for each in answer["apps"] if kind == "apps" else answer:
             shared.call("DELETE", f"/v2/{kind}{each['id']}?force=true")
+    # Those that depend on others, of which there is one row at the most, before these.
+    for job in sorted(shared.get("/v1/jobs"), key=lambda job: not job.get("dependencies")):
+        shared.call("DELETE", f"/v1/jobs/{job['id']}?stopCurrentJobRuns=true")
     shared.await_empty()
 
 

@@ -44,8 +44,10 @@ def queued(client: MarathonClient) -> None:
         summary = item.processed_offers_summary
         return [each["reason"] for each in summary["rejectSummaryLastOffers"] if each["declined"]]
 
-    assert any("CPU" in reason for reason in until(refusals, "it is said why offers were refused"))
-    assert any("CPU" in reason for item in client.list_queue() for reason in [str(item.processed_offers_summary)])
+    assert until(refusals, "it is said why offers were refused") == ["InsufficientCpus"]
+    (offer, *_) = client.list_queue(embed_last_unused_offers=True)[0].last_unused_offers
+    assert offer["offer"]["hostname"] and offer["reason"] == ["InsufficientCpus"]
+    assert client.list_queue()[0].last_unused_offers is None
 
 
 def change_that_fits_nowhere(client: MarathonClient) -> None:
