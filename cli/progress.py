@@ -37,7 +37,9 @@ def progress() -> Iterator[Tell]:
     from rich.table import Column
     from rich.text import Text
 
-    said = TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis"))
+    said = TextColumn(
+        "{task.description}", markup=False, table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")
+    )
     bars, picture = Progress(BarColumn(bar_width=20), said, expand=True), Text(no_wrap=True)
     row = bars.add_task("", total=None)
 
