@@ -10,15 +10,15 @@ import re
 from math import ceil
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, Field, field_validator, model_validator
 
 from frameworks.services import confinement, networking, volumes
 from frameworks.services.artifacts import Artifacts, DockerImage, Reference, Secrets, fetches, pull_problems
 from frameworks.services.constraints import MOST, Constraint, problem_of
 from frameworks.services.definition import Labels, without_nulls
-from frameworks.services.fields import STRICT, invalid, invalid_at
+from frameworks.services.fields import STRICT, Whole, invalid, invalid_at
 from frameworks.services.networking import ADDRESS, NetworkRefs
-from frameworks.services.values import Amount, EnvName, Seconds, Text, User
+from frameworks.services.values import Amount, Environment, Gpus, Seconds, Text, User
 from frameworks.services.volumes import Volumes
 from model.fetch import Fetch
 from model.image import ImageSpec, Rules
@@ -51,31 +51,17 @@ def _job_id(value: str) -> str:
     return value
 
 
-def _no_gpus(value: int) -> int:
-    if value:
-        raise invalid("is not supported by this version: remove it")
-    return value
-
-
 def _not_privileged(value: bool) -> bool:
     if value:
         raise invalid("privileged containers are not run, for they are none: ask for single capabilities instead")
     return value
 
 
-def _no_secret(value: object) -> object:
-    if isinstance(value, dict):
-        raise invalid("is from a secret, which is not supported by this version: remove it")
-    return value
-
-
 JobId = Annotated[str, AfterValidator(_job_id)]
-EnvValue = Annotated[Text, BeforeValidator(_no_secret)]
-Env = dict[EnvName, EnvValue]
 Command = Annotated[Text, Field(min_length=1)]
 Arguments = Annotated[list[Text], Field(max_length=10_000)]
-Cpus = Annotated[float, Field(ge=0.01, le=2**40, allow_inf_nan=False)]
-Mem = Annotated[float, Field(ge=32, le=2**40, allow_inf_nan=False)]
+Cpus = Annotated[float, Field(ge=0.01, le=2**40, allow_inf_nan=False), Whole]
+Mem = Annotated[float, Field(ge=32, le=2**40, allow_inf_nan=False), Whole]
 Deadline = Annotated[int, Field(ge=1, le=YEAR_S)]
 
 
@@ -145,11 +131,11 @@ class RunSpec(Strict):
     cpus: Cpus = 1.0
     mem: Mem = 128.0
     disk: Amount = 0.0
-    gpus: Annotated[int, AfterValidator(_no_gpus)] = 0
+    gpus: Gpus = 0
     cmd: Command | None = None
     args: Arguments | None = None
     user: User | None = None
-    env: Env = {}
+    env: Environment = {}
     placement: Placement = Placement()
     artifacts: Artifacts = []
     maxLaunchDelay: Deadline = 3600
@@ -282,7 +268,7 @@ class Overrides(Strict):
 
     cmd: Command | None = None
     args: Arguments | None = None
-    env: Env = {}
+    env: Environment = {}
     cpus: Cpus | None = None
     mem: Mem | None = None
     disk: Amount | None = None

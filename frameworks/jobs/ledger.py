@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 from frameworks.jobs import job, pipeline, run, schedule
+from frameworks.jobs.definition import Definition
 from frameworks.jobs.job import History, Job
 from frameworks.jobs.pipeline import Pipeline
 from frameworks.jobs.run import FINISHED, Finished, Run
@@ -74,6 +75,10 @@ class Table(Generic[T]):
         for listener in self._listeners:
             listener(key, before, value)
 
+    def adjust(self, key: str, value: T) -> None:
+        """In memory alone: an equal one."""
+        self._values[key] = value
+
     async def read_again(self, store: Store, key: str) -> None:
         """It is not in the store as it is here."""
         entry = await store.get(self.prefix + key)
@@ -124,8 +129,10 @@ class Ledger:
             self._job_changed(each.id, None, each)
         for scheduled in self.schedules:
             _index(self._schedules_of, scheduled.key, scheduled, scheduled)
+        shared: dict[str, Definition] = {}
         for active in self.runs:
             _index(self._runs_of, active.key, active, active)
+            self.runs.adjust(active.key, replace(active, definition=shared.setdefault(active.group, active.definition)))
         for known in sorted(self.pipelines, key=lambda known: known.created):
             _index(self._pipelines_of, known.id, known, known)
 

@@ -99,7 +99,7 @@ async def test_what_is_wrong_is_told_by_its_place(api: Api) -> None:
     run = {**JOB["run"], "mem": 1, "gpus": 2, "shell": True}
     found = await api.refused("POST", "/v1/jobs", 422, json={**JOB, "run": run, "owner": "me"})
     assert found["message"] == "Object is not valid"
-    assert found["/run/gpus"] == ["is not supported by this version: remove it"]
+    assert found["/run/gpus"] == ["is not supported by this version: nodes tell of no GPUs"]
     assert found["/run/shell"] == found["/owner"] == ["is not a known field"] and "/run/mem" in found
     bad = {**OFTEN, "cron": "0 0 30 2 *", "timezone": "Mars/Olympus"}
     found = await api.refused("POST", "/v1/jobs", 422, json={**JOB, "schedules": [bad]})
