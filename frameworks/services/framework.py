@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -59,6 +59,8 @@ from model.volume import PersistentVolume, persistent
 GATHER_S = 0.05  # offers of several nodes arrive one by one; to spread, wait this long for the others
 RETRY_S = 1.0  # after the master could not write a launch or a kill down
 LAUNCHES = 256  # in one pass, so that a large app does not hold up the kills
+PLACED_AT_ONCE = 64  # instances, while all else waits
+LONGEST_REST_S = 0.2
 log = structlog.get_logger()
 
 
@@ -74,6 +76,7 @@ class Services:
         self._condemned: set[str] = set()  # volumes of apps that are gone
         self._asked: Counter[str] = Counter()  # what the last pass wanted offers for
         self._changed = asyncio.Event()
+        self._acknowledging: set[asyncio.Task[None]] = set()
         self.events = ServiceEvents()
         self.rollouts = Rollouts(store, self.events)
 
@@ -225,12 +228,12 @@ class Services:
                 case Rescinded(offer_id):
                     self._offers.pop(offer_id, None)
                 case Update(view):
-                    await self._observe(view)
+                    self._observe(view)
                 case NodesChanged():
                     self._picture.nodes_changed(self._subscription.nodes())
             self._changed.set()
 
-    async def _observe(self, view: TaskView) -> None:
+    def _observe(self, view: TaskView) -> None:
         known = self._picture.run(view.spec)
         self._tell_of(known, view)
         if view.status.state.terminal:
@@ -240,6 +243,11 @@ class Services:
             self._picture.note(Run(view))
         elif newer(known.view.status, view.status) or _marks(view) != _marks(known.view):
             self._picture.note(replace(known, view=view))
+        work = asyncio.create_task(self._acknowledge(view))  # the next one need not wait for the disk
+        self._acknowledging.add(work)
+        work.add_done_callback(self._acknowledging.discard)
+
+    async def _acknowledge(self, view: TaskView) -> None:
         try:
             await self._subscription.acknowledge(view.spec.id, view.status.sequence)
         except (StoreError, UnknownTask) as error:
@@ -257,6 +265,7 @@ class Services:
 
     async def _keep(self) -> None:
         while True:
+            began = time.monotonic()
             self._changed.clear()
             touched, self._picture.touched = self._picture.touched, set()
             pauses: list[float | None] = []
@@ -269,6 +278,8 @@ class Services:
                 log.error("keep services", error=str(error))
                 await asyncio.sleep(RETRY_S)
                 self._picture.touched |= touched
+            # In a large cluster something changes all the time: half of it is for all else.
+            await asyncio.sleep(min(time.monotonic() - began, LONGEST_REST_S))
             if self._picture.touched:  # by this pass: what it did is to be looked at
                 continue
             try:
@@ -283,13 +294,14 @@ class Services:
             if app_id in self._picture.unreadable:
                 continue
             app, runs = self._picture.app(app_id), list(self._picture.runs.get(app_id, {}).values())
-            for run in surplus(app, runs, self._picture.first_to_go(app)):
+            too_many = surplus(app, runs, self._picture.first_to_go(app))
+            for run in too_many:
                 if ill := illness(run.view):
                     log.info("service task is replaced", app=app_id, task=run.id, reason=ill)
                     self.events.given_up(run.view, ill)
                 else:
                     self._waiting.left.update(persistent(run.view.spec.volumes))
-                await self.kill(run)
+            await asyncio.gather(*map(self.kill, too_many))
 
     async def _kill_expunged(self) -> float | None:
         """What has been away for too long. Returns when to come back, in seconds. Raises StoreError."""
@@ -366,19 +378,29 @@ class Services:
     async def _answer(self, demands: Sequence[Demand]) -> float | None:
         """Accept or decline every offer at hand. Returns when to come back if the master could not write that down."""
         offers, self._offers = list(self._offers.values()), {}
-        runs = self._picture.runs.items()
-        running = Counter((app_id, run.view.node) for app_id, theirs in runs for run in theirs.values())
-        plan = place(demands, offers, running, self._places(demands))
+        asked = {demand.app: self._picture.apps[demand.app].version for demand in demands}
+        runs = {demand.app: self._picture.runs.get(demand.app, {}).values() for demand in demands}
+        running = Counter((app_id, run.view.node) for app_id, theirs in runs.items() for run in theirs)
+        if sum(demand.count for demand in demands) > PLACED_AT_ONCE:
+            plan = await asyncio.to_thread(place, demands, offers, running, self._places(demands))
+        else:
+            plan = place(demands, offers, running, self._places(demands))
         self._declined.remember(plan.refusals, [demand.app for demand in demands], offers)
-        pause = None
+        placements: dict[str, list[Placement]] = {}
+        for placement in plan.placements:
+            placements.setdefault(placement.offer.id, []).append(placement)
+        refusals: dict[str, list[Refusal]] = {}
+        for refusal in plan.refusals:
+            refusals.setdefault(refusal.node, []).append(refusal)
+        launches = []
         for offer in offers:
-            chosen = [placement for placement in plan.placements if placement.offer is offer]
-            if not chosen:
-                refusals = [refusal for refusal in plan.refusals if refusal.node == offer.node.id]
-                self._subscription.decline(offer.id, reason(refusals) or "no service waits for resources")
-            elif not await self._launch(offer, chosen):
-                pause = RETRY_S
-        return pause
+            if offer.id in placements:
+                launches.append(asyncio.create_task(self._launch(offer, placements[offer.id], asked)))
+                await asyncio.sleep(0)  # all else has its turn
+            else:
+                why = reason(refusals.get(offer.node.id, ()))
+                self._subscription.decline(offer.id, why or "no service waits for resources")
+        return None if all(await asyncio.gather(*launches)) else RETRY_S
 
     def _places(self, demands: Sequence[Demand]) -> Places:
         """Where instances are of the versions that apps have now, and beside a canary, of both. Of a task it was noted
@@ -394,14 +416,14 @@ class Services:
                 places[app.id, constraint] = Counter(at for at in noted if at is not None)
         return places
 
-    async def _launch(self, offer: Offer, placements: Sequence[Placement]) -> bool:
-        # The apps may have changed while earlier offers were being answered.
+    async def _launch(self, offer: Offer, placements: Sequence[Placement], asked: Mapping[str, str]) -> bool:
+        """`asked` are the apps' versions for which places were looked for. Meanwhile they may have changed."""
         specs: list[TaskSpec] = []
         made: list[PersistentVolume] = []
         known = {view.volume.id for view in self._subscription.volumes()}
         for placement in placements:
             app = self._version(placement)
-            if app is not None and self._picture.missing_of(app):
+            if app is not None and (app.version == asked.get(app.id) or self._picture.missing_of(app)):
                 tasks = new_tasks(app, datetime.now(UTC), self._place(app, placement))
                 for spec in tasks:
                     self._picture.note(Run(_staging(spec, offer), launched_at=time.monotonic()))

@@ -237,7 +237,7 @@ async def test_volumes_hold_their_disk(store: SqliteStore) -> None:
     async with services(store, cluster) as framework:
         added = await catalog.add(store, definition("/db", 2, container={"volumes": [big]}))
         await until(lambda: bool(framework.waiting(added)) and "disk" in framework.waiting(added)[0])
-        assert len(cluster.active("/db")) == 1
+        await until(lambda: len(cluster.active("/db")) == 1)
 
 
 @pytest.mark.anyio
