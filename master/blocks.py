@@ -23,7 +23,7 @@ from master.store.base import Delete, Put, Store, StoreError
 from master.store.damaged import readable
 from master.tasks import TaskRecord, Tasks, active
 from model.codec import Codec
-from model.network import Address, Block, Network, Share, Subnet, Vtep, free_subnet, vtep_mac
+from model.network import Address, Block, Network, Share, Subnet, Vtep, free_subnet, leasable, vtep_mac
 from model.node import Node, NodeState
 from model.task import TaskSpec
 
@@ -104,14 +104,12 @@ class Blocks:
     async def ensure(self, node: str, specs: Sequence[TaskSpec], arriving: Sequence[TaskSpec] = ()) -> None:
         """There is an address on the node for each of `specs`, beside its tasks and what is `arriving`. Raises
         NetworkFull, and ValueError when a network is not there any more."""
-        used = self._used(node) + _demand(arriving)
-        wanted = _demand(specs)
-        for spec in specs:
-            for each in spec.attachments:
-                network = self._networks.get(each.network)
-                if network is None:
-                    raise ValueError(f"task {spec.id}: network {each.network!r} does not exist")
-                await self._provide(network, node, used[each.network] + wanted[each.network])
+        used = self._used(node) + _demand(arriving) + _demand(specs)
+        for name, task_id in {each.network: spec.id for spec in specs for each in spec.attachments}.items():
+            network = self._networks.get(name)
+            if network is None:
+                raise ValueError(f"task {task_id}: network {name!r} does not exist")
+            await self._provide(network, node, used[name])
 
     def room(self, node: str, arriving: Sequence[TaskSpec] = ()) -> dict[str, int]:
         """How many more tasks can have an address on the node, by network: what its blocks have left, and what others
@@ -134,7 +132,7 @@ class Blocks:
     def left(self, network: Network) -> int:
         """Addresses in blocks that no node has."""
         version = network.versions[0]
-        return self._left(network, version) * len(_any_block(network, version).leasable())
+        return self._left(network, version) * len(leasable(_prefix_of(network, version), version))
 
     async def released(self, block: Block) -> None:
         """Its node says that nothing of it is in use any more. Old news, and what it was not asked for, change
@@ -203,7 +201,7 @@ class Blocks:
                 free = free_subnet(subnet, network.prefix_of(subnet), taken)
                 if free is not None:
                     return Block(network.name, node, free)
-        prefix = network.block_prefix if version == 4 else network.block_prefix6
+        prefix = _prefix_of(network, version)
         raise NetworkFull(f"network {network.name}: all its /{prefix} blocks are taken, none for {node}")
 
     def _room(self, network: Network, node: str, used: int) -> int:
@@ -329,9 +327,8 @@ def _networks(specs: Iterable[TaskSpec]) -> Iterator[str]:
                 yield each.network
 
 
-def _any_block(network: Network, version: int) -> Block:
-    subnet = next(subnet for subnet in network.subnets if subnet.version == version)
-    return Block(network.name, "", type(subnet)((int(subnet.network_address), network.prefix_of(subnet))))
+def _prefix_of(network: Network, version: int) -> int:
+    return network.block_prefix if version == 4 else network.block_prefix6
 
 
 def _place(block: Block) -> tuple[int, int]:

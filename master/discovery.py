@@ -12,7 +12,7 @@ that is cut off, and the last that was known to be good goes on.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from ipaddress import ip_address
@@ -122,6 +122,8 @@ class Discovery:
     def _task_changed(self, before: TaskRecord | None, after: TaskRecord | None) -> None:
         record = after or before
         assert record is not None
+        if before is not None and after is not None and _does_not_serve_yet(before, after):
+            return
         for ref, port in wanted(record):
             if ref not in self._members:
                 self._begin(ref)
@@ -129,7 +131,7 @@ class Discovery:
             known = members.pop(record.spec.id, None)
             if after is not None:
                 members[record.spec.id] = self._member(after, port)
-            if members.get(record.spec.id) != known or not members:
+            if _matters(known, members.get(record.spec.id), members):
                 self._publish(ref)
 
     def _node_changed(self, view: NodeView) -> None:
@@ -245,6 +247,20 @@ def serving(record: TaskRecord) -> bool:
         and not record.paused
         and (bool(status.addresses) or on_host(record))
     )
+
+
+def _matters(before: _Member | None, after: _Member | None, members: Mapping[str, _Member]) -> bool:
+    """Whether the VIP is another one with this member as it is now. One that comes or goes without backends makes no
+    difference if another says the same of how the VIP chooses."""
+    if before is not None and after is not None:
+        return before != after
+    one, first = before or after, next(iter(members.values()), None)
+    return one is None or first is None or first is one or bool(one.backends) or first.options != one.options
+
+
+def _does_not_serve_yet(before: TaskRecord, after: TaskRecord) -> bool:
+    """No VIP is any different."""
+    return before.spec is after.spec and not serving(before) and not serving(after)
 
 
 def on_host(record: TaskRecord) -> bool:

@@ -80,7 +80,13 @@ class Block:
 
     def leasable(self) -> range:
         """Host numbers within the block that containers can get: not the VTEP, the gateway or the broadcast address."""
-        return range(2, min(self.subnet.num_addresses - 1, MOST_ADDRESSES))
+        return leasable(self.subnet.prefixlen, self.subnet.version)
+
+
+def leasable(prefix: int, version: int) -> range:
+    """Of a block with this prefix."""
+    bits = (32 if version == 4 else 128) - prefix
+    return range(2, min((1 << bits) - 1, MOST_ADDRESSES))
 
 
 @dataclass(frozen=True, slots=True)
