@@ -15,7 +15,7 @@ import fcntl
 import os
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,7 @@ from master.store.schema import Grant, Outcome, Revoke, Transaction, Write
 
 QUEUE = 1024  # writes; callers wait when it is full
 GROUP = 256  # writes in one commit: bounds how long the first of them waits
+TOLD_AT_ONCE = 4  # callers
 PAGE = 256  # revisions a watcher reads at once
 BUSY_DEADLINE_S = 5.0  # a backup program may hold the file this long
 RETRY_S = 1.0  # between attempts to delete what belongs to a lease that ran out
@@ -178,11 +179,22 @@ class SqliteStore:
             before = self.written
             seconds = before.seconds + time.monotonic() - began
             self.written = Written(before.writes + len(writes), before.commits + 1, seconds)
-            for (_, done), outcome in zip(group, outcomes, strict=True):
-                _resolve(done, outcome)
+            self._announce()
+            await self._tell([done for _, done in group], outcomes)
             if self._closed:
                 return
-            self._announce()
+
+    async def _tell(self, callers: Iterable[asyncio.Future[int]], outcomes: Iterable[Outcome]) -> None:
+        """Some at a time: who was waiting has much to do then, and all else has its turn in between."""
+        told = iter(enumerate(zip(callers, outcomes, strict=True)))
+        try:
+            for number, (done, outcome) in told:
+                _resolve(done, outcome)
+                if number % TOLD_AT_ONCE == TOLD_AT_ONCE - 1 and not self._closed:
+                    await asyncio.sleep(0)
+        finally:  # the store is being closed
+            for _, (done, outcome) in told:
+                _resolve(done, outcome)
 
     def _commit(self, writes: Sequence[Write]) -> Sequence[Outcome]:
         try:
