@@ -44,6 +44,7 @@ from model.vip import VipLabel
 from model.volume import PersistentVolume
 
 OFFER_DEADLINE_S = 30.0
+OFFERED_TOGETHER_S = 0.01
 REPEAT_S = 1.0  # an update whose acknowledgement could not be written down
 
 
@@ -130,6 +131,7 @@ class Allocator:
             self._wake.clear()
             self._rescind_late()
             self._offer()
+            await asyncio.sleep(OFFERED_TOGETHER_S)  # with hundreds of nodes something becomes free all the time
             try:
                 # Not wait_for: in Python 3.11 that swallows a cancellation which comes together with the event.
                 async with asyncio.timeout(self._next_expiry()):

@@ -352,6 +352,7 @@ class _Session:
     MAX_MESSAGES = 256
     MESSAGES_S = 1000  # in all sessions together
     BYTES_S = 64 * 2**20
+    ACKS_S = 0.5
 
     def __init__(self, feed: Feed) -> None:
         self.feed = feed
@@ -360,8 +361,9 @@ class _Session:
         self._messages: list[pb.MasterMessage] = []
 
     def acknowledge(self, status: TaskStatus) -> None:
+        if not self._acks:  # nobody waits for them: they go with what comes next, or together
+            asyncio.get_running_loop().call_later(self.ACKS_S, self.feed.wake.set)
         self._acks[status.task_id] = status.sequence
-        self.feed.wake.set()
 
     def tell(self, message: pb.MasterMessage) -> bool:
         if len(self._messages) >= self.MAX_MESSAGES:
