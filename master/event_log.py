@@ -68,7 +68,7 @@ class EventLog:
         return int(number) + 1 if known else self._next - len(self._events)
 
     def _missed(self, count: int, first: int) -> Event:
-        return Event(self._id(first - 1), "missed", json.dumps({"count": count}))
+        return Event(self._id(first - 1), "missed", json.dumps({"eventType": "missed", "count": count}))
 
     def _id(self, number: int) -> str:
         return f"{self._run}-{number}"
