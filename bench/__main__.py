@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from bench import burst, density, images, launch, logs, names, overlay, recovery, spread, usage, vip
+from bench import burst, density, images, launch, logs, names, overlay, recovery, services, spread, usage, vip
 from bench.report import Report
 
 BENCHES: dict[str, Callable[[], Report]] = {
@@ -24,6 +24,7 @@ BENCHES: dict[str, Callable[[], Report]] = {
     "names": names.run,
     "overlay": overlay.run,
     "recovery": recovery.run,
+    "services": services.run,
     "spread": spread.run,
     "usage": usage.run,
     "vip": vip.run,
