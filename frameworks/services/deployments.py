@@ -58,7 +58,9 @@ class DeploymentsApi:
             return self._progress(apps)
         if (ended := self._services.rollouts.ended(deployment)) is None:
             raise ApiError(404, f"Deployment '{deployment}' does not exist")
-        nothing = {"deadline": None, "canary": None, "wanted": ended.app.instances, "serving": 0, "old": 0}
+        count = self._services.sized(ended.app).instances
+        serving = count if ended.state == "succeeded" else 0
+        nothing = {"deadline": None, "canary": None, "wanted": count, "serving": serving, "old": 0}
         about = {"id": deployment, "app": ended.app.id, "apps": [ended.app.id], "since": ended.app.version}
         return {**about, **nothing, "state": ended.state, "waiting": [], "reason": ended.reason}
 

@@ -104,7 +104,8 @@ def test_services_are_told_of_as_marathon_does(cluster: Cluster) -> None:
     cluster.await_running("/told", 1)
     cluster.lab.within(MASTER, lambda: read(last, "deployment_success"))
     kinds = [event["eventType"] for event in seen]
-    assert kinds[0] == "api_post_event" and seen[0]["appDefinition"]["id"] == "/told"
+    (posted, *_) = [event for event in seen if event["eventType"] == "api_post_event"]
+    assert posted["appDefinition"]["id"] == "/told"
     running = [event for event in seen if event.get("taskStatus") == "TASK_RUNNING"]
     assert {event["appId"] for event in running} == {"/told"}
     assert kinds[-1] == "deployment_success"
