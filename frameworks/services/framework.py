@@ -13,36 +13,29 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from datetime import UTC, datetime
 
 import structlog
 
 from frameworks.services import dependencies, vips
-from frameworks.services.app import FRAMEWORK, GROUPS, PREFIX, App, Group, Place, new_tasks, place_noted
-from frameworks.services.constraints import Constraint
-from frameworks.services.declined import Declined, DeclinedOffer
+from frameworks.services.app import GROUPS, PREFIX, App, Group
+from frameworks.services.declined import DeclinedOffer
 from frameworks.services.definition import Definition
-from frameworks.services.demands import constraints_of, demand, pinned
+from frameworks.services.demands import demand
 from frameworks.services.events import ServiceEvents
 from frameworks.services.fields import Location
-from frameworks.services.instances import Instance, Waiting, idle, remains
-from frameworks.services.networking import addresses_asked
+from frameworks.services.instances import remains
+from frameworks.services.launcher import Launcher
 from frameworks.services.picture import Picture, TaskFailure
-from frameworks.services.place import Demand, Placement, Places, place
 from frameworks.services.pods.definition import PodDefinition
 from frameworks.services.progress import waits_for
-from frameworks.services.refusals import Refusal, explain, reason
+from frameworks.services.refusals import explain
 from frameworks.services.rollouts import Rollouts, stage
-from frameworks.services.volumes import Residency
-from frameworks.services.wanted import Run, current, illness, instances, surplus
+from frameworks.services.wanted import Run, illness, surplus
 from master.offers import (
     NodesChanged,
-    Offer,
-    OfferGone,
     Offers,
     Rescinded,
     Subscription,
@@ -53,13 +46,10 @@ from master.offers import (
     VolumeView,
 )
 from master.store.base import Change, Compacted, Store, StoreError
-from model.task import MESOS_STATES, TaskSpec, TaskState, TaskStatus, newer
-from model.volume import PersistentVolume, persistent
+from model.task import MESOS_STATES, TaskStatus, newer
+from model.volume import persistent
 
-GATHER_S = 0.05  # offers of several nodes arrive one by one; to spread, wait this long for the others
-RETRY_S = 1.0  # after the master could not write a launch or a kill down
-LAUNCHES = 256  # in one pass, so that a large app does not hold up the kills
-PLACED_AT_ONCE = 64  # instances, while all else waits
+RETRY_S = 1.0  # after the master could not write a kill down
 LONGEST_REST_S = 0.2
 log = structlog.get_logger()
 
@@ -69,12 +59,7 @@ class Services:
         self._store = store
         self._subscription = subscription
         self._picture = Picture()
-        self._offers: dict[str, Offer] = {}
-        self._offers_since = 0.0
-        self._declined = Declined()
-        self._waiting = Waiting()
-        self._condemned: set[str] = set()  # volumes of apps that are gone
-        self._asked: Counter[str] = Counter()  # what the last pass wanted offers for
+        self._launcher = Launcher(subscription, self._picture)
         self._changed = asyncio.Event()
         self._acknowledging: set[asyncio.Task[None]] = set()
         self.events = ServiceEvents()
@@ -121,7 +106,7 @@ class Services:
     def choose(self, runs: Sequence[Run]) -> None:
         """When their app shrinks, it is by these."""
         self._picture.chosen.update(run.id for run in runs)
-        self._waiting.left.update(volume for run in runs for volume in persistent(run.view.spec.volumes))
+        self._launcher.waiting.left.update(volume for run in runs for volume in persistent(run.view.spec.volumes))
 
     async def wipe(self, run: Run) -> None:
         """Destroy its persistent volumes, when it has ended. Raises StoreError."""
@@ -158,7 +143,7 @@ class Services:
 
     def declined(self, app_id: str) -> list[DeclinedOffer]:
         """Offers that were of no use to it, the last one of each node."""
-        return self._declined.of(app_id)
+        return self._launcher.declined.of(app_id)
 
     def last_failure(self, app_id: str) -> TaskFailure | None:
         return self._picture.failures.get(app_id)
@@ -173,9 +158,9 @@ class Services:
             return [dependencies.sentence(held_by)]
         if sentence := self._waiting_for_delay(app):
             return [sentence]
-        refusals = [each.refusal for each in self._declined.of(app.id)]
+        refusals = [each.refusal for each in self._launcher.declined.of(app.id)]
         if not refusals:
-            nodes = sorted({instance.node for instance in self._idle(app)})
+            nodes = sorted({instance.node for instance in self._launcher.idle(app)})
             away = [f"its volume is on node {node}, which has offered nothing yet" for node in nodes]
             return away or ["no node has offered resources yet"]
         return explain(demand(app, 1).resources, refusals)
@@ -207,9 +192,9 @@ class Services:
     def _app_changed(self, change: Change) -> None:
         previous, app = self._picture.replaced(change)
         if change.value is None and previous is not None:
-            self._condemned.update(view.volume.id for view in self._volumes_of(previous.id))
+            self._picture.condemned.update(view.volume.id for view in self._volumes_of(previous.id))
         if app is None or previous is None or app.config_version != previous.config_version:
-            self._declined.forget(change.key.removeprefix(PREFIX))
+            self._launcher.declined.forget(change.key.removeprefix(PREFIX))
         self.rollouts.changed(previous, app)
 
     def _group_changed(self, change: Change) -> None:
@@ -221,12 +206,8 @@ class Services:
     async def _follow_events(self) -> None:
         async for event in self._subscription.events():
             match event:
-                case Offers(offers):
-                    if not self._offers:
-                        self._offers_since = time.monotonic()
-                    self._offers.update({offer.id: offer for offer in offers})
-                case Rescinded(offer_id):
-                    self._offers.pop(offer_id, None)
+                case Offers() | Rescinded():
+                    self._launcher.offered(event)
                 case Update(view):
                     self._observe(view)
                 case NodesChanged():
@@ -237,7 +218,7 @@ class Services:
         known = self._picture.run(view.spec)
         self._tell_of(known, view)
         if view.status.state.terminal:
-            self._asked.clear()  # what it used may be enough for somebody: ask again
+            self._launcher.ask()
             self._picture.ended(view)
         elif known is None:
             self._picture.note(Run(view))
@@ -273,7 +254,8 @@ class Services:
                 await self._kill_surplus(touched)
                 pauses += [await self._kill_expunged()]
                 await self._destroy_remains()
-                pauses += [await self._start_missing(touched), await self._conclude(touched)]
+                self._picture.count(touched)
+                pauses += [await self._launcher.launch(), await self._conclude(touched)]
             except StoreError as error:
                 log.error("keep services", error=str(error))
                 await asyncio.sleep(RETRY_S)
@@ -300,7 +282,7 @@ class Services:
                     log.info("service task is replaced", app=app_id, task=run.id, reason=ill)
                     self.events.given_up(run.view, ill)
                 else:
-                    self._waiting.left.update(persistent(run.view.spec.volumes))
+                    self._launcher.waiting.left.update(persistent(run.view.spec.volumes))
             await asyncio.gather(*map(self.kill, too_many))
 
     async def _kill_expunged(self) -> float | None:
@@ -316,9 +298,9 @@ class Services:
         known = self._picture.apps.keys() | self._picture.unreadable
         gone = self._subscription.owners() - known - self._picture.runs.keys()
         views = self._subscription.volumes()
-        self._condemned &= {view.volume.id for view in views}
-        self._condemned |= {view.volume.id for view in views if view.volume.owner not in known}
-        for volume in sorted(remains(views, self._condemned)):
+        self._picture.condemned &= {view.volume.id for view in views}
+        self._picture.condemned |= {view.volume.id for view in views if view.volume.owner not in known}
+        for volume in sorted(remains(views, self._picture.condemned)):
             with suppress(UnknownVolume):
                 await self._subscription.destroy(volume)
         for owner in sorted(gone):
@@ -331,146 +313,6 @@ class Services:
             if app is not None and self.rollouts.is_under_way(app_id):
                 await self.rollouts.settle(app, self.runs(app_id))
         return await self.rollouts.expire(time.time())
-
-    async def _start_missing(self, touched: Iterable[str]) -> float | None:
-        """Returns when to come back, in seconds, if nothing happens before."""
-        now = time.monotonic()
-        self._picture.count(touched)
-        lacking = [app for app_id in self._picture.lacking if (app := self._picture.app(app_id)) is not None]
-        delays = {app.id: self._picture.delay(app.id, now) for app in lacking}
-        ready = [app for app in lacking if not delays[app.id] and not self._picture.held_by(app)]
-        demands = [demand for app in ready for demand in self._demands(app, now)]
-        self._ask_for_offers(demands)
-        if demands and self._offers and (rest := self._offers_since + GATHER_S - now) > 0:
-            return rest
-        failure = await self._answer(demands)
-        return min((s for s in (*delays.values(), failure) if s), default=None)
-
-    def _demands(self, app: App, now: float) -> list[Demand]:
-        """Those that go on where their volumes are, and those that may begin anywhere."""
-        versions = [version for version in (app, app.before) if version is not None]
-        counts = [(version, min(self._picture.missing_of(version), LAUNCHES)) for version in versions]
-        if not app.definition.kept(FRAMEWORK, ""):
-            return [demand(version, count) for version, count in counts if count]
-        demands: list[Demand] = []
-        for version, count in counts:
-            patience_s = (version.definition.residency or Residency()).patience_s
-            going_on = self._waiting.choose(self._idle(version), count, patience_s, now)
-            demands += [pinned(version, instance) for instance in going_on]
-            demands += [demand(version, count - len(going_on))] * (len(going_on) < count)
-        return demands
-
-    def _idle(self, app: App) -> list[Instance]:
-        runs = self._picture.runs.get(app.id, {}).values()
-        used = {volume for run in runs for volume in persistent(run.view.spec.volumes)}
-        return idle(app.id, self._subscription.volumes(), used, self._condemned)
-
-    def _ask_for_offers(self, demands: Sequence[Demand]) -> None:
-        wanted: Counter[str] = Counter()
-        for each in demands:
-            wanted[each.app] += each.count
-        if not wanted:
-            self._subscription.suppress()
-        elif wanted - self._asked:
-            self._subscription.revive()
-        self._asked = wanted
-
-    async def _answer(self, demands: Sequence[Demand]) -> float | None:
-        """Accept or decline every offer at hand. Returns when to come back if the master could not write that down."""
-        offers, self._offers = list(self._offers.values()), {}
-        asked = {demand.app: self._picture.apps[demand.app].version for demand in demands}
-        runs = {demand.app: self._picture.runs.get(demand.app, {}).values() for demand in demands}
-        running = Counter((app_id, run.view.node) for app_id, theirs in runs.items() for run in theirs)
-        if sum(demand.count for demand in demands) > PLACED_AT_ONCE:
-            plan = await asyncio.to_thread(place, demands, offers, running, self._places(demands))
-        else:
-            plan = place(demands, offers, running, self._places(demands))
-        self._declined.remember(plan.refusals, [demand.app for demand in demands], offers)
-        placements: dict[str, list[Placement]] = {}
-        for placement in plan.placements:
-            placements.setdefault(placement.offer.id, []).append(placement)
-        refusals: dict[str, list[Refusal]] = {}
-        for refusal in plan.refusals:
-            refusals.setdefault(refusal.node, []).append(refusal)
-        launches = []
-        for offer in offers:
-            if offer.id in placements:
-                launches.append(asyncio.create_task(self._launch(offer, placements[offer.id], asked)))
-                await asyncio.sleep(0)  # all else has its turn
-            else:
-                why = reason(refusals.get(offer.node.id, ()))
-                self._subscription.decline(offer.id, why or "no service waits for resources")
-        return None if all(await asyncio.gather(*launches)) else RETRY_S
-
-    def _places(self, demands: Sequence[Demand]) -> Places:
-        """Where instances are of the versions that apps have now, and beside a canary, of both. Of a task it was noted
-        when it was launched."""
-        places: dict[tuple[str, Constraint], Counter[str]] = {}
-        for each in demands:
-            app = self._picture.apps[each.app]
-            known = self._picture.runs.get(app.id, {}).values()
-            runs = [run for run in known if (app.canary is not None or current(app, run)) and not run.inactive]
-            firsts = [instance[0] for instance in instances(runs)]
-            for constraint in each.constraints:
-                noted = (place_noted(run.view.spec, constraint.field) for run in firsts)
-                places[app.id, constraint] = Counter(at for at in noted if at is not None)
-        return places
-
-    async def _launch(self, offer: Offer, placements: Sequence[Placement], asked: Mapping[str, str]) -> bool:
-        """`asked` are the apps' versions for which places were looked for. Meanwhile they may have changed."""
-        specs: list[TaskSpec] = []
-        made: list[PersistentVolume] = []
-        known = {view.volume.id for view in self._subscription.volumes()}
-        for placement in placements:
-            app = self._version(placement)
-            if app is not None and (app.version == asked.get(app.id) or self._picture.missing_of(app)):
-                tasks = new_tasks(app, datetime.now(UTC), self._place(app, placement))
-                for spec in tasks:
-                    self._picture.note(Run(_staging(spec, offer), launched_at=time.monotonic()))
-                specs += tasks
-                kept = app.definition.kept(FRAMEWORK, placement.instance or tasks[0].id)
-                made += [volume for volume in kept if volume.id not in known]
-                self._waiting.launched(placement.instance, [volume.id for volume in kept])
-        if not specs:
-            self._subscription.decline(offer.id, "no service waits for resources")
-            return True
-        try:
-            await self._subscription.accept(offer.id, specs, made)
-        except OfferGone:
-            self._unlaunched(specs)
-            self._changed.set()
-        except (StoreError, ValueError) as error:
-            log.error("launch service tasks", node=offer.node.id, count=len(specs), error=str(error))
-            self._unlaunched(specs)
-            self._subscription.decline(offer.id, str(error))
-            # Whether it was written before it failed, only the master can tell.
-            ids = {spec.id for spec in specs}
-            for view in await self._subscription.reconcile():
-                if view.spec.id in ids:
-                    self._picture.note(Run(view, launched_at=time.monotonic()))
-            for placement in placements:
-                self._declined.add(Refusal(placement.app, offer.node.id, offer.resources, said=str(error)))
-            return False
-        return True
-
-    def _version(self, placement: Placement) -> App | None:
-        """The app as the instance that is placed is to be; None when that is no longer wanted."""
-        app = self._picture.app(placement.app)
-        versions = [app, app.before] if app is not None else []
-        return next((each for each in versions if each and each.config_version == placement.version), None)
-
-    def _place(self, app: App, placement: Placement) -> Place:
-        runs = self._picture.runs.get(app.id, {}).values()
-        used = frozenset(address for run in runs for address in addresses_asked(run.view.spec))
-        node = placement.offer.node
-        fields = {each.field: each.place_of(node) for each in constraints_of(app)}
-        noted = tuple((field, at) for field, at in fields.items() if at is not None)
-        return Place(str(node.address), placement.ports, placement.instance, used, noted)
-
-    def _unlaunched(self, specs: Sequence[TaskSpec]) -> None:
-        for spec in specs:
-            self._picture.forget(spec)
-        self._asked.clear()
 
     def _waiting_for_delay(self, app: App) -> str:
         remaining = self._picture.delay(app.id, time.monotonic())
@@ -491,7 +333,3 @@ def _marks(view: TaskView) -> tuple[bool, bool, float | None]:
 def _failures(status: TaskStatus) -> int:
     """Of its checks, in a row."""
     return sum(health.failures for health in status.health)
-
-
-def _staging(spec: TaskSpec, offer: Offer) -> TaskView:
-    return TaskView(spec, offer.node.id, TaskStatus(spec.id, TaskState.STAGING, at=time.time()))

@@ -45,6 +45,7 @@ class Picture:
         self.backoff: dict[str, Backoff] = {}
         self.failures: dict[str, TaskFailure] = {}
         self.chosen: set[str] = set()  # ids: they go first when their app shrinks
+        self.condemned: set[str] = set()  # volumes of apps that are gone
         self.touched: set[str] = set()
         self.lacking: set[str] = set()  # apps that have fewer instances than they ask for
         self._away: dict[str, str] = {}  # tasks whose nodes are unreachable, and their apps

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from frameworks.services import catalog, framework
+from frameworks.services import catalog, launcher
 from frameworks.services.app import App, key
 from frameworks.services.definition import Definition
 from frameworks.services.framework import Services
@@ -473,7 +473,7 @@ async def test_offers_that_are_gone(store: SqliteStore) -> None:
 
 
 async def test_rescinded_offers_are_not_used(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(framework, "GATHER_S", 0.2)
+    monkeypatch.setattr(launcher, "GATHER_S", 0.2)
     cluster = Cluster()
     async with services(store, cluster) as running:
         app = await catalog.add(store, definition())
@@ -485,7 +485,7 @@ async def test_rescinded_offers_are_not_used(store: SqliteStore, monkeypatch: py
 
 
 async def test_a_store_that_fails_is_asked_again(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(framework, "RETRY_S", 0.02)
+    monkeypatch.setattr(launcher, "RETRY_S", 0.02)
     cluster = Cluster(node("a"))
     cluster.rejecting = StoreError("write store.db: disk full")
     async with services(store, cluster) as running:
@@ -661,7 +661,7 @@ class TestLife(Life.TestCase):  # type: ignore[misc, valid-type]
 
 @pytest.fixture
 def no_gathering(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(framework, "GATHER_S", 0.0)
+    monkeypatch.setattr(launcher, "GATHER_S", 0.0)
 
 
 def test_apps_compare_by_what_they_are() -> None:

@@ -221,7 +221,7 @@ async def test_kill_by_node_and_by_ids(client: httpx2.AsyncClient, cluster: Clus
     there = [task.spec.id for task in cluster.active() if task.node == "n1"]
     answer = await client.delete("/v2/apps/group/web/tasks?host=n1&wipe=true")
     assert [task["id"] for task in answer.json()["tasks"]] == there and set(there) == set(cluster.killed)
-    await running(cluster, 2)
+    await deployed(cluster, 2)
     both = sorted(task.spec.id for task in cluster.active())
     answer = await client.post("/v2/tasks/delete?scale=true", json={"ids": both})
     assert set(answer.json()) == {"version", "deploymentId"}
