@@ -205,7 +205,8 @@ def new_task(app: App, now: datetime, place: Place = ANYWHERE) -> TaskSpec:
         address=networking.own_address(definition.networks, place.used),
         interfaces=networking.interfaces(definition.networks, place.used),
         bandwidth=networking.bandwidth(definition.networks),
-        patient=definition.unreachableStrategy is not None,
+        # What has volumes waits for their node in any case, and says so.
+        patient=definition.unreachableStrategy is not None and not definition.kept_in_place,
     )
     return definition.confined(plain, place.instance or task_id)
 
