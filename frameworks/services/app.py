@@ -14,6 +14,7 @@ from __future__ import annotations
 import uuid
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 
 from frameworks.services import networking
 from frameworks.services.definition import Definition
@@ -25,6 +26,7 @@ from model.codec import Codec
 from model.task import Port, TaskSpec
 
 FRAMEWORK = "services"
+READ_KEPT = 1 << 14  # apps
 PREFIX, GROUPS = "services/apps", "services/groups"  # ids and paths begin with a slash
 VERSION_LABEL = "tepui/version"
 STAGED_LABEL = "tepui/staged"
@@ -100,6 +102,12 @@ class Group:
 
 
 CODEC, GROUP_CODEC = Codec(App), Codec(Group)
+
+
+@lru_cache(READ_KEPT)
+def decoded(value: bytes) -> App:
+    """Of the same bytes the same app: what is asked for was read before. Raises Damaged."""
+    return CODEC.decode(value)
 
 
 def key(app_id: str) -> str:
@@ -212,7 +220,10 @@ def new_task(app: App, now: datetime, place: Place = ANYWHERE) -> TaskSpec:
 
 
 def label(spec: TaskSpec, name: str) -> str:
-    return dict(spec.labels).get(name, "")
+    for key, value in spec.labels:
+        if key == name:
+            return value
+    return ""
 
 
 def place_noted(spec: TaskSpec, field: str) -> str | None:

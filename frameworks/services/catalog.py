@@ -25,6 +25,7 @@ from frameworks.services.app import (
     App,
     Group,
     create,
+    decoded,
     key,
     new_deployment,
     promote,
@@ -180,7 +181,7 @@ def _promoted(before: App) -> App:
 
 def _readable(entry: Entry) -> App | None:
     try:
-        return CODEC.decode(entry.value)
+        return decoded(entry.value)
     except Damaged:
         return None
 
@@ -230,7 +231,7 @@ def _versions(app_id: str) -> str:
 
 async def _entry(store: Store, app_id: str, kind: Kind) -> tuple[Entry, App]:
     entry = await store.get(key(app_id))
-    app = CODEC.decode(entry.value) if entry is not None else None
+    app = decoded(entry.value) if entry is not None else None
     if entry is None or app is None or not isinstance(app.definition, kind):
         raise UnknownApp(app_id)
     return entry, app

@@ -93,9 +93,11 @@ class Changes:
         self, changed: Iterable[Definition], groups: Iterable[Group] = (), gone: Collection[str] = ()
     ) -> None:
         """Apps and groups as they will be, and ids of apps that will not, among those that there are."""
+        changed, known = list(changed), self._services.groups() | {group.path: group for group in groups}
+        if not any(each.dependencies for each in changed) and not any(each.dependencies for each in known.values()):
+            return  # what depends on nothing is in no cycle
         apps = {app.id: app.definition.dependencies for app in self._services.apps() if app.id not in gone}
         apps |= {each.id: each.dependencies for each in changed}
-        known = self._services.groups() | {group.path: group for group in groups}
         if loop := dependencies.cycle(apps, {path: group.dependencies for path, group in known.items()}):
             raise ApiError(422, "Object is not valid", {"/dependencies": [f"are cyclic: {' -> '.join(loop)}"]})
 

@@ -92,8 +92,7 @@ class Services:
 
     def vip_problems(self, definition: Definition | PodDefinition) -> dict[Location, str]:
         """Why its labels can not have the VIPs that they ask for."""
-        others = ((app.id, app.definition) for app in self._picture.apps.values())
-        return dict(vips.problems(definition, others, self._subscription.vip_problem))
+        return dict(vips.problems(definition, self._picture.claimed, self._subscription.vip_problem))
 
     def deploying(self) -> int:
         """How many apps are not yet as they were asked to be."""

@@ -14,9 +14,10 @@ from math import inf
 import structlog
 
 from frameworks.services import dependencies, system
-from frameworks.services.app import CODEC, GROUP_CODEC, GROUPS, PREFIX, STAGED_LABEL, SUCCEEDED, App, Group, label
+from frameworks.services.app import GROUP_CODEC, GROUPS, PREFIX, STAGED_LABEL, SUCCEEDED, App, Group, decoded, label
 from frameworks.services.backoff import Backoff, Failure, failed, waits
 from frameworks.services.unreachable import times
+from frameworks.services.vips import Claimed
 from frameworks.services.wanted import Run, illness, missing, missing_before, settled
 from master.offers import TaskView
 from master.store.base import Change
@@ -38,6 +39,7 @@ class TaskFailure:
 class Picture:
     def __init__(self) -> None:
         self.apps: dict[str, App] = {}
+        self.claimed = Claimed()  # VIPs
         self.groups: dict[str, Group] = {}
         self.unreadable: set[str] = set()  # ids: their tasks are left alone
         self.runs: dict[str, dict[str, Run]] = {}  # app -> task -> run
@@ -99,11 +101,12 @@ class Picture:
         self.unreadable.discard(app_id)
         if change.value is not None:
             try:
-                self.apps[app_id] = CODEC.decode(change.value)
+                self.apps[app_id] = decoded(change.value)
             except Damaged as error:
                 self.unreadable.add(app_id)
                 log.error("read service from the store", app=app_id, error=str(error))
         app = self.apps.get(app_id)
+        self.claimed.put(app_id, app.definition if app is not None else None)
         if app is None or previous is None or app.config_version != previous.config_version:
             self.backoff.pop(app_id, None)
             self.failures.pop(app_id, None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from frameworks.services.definition import Definition
@@ -28,17 +28,39 @@ class Claim:
         return self.label.name or str(self.label.address), self.label.port
 
 
+class Claimed:
+    """What apps ask for, so that a look at one does not cost a look at all."""
+
+    def __init__(self) -> None:
+        self._asked: dict[str, set[Asked]] = {}  # by app
+        self._owners: dict[Asked, dict[str, None]] = {}
+
+    def put(self, app_id: str, definition: Definition | PodDefinition | None) -> None:
+        """The app is this one now; None: there is none."""
+        for asked in self._asked.pop(app_id, ()):
+            del self._owners[asked][app_id]
+            if not self._owners[asked]:
+                del self._owners[asked]
+        if definition is not None and (found := {claim.asked for claim in claims(definition)}):
+            self._asked[app_id] = found
+            for asked in found:
+                self._owners.setdefault(asked, {})[app_id] = None
+
+    def owner(self, asked: Asked, but: str) -> str:
+        """Another app than `but` that asks for it; empty: none does."""
+        return next((app_id for app_id in self._owners.get(asked, ()) if app_id != but), "")
+
+
 def problems(
     definition: Definition | PodDefinition,
-    others: Iterable[tuple[str, Definition | PodDefinition]],
+    known: Claimed,
     refusal: Callable[[VipLabel], str],
 ) -> Iterator[tuple[Location, str]]:
-    """`others` are what is there already, by id; `refusal` is what the cluster says of a label (empty: nothing)."""
-    owners = {claim.asked: app for app, other in others if app != definition.id for claim in claims(other)}
+    """`refusal` is what the cluster says of a label (empty: nothing)."""
     first: dict[Asked, Location] = {}
     for claim in claims(definition):
         said = refusal(claim.label)
-        if owner := owners.get(claim.asked):
+        if owner := known.owner(claim.asked, definition.id):
             said = f"is that of {owner}"
         elif first.setdefault(claim.asked, claim.place) != claim.place:
             said = "is asked for by another port too"

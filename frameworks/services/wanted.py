@@ -170,8 +170,8 @@ def _is_good(app: App, run: Run) -> bool:
 def _is_moving(instance: Iterable[Run]) -> bool:
     """Another one comes before it goes."""
     runs = tuple(instance)
-    alone = any(_is_only_one(run.view.spec) or persistent(run.view.spec.volumes) for run in runs)
-    return any(run.view.leaving for run in runs) and not alone
+    leaving = any(run.view.leaving for run in runs)
+    return leaving and not any(_is_only_one(run.view.spec) or persistent(run.view.spec.volumes) for run in runs)
 
 
 def _is_inactive(instance: Iterable[Run]) -> bool:
