@@ -80,6 +80,7 @@ class PortFeed:
 
         def make() -> socket.socket:
             made = socket.socket(family, socket.SOCK_STREAM)
+            made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             made.setblocking(False)
             return made
 

@@ -49,8 +49,8 @@ async def serving(app: ASGIApp, host: str, port: int, context: ssl.SSLContext) -
 
 def listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # With its protocol, or asyncio does not know that its connections are TCP, and leaves Nagle's algorithm on: each answer
-    # would wait 40 ms for its reader's delayed acknowledgement.
+    # With its protocol, or asyncio does not know that its connections are TCP, and leaves Nagle's algorithm on: each
+    # answer would wait 40 ms for its reader's delayed acknowledgement.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:

@@ -27,7 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from master.auth import token as admin_token
 from master.rest.app import BODY_LIMIT, DRAIN_LIMIT, create_app
 from master.rest.errors import ApiError, json_path
-from master.rest.server import STOP_DEADLINE_S, ServerError, serving
+from master.rest.server import STOP_DEADLINE_S, ServerError, listen, serving
 from master.store.base import StoreError
 
 pytestmark = pytest.mark.anyio
@@ -325,3 +325,19 @@ async def test_an_answer_without_end_does_not_hold_up_the_stop(served: Served) -
             assert asyncio.get_running_loop().time() - began < STOP_DEADLINE_S / 2
             with pytest.raises(httpx2.RemoteProtocolError):
                 await anext(chunks)
+
+
+async def test_answers_do_not_wait_for_acknowledgements() -> None:
+    """As they would with Nagle's algorithm: 40 ms each, on a connection that is kept."""
+    connected: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+    def connect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        taken = writer.get_extra_info("socket")
+        connected.set_result(taken.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+        writer.close()
+
+    listener = listen("127.0.0.1", 0)
+    async with await asyncio.start_server(connect, sock=listener), asyncio.timeout(DEADLINE_S):
+        _, writer = await asyncio.open_connection(*listener.getsockname())
+        writer.close()
+        assert await connected
