@@ -17,6 +17,7 @@ from frameworks.services.place import Demand
 from frameworks.services.refusals import Refusal, explain
 
 REFUSAL_VALID_S = 15.0  # a declined node is offered again after 5 s; not heard of since: it is gone
+EXPLAINED_S = 0.1  # thousands of runs of a group wait for the same
 
 
 @dataclass(slots=True, eq=False)
@@ -25,6 +26,7 @@ class Group:
     template: Template
     runs: dict[str, None] = field(default_factory=dict)  # keys
     refusals: dict[str, tuple[float, Refusal]] = field(default_factory=dict)  # by node
+    explained: tuple[float, list[str]] = (0.0, [])  # when, on the monotonic clock
 
 
 class Queue:
@@ -94,6 +96,9 @@ class Queue:
         group = self._groups.get(self._group_of.get(key, ""))
         if group is None:
             return []
-        oldest = time.monotonic() - REFUSAL_VALID_S
-        refusals = [refusal for at, refusal in group.refusals.values() if at >= oldest]
-        return explain(group.template.demand.resources, refusals) or ["no node has offered resources yet"]
+        now = time.monotonic()
+        if group.explained[0] + EXPLAINED_S <= now:
+            refusals = [refusal for at, refusal in group.refusals.values() if at >= now - REFUSAL_VALID_S]
+            said = explain(group.template.demand.resources, refusals)
+            group.explained = now, said or ["no node has offered resources yet"]
+        return group.explained[1]
