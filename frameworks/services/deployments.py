@@ -7,6 +7,8 @@ To cancel it is to go back to the version before or, of an app that is new, to h
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -26,6 +28,9 @@ from master.store.base import Conflict, Store
 
 Json = dict[str, Any]
 CANCELLED: dict[int | str, Json] = {200: {"model": schema.Deployed}, 202: {"description": "With `force`"}}
+
+
+HEARD_OF_S = 0.5  # what is in the store
 
 
 class DeploymentsApi:
@@ -53,11 +58,13 @@ class DeploymentsApi:
 
     async def show(self, deployment: str) -> Json:
         """Also of one that ended not long ago."""
-        apps = [app for app in await self._under_way() if app.deployment == deployment]
-        if apps:
-            return self._progress(apps)
-        if (ended := self._services.rollouts.ended(deployment)) is None:
-            raise ApiError(404, f"Deployment '{deployment}' does not exist")
+        until = time.monotonic() + HEARD_OF_S
+        while (ended := self._services.rollouts.ended(deployment)) is None:
+            if apps := [app for app in await self._under_way() if app.deployment == deployment]:
+                return self._progress(apps)
+            if time.monotonic() > until:
+                raise ApiError(404, f"Deployment '{deployment}' does not exist")
+            await asyncio.sleep(HEARD_OF_S / 20)  # it may be over in the store, and that not heard of yet
         count = self._services.sized(ended.app).instances
         serving = count if ended.state == "succeeded" else 0
         nothing = {"deadline": None, "canary": None, "wanted": count, "serving": serving, "old": 0}

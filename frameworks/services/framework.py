@@ -68,7 +68,7 @@ class Services:
     async def run(self) -> None:
         """Never ends."""
         revision = await self._store.revision()
-        await self._load()
+        await self._load(revision)
         for view in await self._subscription.reconcile():
             self._picture.note(Run(view))
         self._picture.nodes_changed(self._subscription.nodes())
@@ -164,11 +164,14 @@ class Services:
             return away or ["no node has offered resources yet"]
         return explain(demand(app, 1).resources, refusals)
 
-    async def _load(self) -> None:
+    async def _load(self, revision: int) -> None:
+        """Of what is newer than `revision` the watches tell."""
+        older = set()
         for prefix, changed in ((PREFIX, self._picture.replaced), (GROUPS, self._picture.group_replaced)):
             for entry in await self._store.range(prefix + "/"):
                 changed(Change(entry.revision, entry.key, entry.value))
-        self.rollouts.load(self._picture.apps.values())
+                older |= {entry.key.removeprefix(prefix)} if entry.revision <= revision else set()
+        self.rollouts.load(app for app in self._picture.apps.values() if app.id in older)
 
     async def _follow(self, prefix: str, revision: int, changed: Callable[[Change], None]) -> None:
         """What the store has under `prefix`."""

@@ -53,12 +53,13 @@ class Rollouts:
         if app is not None and previous is not None and app.deployment == previous.deployment:
             if app.outcome and not previous.outcome:
                 self._end(app, *(("succeeded", "") if app.outcome == SUCCEEDED else ("failed", app.outcome)))
+            elif not app.outcome and app.id not in self._under_way:  # it was read at the start already
+                self._begin(app)
             return
         if previous is not None and previous.id in self._under_way:
             self._end(previous, *(("failed", app.undoes) if app and app.undoes else ("cancelled", CANCELLED)))
         if app is not None:
-            self._under_way[app.id] = app
-            self._events.deployment("deployment_info", app)
+            self._begin(app)
         elif previous is not None:
             self._events.gone(previous.id)
 
@@ -100,6 +101,10 @@ class Rollouts:
                 await catalog.conclude(self._store, app, late)
         except (UnknownApp, Conflict):
             return  # it was changed meanwhile: this is another deployment
+
+    def _begin(self, app: App) -> None:
+        self._under_way[app.id] = app
+        self._events.deployment("deployment_info", app)
 
     def _end(self, app: App, state: str, reason: str) -> None:
         self._under_way.pop(app.id, None)

@@ -162,7 +162,7 @@ async def test_metrics_of_services_and_of_the_store(parts: Master) -> None:
     await catalog.add(
         parts.store, Definition.model_validate({"id": "/a", "cmd": "true", "instances": 2, "networks": OVERLAY})
     )
-    await services._load()
+    await services._load(await parts.store.revision())
     text = expose((*service_metrics.families(services), *store_metrics.families(parts.store)))
     read = {family.name: family.samples[0].value for family in text_string_to_metric_families(text)}
     assert (read["tepui_services"], read["tepui_deployments"], read["tepui_service_instances"]) == (1, 1, 2)
