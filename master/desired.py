@@ -2,7 +2,8 @@
 
 An item is for one node or for all (but perhaps one: a node is no peer of itself). Changing an item only marks its key
 in the sessions concerned; the session's writer turns the marks into one Change when it gets to it. So a slow node costs
-one set of keys, however often its items change, and it always gets the newest.
+one set of keys, however often its items change, and it always gets the newest. The keys of what is for all are noted
+once, and each session reads on from where it was.
 
 Messages of protobuf are put together by putting their bytes together. An item is encoded once, whoever gets it, and
 that when the first does: what becomes of it before then costs nothing.
@@ -13,11 +14,12 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from wire import control_pb2 as pb
 
+NEWS_KEPT = 10_000
 Make = Callable[[], pb.Item]
 
 
@@ -47,6 +49,7 @@ class Feed:
     told: dict[int, tuple[float, frozenset[str]]] = field(default_factory=dict)
     closed: bool = False
     dirty: set[str] = field(default_factory=set)
+    read: int = 0  # of what all are to be told
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     urgent: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -96,6 +99,8 @@ class Desired:
         self._shared: dict[str, _Item] = {}
         self._feeds: dict[str, Feed] = {}
         self._barriers: list[_Barrier] = []
+        self._news: list[str] = []  # keys of what all are to be told, in order
+        self._asleep: set[Feed] = set()
 
     @property
     def sessions(self) -> int:
@@ -105,7 +110,7 @@ class Desired:
         """A new session's feed; its first Change will be full. The node's earlier feed no longer gets anything."""
         if (earlier := self._feeds.get(node)) is not None:
             earlier.close()
-        feed = self._feeds[node] = Feed(node, self._moved)
+        feed = self._feeds[node] = Feed(node, self._moved, read=len(self._news))
         feed.hurry()
         for barrier in self._barriers:
             if node in barrier.due:
@@ -114,6 +119,7 @@ class Desired:
 
     def close(self, feed: Feed) -> None:
         feed.close()
+        self._asleep.discard(feed)
         if self._feeds.get(feed.node) is feed:
             del self._feeds[feed.node]
 
@@ -145,6 +151,8 @@ class Desired:
         """What the node must be told now, a whole message to it; None when it was told everything."""
         feed.wake.clear()
         feed.urgent.clear()
+        self._asleep.add(feed)
+        self._catch_up(feed)
         if feed.revision == 0:
             keys = {key for key, item in self._shared.items() if item.skip != feed.node}
             keys.update(self._own.get(feed.node, ()))
@@ -155,13 +163,13 @@ class Desired:
         full, feed.dirty = feed.revision == 0, set()
         feed.revision += 1
         feed.told[feed.revision] = time.monotonic(), frozenset(keys)
-        head = _message(pb.Change(revision=feed.revision, full=full))
-        return b"".join((head, *(self._told(feed.node, key, full) for key in sorted(keys))))
+        return b"".join((_message(pb.Change(revision=feed.revision, full=full)), *self._told(feed.node, keys)))
 
     def behind(self, key: str) -> dict[str, float]:
         """Nodes with a session that do not have the newest of the item yet, and for how many seconds they know."""
         now, late = time.monotonic(), {}
         for node, feed in self._feeds.items():
+            self._catch_up(feed)
             since = [at for at, keys in feed.told.values() if key in keys]
             if since or key in feed.dirty:
                 late[node] = now - min(since, default=now)
@@ -171,10 +179,11 @@ class Desired:
         """Waits until every one of `nodes` has applied all that was desired up to now. One without a session goes by
         what it was told last, so its next session is waited for. Returns those that were late for the deadline."""
         feeds = {node: self._feeds.get(node) for node in nodes}
-        barrier = _Barrier({node: feed.due if feed is not None else math.inf for node, feed in feeds.items()})
-        for feed in feeds.values():
-            if feed is not None:
-                barrier.see(feed)
+        barrier = _Barrier(dict.fromkeys(feeds, math.inf))
+        for feed in filter(None, feeds.values()):
+            self._catch_up(feed)
+            barrier.due[feed.node] = feed.due
+            barrier.see(feed)
         if not barrier.due:
             return []
         self._barriers.append(barrier)
@@ -192,12 +201,13 @@ class Desired:
             for barrier in self._barriers:
                 barrier.see(feed)
 
-    def _told(self, node: str, key: str, full: bool) -> bytes:
-        shared = self._shared.get(key)
-        item = shared if shared is not None and shared.skip != node else self._own.get(node, {}).get(key)
-        if item is not None:
-            return item.encoded()
-        return b"" if full else _message(pb.Change(remove=[key]))
+    def _told(self, node: str, keys: Iterable[str]) -> Iterator[bytes]:
+        own, shared = self._own.get(node, {}), self._shared
+        for key in keys:
+            item = shared.get(key)
+            if item is None or item.skip == node:
+                item = own.get(key)
+            yield item.encoded() if item is not None else _message(pb.Change(remove=[key]))
 
     def _mark(self, node: str, key: str) -> None:
         if (feed := self._feeds.get(node)) is not None:
@@ -205,10 +215,24 @@ class Desired:
             feed.hurry()
 
     def _mark_all(self, key: str, skip: str | None) -> None:
-        for feed in self._feeds.values():
+        if skip is None:
+            self._news.append(key)
+        for feed in self._feeds.values() if skip is not None else ():
             if feed.node != skip:
                 feed.dirty.add(key)
-                feed.wake.set()
+        for feed in self._asleep:
+            feed.wake.set()
+        self._asleep.clear()
+        if len(self._news) > NEWS_KEPT:
+            for feed in self._feeds.values():
+                self._catch_up(feed)
+                feed.read = 0
+            self._news.clear()
+
+    def _catch_up(self, feed: Feed) -> None:
+        if feed.read < len(self._news):
+            feed.dirty.update(self._news[feed.read :])
+            feed.read = len(self._news)
 
 
 def _message(change: pb.Change) -> bytes:

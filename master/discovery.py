@@ -201,7 +201,7 @@ class Discovery:
         backends = [each for member in members for each in member.backends if each.address.version == address.version]
         near = [backend for backend in backends if backend.node not in self._away]
         options = _together(member.options for member in members)
-        return Vip(address, ref.port, ref.protocol, ref.name, tuple(sorted(near or backends)), *options)
+        return Vip(address, ref.port, ref.protocol, ref.name, tuple(sorted(near or backends, key=_task)), *options)
 
     def _republish(self, name: str) -> None:
         for ref in tuple(self._named.get(name, ())):
@@ -228,6 +228,10 @@ class Discovery:
             where = self._where.get(record.node)
             return where if where is not None and where.version == version else None
         return first_of(record, version)
+
+
+def _task(backend: Backend) -> str:
+    return backend.task_id
 
 
 def _together(options: Iterable[tuple[int, bool, bool]]) -> tuple[int, bool, bool]:

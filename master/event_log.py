@@ -11,7 +11,7 @@ import asyncio
 import json
 import secrets
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,11 +20,16 @@ KEPT = 4096
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """`data` is JSON. Of what is no longer kept the `kind` is `missed`."""
+    """Of what is no longer kept the `kind` is `missed`."""
 
     id: str
     kind: str
-    data: str
+    said: Mapping[str, Any]
+
+    @property
+    def data(self) -> str:
+        """As JSON. Most events are never read."""
+        return json.dumps(self.said)
 
 
 class EventLog:
@@ -34,8 +39,9 @@ class EventLog:
         self._events: deque[Event] = deque(maxlen=kept)
         self._more = asyncio.Event()
 
-    def publish(self, kind: str, data: dict[str, Any]) -> None:
-        self._events.append(Event(self._id(self._next), kind, json.dumps(data)))
+    def publish(self, kind: str, said: Mapping[str, Any]) -> None:
+        """What was `said` stays as it is."""
+        self._events.append(Event(self._id(self._next), kind, said))
         self._next += 1
         self._more.set()
         self._more = asyncio.Event()
@@ -68,7 +74,7 @@ class EventLog:
         return int(number) + 1 if known else self._next - len(self._events)
 
     def _missed(self, count: int, first: int) -> Event:
-        return Event(self._id(first - 1), "missed", json.dumps({"eventType": "missed", "count": count}))
+        return Event(self._id(first - 1), "missed", {"eventType": "missed", "count": count})
 
     def _id(self, number: int) -> str:
         return f"{self._run}-{number}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
+from functools import lru_cache
 from ipaddress import ip_address
 
 from model.adjustment import Adjustment, adjustment_of
@@ -252,14 +253,14 @@ def status_from_wire(message: pb.Status) -> TaskStatus:
         at=_finite(message.at),
         reason=message.reason,
         message=message.message,
-        addresses=tuple(str(_address(address)) for address in message.addresses),
+        addresses=tuple(map(_canonical, message.addresses)),
         pid=message.pid if message.HasField("pid") else None,
         exit_code=message.exit_code if message.HasField("exit_code") else None,
         healthy=message.healthy if message.HasField("healthy") else None,
         paused=message.paused,
         adjustment=message.adjustment,
         refused=message.refused,
-        usage=usage_from_wire(message.usage),
+        usage=usage_from_wire(message.usage) if message.HasField("usage") else Usage(),
         since=_finite(message.since),
         health=tuple(map(health.health_from_wire, message.health)),
         readiness=tuple(map(health.readiness_from_wire, message.readiness)),
@@ -382,6 +383,11 @@ def _pairs_to_wire(pairs: tuple[tuple[str, str], ...]) -> list[pb.Pair]:
 
 def _pairs_from_wire(pairs: Iterable[pb.Pair]) -> tuple[tuple[str, str], ...]:
     return tuple((pair.key, pair.value) for pair in pairs)
+
+
+@lru_cache(1 << 14)  # it comes with every status of its task
+def _canonical(text: str) -> str:
+    return str(_address(text))
 
 
 def _address(text: str) -> Address:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 from ipaddress import ip_address, ip_network
 
 from model.names import NamedTask
@@ -146,21 +147,23 @@ def vip_to_wire(vip: Vip) -> pb.Vip:
         port=vip.port,
         protocol=vip.protocol,
         name=vip.name,
-        backends=[
-            pb.Backend(
-                task_id=backend.task_id,
-                node=backend.node,
-                address=str(backend.address),
-                port=backend.port,
-                weight=backend.weight,
-                outside=str(backend.outside[0]) if backend.outside else None,
-                outside_port=backend.outside[1] if backend.outside else 0,
-            )
-            for backend in vip.backends
-        ],
+        backends=map(_backend_to_wire, vip.backends),
         affinity_s=vip.affinity_s,
         prefer_local=vip.prefer_local,
         external=vip.external,
+    )
+
+
+@lru_cache(1 << 14)  # a VIP is told again with each of its backends that comes or goes
+def _backend_to_wire(backend: Backend) -> pb.Backend:
+    return pb.Backend(
+        task_id=backend.task_id,
+        node=backend.node,
+        address=str(backend.address),
+        port=backend.port,
+        weight=backend.weight,
+        outside=str(backend.outside[0]) if backend.outside else None,
+        outside_port=backend.outside[1] if backend.outside else 0,
     )
 
 

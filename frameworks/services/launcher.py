@@ -185,7 +185,8 @@ class Launcher:
         return next((each for each in versions if each and each.config_version == placement.version), None)
 
     def _place(self, app: App, placement: Placement) -> Place:
-        runs = self._picture.runs.get(app.id, {}).values()
+        asks = any(each.addresses for each in app.definition.networks)
+        runs = self._picture.runs.get(app.id, {}).values() if asks else ()
         used = frozenset(address for run in runs for address in addresses_asked(run.view.spec))
         node = placement.offer.node
         fields = {each.field: each.place_of(node) for each in constraints_of(app)}
