@@ -286,6 +286,7 @@ class Services:
                 else:
                     self._launcher.waiting.left.update(persistent(run.view.spec.volumes))
             await asyncio.gather(*map(self.kill, too_many))
+            await asyncio.sleep(0)  # all else has its turn
 
     async def _kill_expunged(self) -> float | None:
         """What has been away for too long. Returns when to come back, in seconds. Raises StoreError."""

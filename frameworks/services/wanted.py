@@ -55,19 +55,24 @@ class Run:
 def missing(app: App, runs: Iterable[Run]) -> int:
     """How many instances to start: those that lack, as long as with those of other versions they are not too many."""
     known, old = _counted(app, runs)
-    return max(0, min(_share(app) - len(known) + old, most(app) - len(known)))
+    return max(0, min(_share(app) - known + old, most(app) - known))
 
 
 def missing_before(app: App, runs: Iterable[Run]) -> int:
     """How many to start of those that a canary leaves as they were."""
+    if app.canary is None:
+        return 0
     _, old = _counted(app, runs)
-    return max(0, app.instances - _share(app) - old) if app.canary is not None else 0
+    return max(0, app.instances - _share(app) - old)
 
 
-def _counted(app: App, runs: Iterable[Run]) -> tuple[list[list[Run]], int]:
-    """The instances that have a place of the app's, and how many of them are of other versions."""
-    known = [each for each in instances(runs) if not _is_moving(each) and not _is_inactive(each)]
-    return known, sum(any(_is_obsolete(app, run) for run in instance) for instance in known)
+def _counted(app: App, runs: Iterable[Run]) -> tuple[int, int]:
+    """How many instances have a place of the app's, and how many of them are of other versions."""
+    those = list(runs)
+    if all(_is_plain(app, run) for run in those):
+        return len(those), 0
+    known = [each for each in instances(those) if not _is_moving(each) and not _is_inactive(each)]
+    return len(known), sum(any(_is_obsolete(app, run) for run in instance) for instance in known)
 
 
 def _share(app: App) -> int:
@@ -97,6 +102,8 @@ def surplus(app: App | None, runs: Iterable[Run], chosen: Collection[str] = ()) 
     living = [run for run in runs if not run.view.killing]
     if app is None:
         return living
+    if len(living) <= _share(app) and all(_is_plain(app, run) for run in living):
+        return []
     good: list[list[Run]] = []
     bad: list[list[Run]] = []
     for instance in instances(living):
@@ -151,6 +158,14 @@ def instances(runs: Iterable[Run]) -> list[list[Run]]:
         pod = run.view.spec.pod
         found.setdefault(pod.id if pod is not None else run.id, []).append(run)
     return list(found.values())
+
+
+def _is_plain(app: App, run: Run) -> bool:
+    """There is nothing to think about: an instance by itself, as the app wants it. Thousands are looked at again and
+    again, and nearly all of them are."""
+    view = run.view
+    special = run.inactive or view.leaving or view.status.health or view.spec.pod is not None
+    return not special and current(app, run)
 
 
 def _is_obsolete(app: App, run: Run) -> bool:
