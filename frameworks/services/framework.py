@@ -33,7 +33,7 @@ from frameworks.services.pods.definition import PodDefinition
 from frameworks.services.progress import waits_for
 from frameworks.services.refusals import explain
 from frameworks.services.rollouts import Rollouts, stage
-from frameworks.services.wanted import Run, illness, surplus
+from frameworks.services.wanted import Run, illness
 from master.offers import (
     NodesChanged,
     Offers,
@@ -277,8 +277,7 @@ class Services:
         for app_id in sorted(touched):
             if app_id in self._picture.unreadable:
                 continue
-            app, runs = self._picture.app(app_id), list(self._picture.runs.get(app_id, {}).values())
-            too_many = surplus(app, runs, self._picture.first_to_go(app))
+            too_many = self._picture.too_many(app_id)
             for run in too_many:
                 if ill := illness(run.view):
                     log.info("service task is replaced", app=app_id, task=run.id, reason=ill)

@@ -18,7 +18,7 @@ from frameworks.services.app import GROUP_CODEC, GROUPS, PREFIX, STAGED_LABEL, S
 from frameworks.services.backoff import Backoff, Failure, failed, waits
 from frameworks.services.unreachable import times
 from frameworks.services.vips import Claimed
-from frameworks.services.wanted import Run, illness, missing, missing_before, settled
+from frameworks.services.wanted import Run, illness, missing, missing_before, settled, surplus
 from master.offers import TaskView
 from master.store.base import Change
 from model.codec import Damaged
@@ -69,11 +69,12 @@ class Picture:
     def run(self, spec: TaskSpec) -> Run | None:
         return self.runs.get(spec.owner, {}).get(spec.id)
 
-    def first_to_go(self, app: App | None) -> set[str]:
-        """Ids of tasks with which to begin, when there are too many."""
-        if app is None or not system.is_system(app):
-            return self.chosen
-        return self.chosen | system.misplaced(self._targets(app), self.runs.get(app.id, {}).values())
+    def too_many(self, app_id: str) -> list[Run]:
+        """Tasks that are to be killed."""
+        app, runs = self.app(app_id), list(self.runs.get(app_id, {}).values())
+        misplaced = system.misplaced(self._targets(app), runs) if app is not None and system.is_system(app) else []
+        others = [run for run in runs if run not in misplaced]
+        return [*(run for run in misplaced if not run.view.killing), *surplus(app, others, self.chosen)]
 
     def missing(self, app: App) -> int:
         runs = self.runs.get(app.id, {}).values()

@@ -31,9 +31,9 @@ def targets(app: App, nodes: Sequence[Node], runs: Iterable[Run]) -> frozenset[s
     return frozenset(allowed | away)
 
 
-def misplaced(targets: frozenset[str], runs: Iterable[Run]) -> set[str]:
-    """Ids of tasks that are where the app is not to be."""
-    return {run.id for run in runs if run.view.node not in targets}
+def misplaced(targets: frozenset[str], runs: Iterable[Run]) -> list[Run]:
+    """Tasks that are where the app is not to be."""
+    return [run for run in runs if run.view.node not in targets]
 
 
 def _allows(app: App, node: Node) -> bool:

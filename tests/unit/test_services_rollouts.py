@@ -207,6 +207,16 @@ async def test_a_system_service_is_on_every_node_that_it_may_be_on(store: Sqlite
         assert {task.spec.id for task in cluster.active("/web")} < kept
 
 
+async def test_a_system_service_follows_nodes_that_change_places(store: SqliteStore) -> None:
+    cluster = Cluster(at("a", disk="ssd"), at("b", disk="ssd"))
+    async with services(store, cluster):
+        await catalog.add(store, definition(labels=EVERYWHERE, constraints=[["disk", "LIKE", "ssd"]]))
+        await until(lambda: cluster.spread("/web") == {"a": 1, "b": 1})
+        cluster.nodes["b"] = at("b", disk="hdd")
+        cluster.add_node(at("c", disk="ssd"))
+        await until(lambda: cluster.spread("/web") == {"a": 1, "c": 1})
+
+
 async def test_a_node_that_is_away_for_a_while_costs_a_system_service_nothing(store: SqliteStore) -> None:
     cluster = Cluster(node("a"), node("b"))
     async with services(store, cluster):
