@@ -26,6 +26,7 @@ from model.task import TaskSpec
 GATHER_S = 0.05  # offers of several nodes arrive one by one; to spread, wait this long for the others
 RETRY_S = 1.0  # after the master could not write a launch down
 LAUNCHES = 256  # at once, so that many runs do not hold up the ends of others
+NODE_LAUNCHES = 32  # on one node at once: where others are about to be offered, they get their part
 REASONS = 5  # told of one offer
 NOTHING_WAITS = "no run waits for resources"
 
@@ -87,7 +88,9 @@ class Launcher:
         self._remember(demands, offers, plan.refusals)
         chosen: dict[str, list[Placement]] = {}
         for placement in plan.placements:
-            chosen.setdefault(placement.offer.id, []).append(placement)
+            on_offer = chosen.setdefault(placement.offer.id, [])
+            if len(on_offer) < NODE_LAUNCHES:
+                on_offer.append(placement)
         pairs = [(self._offers.pop(offer_id), placements) for offer_id, placements in chosen.items()]
         failed = not all(await asyncio.gather(*(self._accept(offer, placements) for offer, placements in pairs)))
         return RETRY_S if failed else 0.0

@@ -10,6 +10,7 @@ import pytest
 from frameworks.jobs.catalog import Blocked
 from frameworks.jobs.framework import Jobs, UnknownRun
 from frameworks.jobs.job import RUNS_KEPT
+from frameworks.jobs.launcher import NODE_LAUNCHES
 from frameworks.jobs.run import FAILED, KILLED, SUCCESS, Run
 from master.store.base import Delete, StoreError
 from master.store.sqlite import SqliteStore
@@ -315,3 +316,17 @@ async def test_a_task_of_no_run_is_killed(store: SqliteStore) -> None:
     await store.transaction(*[Delete(entry.key) for entry in await store.range("jobs/runs/")])
     async with jobs(store, cluster):
         await until(lambda: cluster.killed == [run.task] and not cluster.tasks)
+
+
+async def test_nodes_that_come_a_little_later_get_their_part_of_many_runs(store: SqliteStore) -> None:
+    cluster = Cluster(automatic=False)
+    async with jobs(store, cluster) as running:
+        await running.catalog.create(definition(), ())
+        await asyncio.gather(*(start(running) for _ in range(500)))
+        cluster.add_node(node("a", cpus=1_000_000, mem=10_000_000))
+        await until(lambda: len(cluster.accepted) > 0)
+        assert len(cluster.accepted) == NODE_LAUNCHES
+        cluster.add_node(node("b", cpus=1_000_000, mem=10_000_000))
+        await until(lambda: len(cluster.active()) == 500)
+    spread = cluster.spread("job")
+    assert abs(spread["a"] - spread["b"]) <= 3 * NODE_LAUNCHES
