@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from master.offers import Offer, TaskView
-from model.task import TaskSpec, TaskState, TaskStatus, newer
+from model.task import MESOS_STATES, TaskSpec, TaskState, TaskStatus, newer
 
 
 class Live:
@@ -20,7 +20,7 @@ class Live:
         return self._started.get(task)
 
     def note(self, view: TaskView) -> bool:
-        """Whether its state is another one."""
+        """Whether its state is another one, as Metronome tells them apart."""
         known = self._views.get(view.spec.id)
         if known is not None and not newer(known.status, view.status):
             if known.killing != view.killing:
@@ -29,7 +29,8 @@ class Live:
         self._views[view.spec.id] = view
         if view.status.state is TaskState.RUNNING:
             self._started.setdefault(view.spec.id, view.status.since or view.status.at)
-        return known is None or known.status.state != view.status.state
+        states = [MESOS_STATES[each.status.state] for each in (known, view) if each is not None]
+        return len(set(states)) > 1 or known is None
 
     def stage(self, spec: TaskSpec, offer: Offer) -> None:
         """It counts from before it is handed to the master, so that it is not started twice meanwhile."""

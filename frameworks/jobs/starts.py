@@ -20,22 +20,24 @@ from frameworks.jobs.run import FAILED, Run, run_id
 from frameworks.jobs.schedule import Scheduled
 
 ALPHABET = "0123456789abcdefghijklmnopqrstuvwxyz"
-ENDING = 8
+ENDING = 10
 Changes = list[Change[Any]]
 
 
 def asked_for(job: Job, now: float, definition: Definition | None = None) -> Run:
     """`definition`, if it is another one than the job's."""
-    ending = "".join(secrets.choice(ALPHABET) for _ in range(ENDING))
-    return _run(job, run_id(now, ending), now, definition)
+    return _run(job, run_id(now, _ending(secrets.token_bytes(ENDING))), now, definition)
 
 
 def scheduled(job: Job, schedule: Scheduled, due: float, now: float) -> Run:
     """Of this due time there is no other: its id is made of it."""
     digest = hashlib.sha256(f"{job.id}/{schedule.definition.id}/{due:.0f}/{job.life}".encode()).digest()
-    ending = "".join(ALPHABET[byte % len(ALPHABET)] for byte in digest[:ENDING])
     start_by = min(due + schedule.definition.startingDeadlineSeconds, now + job.definition.run.maxLaunchDelay)
-    return _run(job, run_id(due, ending), now, start_by=start_by, schedule=schedule.definition.id, due=due)
+    return _run(job, run_id(due, _ending(digest)), now, start_by=start_by, schedule=schedule.definition.id, due=due)
+
+
+def _ending(data: bytes) -> str:
+    return "".join(ALPHABET[byte % len(ALPHABET)] for byte in data[:ENDING])
 
 
 def _run(job: Job, name: str, now: float, definition: Definition | None = None, **fields: Any) -> Run:
