@@ -5,6 +5,9 @@ in the sessions concerned; the session's writer turns the marks into one Change 
 one set of keys, however often its items change, and it always gets the newest. The keys of what is for all are noted
 once, and each session reads on from where it was.
 
+What is for the node alone may go before what is for all, which may be much and has time. So who waits for nodes to have
+all that is desired (`barrier`) waits for a Change with which a node is told everything.
+
 Messages of protobuf are put together by putting their bytes together. An item is encoded once, whoever gets it, and
 that when the first does: what becomes of it before then costs nothing.
 """
@@ -39,15 +42,17 @@ class _Item:
 @dataclass(slots=True, eq=False)
 class Feed:
     """One session's view. `applied` is what the node says it has; `told` are the keys of what it was told and has not
-    said that it has, by revision and with the time of the clock; `closed` that the session is over. `urgent` is set by
-    what the node is to be told at once, `wake` by that and by all else."""
+    said that it has, by revision and with the time of the clock; `closed` that the session is over. `own` and `dirty`
+    are keys of what it is still to be told, for itself and for all. `urgent` is set by what it is to be told at once,
+    `wake` by that and by all else."""
 
     node: str
-    moved: Callable[[Feed], None]  # it has applied more, or is closed
+    moved: Callable[[Feed], None]  # it was told or has applied more, or is closed
     revision: int = 0
     applied: int = 0
     told: dict[int, tuple[float, frozenset[str]]] = field(default_factory=dict)
     closed: bool = False
+    own: set[str] = field(default_factory=set)
     dirty: set[str] = field(default_factory=set)
     read: int = 0  # of what all are to be told
     wake: asyncio.Event = field(default_factory=asyncio.Event)
@@ -69,15 +74,15 @@ class Feed:
         self.moved(self)
 
     @property
-    def due(self) -> float:
-        """The revision that will hold, or holds, everything desired up to now."""
-        return math.inf if self.closed else self.revision + bool(self.dirty or self.revision == 0)
+    def complete(self) -> bool:
+        """It was told everything."""
+        return not (self.closed or self.own or self.dirty or self.revision == 0)
 
 
 @dataclass(slots=True, eq=False)
 class _Barrier:
-    """`due` has the nodes that are waited for, each with the revision that it must have applied; infinite while it has
-    no session."""
+    """`due` has the nodes that are waited for, each with the revision that it must have applied; infinite until it was
+    told everything."""
 
     due: dict[str, float]
     passed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -87,7 +92,9 @@ class _Barrier:
             return
         if feed.closed:
             self.due[feed.node] = math.inf
-        elif feed.applied >= self.due[feed.node]:
+        elif feed.complete and self.due[feed.node] == math.inf:
+            self.due[feed.node] = feed.revision
+        if feed.applied >= self.due[feed.node]:
             del self.due[feed.node]
         if not self.due:
             self.passed.set()
@@ -112,9 +119,6 @@ class Desired:
             earlier.close()
         feed = self._feeds[node] = Feed(node, self._moved, read=len(self._news))
         feed.hurry()
-        for barrier in self._barriers:
-            if node in barrier.due:
-                barrier.due[node] = feed.due
         return feed
 
     def close(self, feed: Feed) -> None:
@@ -147,22 +151,26 @@ class Desired:
         if (shared := self._shared.pop(key, None)) is not None:
             self._mark_all(key, shared.skip)
 
-    def next_change(self, feed: Feed) -> bytes | None:
-        """What the node must be told now, a whole message to it; None when it was told everything."""
+    def next_change(self, feed: Feed, *, only_own: bool = False) -> bytes | None:
+        """What the node must be told now, a whole message to it; None when there is nothing. With `only_own` what is
+        for all has to wait."""
         feed.wake.clear()
         feed.urgent.clear()
         self._asleep.add(feed)
         self._catch_up(feed)
-        if feed.revision == 0:
-            keys = {key for key, item in self._shared.items() if item.skip != feed.node}
-            keys.update(self._own.get(feed.node, ()))
-        elif feed.dirty:
-            keys = feed.dirty
-        else:
+        full = feed.revision == 0
+        if full:
+            feed.dirty = {key for key, item in self._shared.items() if item.skip != feed.node}
+            feed.own = set(self._own.get(feed.node, ()))
+        keys, feed.own = feed.own, set()
+        if full or not only_own:
+            keys |= feed.dirty
+            feed.dirty = set()
+        if not keys and not full:
             return None
-        full, feed.dirty = feed.revision == 0, set()
         feed.revision += 1
         feed.told[feed.revision] = time.monotonic(), frozenset(keys)
+        self._moved(feed)
         return b"".join((_message(pb.Change(revision=feed.revision, full=full)), *self._told(feed.node, keys)))
 
     def behind(self, key: str) -> dict[str, float]:
@@ -171,7 +179,7 @@ class Desired:
         for node, feed in self._feeds.items():
             self._catch_up(feed)
             since = [at for at, keys in feed.told.values() if key in keys]
-            if since or key in feed.dirty:
+            if since or key in feed.dirty or key in feed.own:
                 late[node] = now - min(since, default=now)
         return late
 
@@ -182,7 +190,6 @@ class Desired:
         barrier = _Barrier(dict.fromkeys(feeds, math.inf))
         for feed in filter(None, feeds.values()):
             self._catch_up(feed)
-            barrier.due[feed.node] = feed.due
             barrier.see(feed)
         if not barrier.due:
             return []
@@ -211,7 +218,7 @@ class Desired:
 
     def _mark(self, node: str, key: str) -> None:
         if (feed := self._feeds.get(node)) is not None:
-            feed.dirty.add(key)
+            feed.own.add(key)
             feed.hurry()
 
     def _mark_all(self, key: str, skip: str | None) -> None:

@@ -351,7 +351,8 @@ class _Session:
 
     MAX_MESSAGES = 256
     MESSAGES_S = 1000  # in all sessions together
-    BYTES_S = 64 * 2**20
+    BYTES_S = 32 * 2**20
+    LONGEST_TURN_S = 1.0  # who leaves its VIPs waits for this too
     ACKS_S = 0.5
 
     def __init__(self, feed: Feed) -> None:
@@ -374,9 +375,10 @@ class _Session:
 
     async def messages(self, desired: Desired) -> AsyncIterator[bytes]:
         """What the agent has to be told, as it comes, until the feed is closed."""
+        turn = 0.0
         while not self.feed.closed:
-            began = time.monotonic()
-            change = desired.next_change(self.feed)
+            now = time.monotonic()
+            change = desired.next_change(self.feed, only_own=now < turn)
             acks, self._acks = self._acks, {}
             messages, self._messages = self._messages, []
             if change is not None:
@@ -386,12 +388,15 @@ class _Session:
                 yield pb.MasterMessage(status_ack=ack).SerializeToString()
             for message in messages:
                 yield message.SerializeToString()
-            cost = max(1 / self.MESSAGES_S, len(change or b"") / self.BYTES_S)
-            await self._next(began + cost * desired.sessions)
+            if now >= turn:
+                cost = max(1 / self.MESSAGES_S, len(change or b"") / self.BYTES_S)
+                turn = now + min(self.LONGEST_TURN_S, cost * desired.sessions)
+            await self._next(turn)
 
     async def _next(self, turn: float) -> None:
         """Until there is something to tell, and it is urgent or its turn."""
-        await self.feed.wake.wait()
+        if not self.feed.dirty:
+            await self.feed.wake.wait()
         if (wait_s := turn - time.monotonic()) > 0 and not self.feed.urgent.is_set():
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(wait_s):

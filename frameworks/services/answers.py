@@ -6,7 +6,6 @@ Default answers keep to the keys that Marathon's have: clients exist that fail o
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from ipaddress import ip_address
 from typing import Any
 
 from frameworks.services.app import SERVICE_PORTS_LABEL, STAGED_LABEL, VERSION_LABEL, App, format_time, label
@@ -67,7 +66,7 @@ def task_json(run: Run) -> Json:
         "host": run.view.node,
         "slaveId": run.view.node,
         "ipAddresses": [
-            {"ipAddress": address, "protocol": f"IPv{ip_address(address).version}"} for address in status.addresses
+            {"ipAddress": address, "protocol": "IPv6" if ":" in address else "IPv4"} for address in status.addresses
         ],
         "ports": published,
         # Clients take the one for each of the `ports`; 0: it has none.

@@ -108,7 +108,7 @@ def test_a_second_session_ends_the_first() -> None:
     assert first.closed and not second.closed
     desired.close(first)  # late, as its task ends: the second must not suffer
     desired.put("n1", item("a"))
-    assert second.dirty == {"a"} and not first.dirty
+    assert second.own == {"a"} and not first.own
 
 
 async def applied(feed: Feed, desired: Desired) -> None:
@@ -131,6 +131,28 @@ async def test_the_barrier_waits_for_what_is_on_its_way() -> None:
     await asyncio.sleep(0)
     assert not barrier.done()
     feeds["n2"].acknowledge(feeds["n2"].revision)
+    assert await barrier == []
+
+
+async def test_the_barrier_waits_for_what_lets_the_nodes_own_go_first() -> None:
+    desired = Desired()
+    feed = desired.open("n1")
+    await applied(feed, desired)
+    desired.share(item("a"))
+    barrier = asyncio.create_task(desired.barrier(["n1"], 10.0))
+    await asyncio.sleep(0)
+    for key in ("b", "c"):
+        desired.put("n1", item(key))
+        assert feed.urgent.is_set() and feed.wake.is_set()
+        told = desired.next_change(feed, only_own=True)
+        assert told is not None and [i.key for i in pb.MasterMessage.FromString(told).change.put] == [key]
+        feed.acknowledge(feed.revision)
+    assert desired.next_change(feed, only_own=True) is None and desired.behind("a") == {"n1": pytest.approx(0, abs=5)}
+    await asyncio.sleep(0)
+    assert not barrier.done()
+    change = next_change(desired, feed)
+    assert change is not None and [each.key for each in change.put] == ["a"]
+    feed.acknowledge(feed.revision)
     assert await barrier == []
 
 

@@ -114,10 +114,13 @@ async def test_a_policy_replaces_the_one_of_its_name_and_the_same_again_is_nothi
         feed = parts.master.desired.open("observer")
         parts.master.desired.next_change(feed)
         assert await parts.policies.put(SHOP) is False
-        assert await parts.master.store.revision() == revision and not feed.dirty
+        assert await parts.master.store.revision() == revision
+        assert next_change(parts.master.desired, feed) is None
         other = replace(SHOP, sources=(Source(app="services/b"),))
         assert await parts.policies.put(other) is False
-        assert feed.dirty == {"policy/shop", "members/services/a", "members/services/b"}
+        change = next_change(parts.master.desired, feed)
+        assert change is not None and list(change.remove) == ["members/services/a"]
+        assert {item.key for item in change.put} == {"policy/shop", "members/services/b"}
         assert parts.sent() == ({"shop": other}, {"services/b": set()})
 
 
