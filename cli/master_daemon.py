@@ -31,6 +31,7 @@ from frameworks.jobs.rest import routers as job_routers
 from frameworks.jobs.run import FRAMEWORK as JOBS
 from frameworks.services import metrics as service_metrics
 from frameworks.services.app import FRAMEWORK
+from frameworks.services.app import PREFIX as APPS
 from frameworks.services.framework import Services
 from frameworks.services.rest import PUBLIC, routers
 from master.addresses import Addresses
@@ -62,6 +63,7 @@ from master.rest.vips import vips_router
 from master.rest.volumes import volumes_router
 from master.store import metrics as store_metrics
 from master.store.base import StoreError
+from master.store.remembered import Remembered
 from master.store.sqlite import SqliteStore
 from master.tasks import Tasks
 from master.tokens import Tokens
@@ -232,7 +234,8 @@ class _Master:
         self.allocator = Allocator(
             self.tasks, self.nodes, self.networks, self.blocks, self.addresses, self.volumes, self.discovery
         )
-        self.services = Services(store, self.allocator.subscribe(FRAMEWORK))
+        self.apps = Remembered(store, f"{APPS}/")
+        self.services = Services(self.apps, self.allocator.subscribe(FRAMEWORK))
         self.jobs = Jobs(store, self.allocator.subscribe(JOBS))
 
     async def run(self) -> None:
@@ -290,7 +293,7 @@ class _Master:
         parts = [cluster, streams, observe, adjustments, images, volumes, networks_router(networks), removal]
         parts.append(vips_router(self.discovery, self.nodes, self.desired, self.authority.domain))
         policies = policies_router(self.policies, FRAMEWORK)
-        everything = [*parts, policies, *routers(self.store, self.services, [observe]), *job_routers(self.jobs)]
+        everything = [*parts, policies, *routers(self.apps, self.services, [observe]), *job_routers(self.jobs)]
         return create_app(lambda token: admin_token.matches(token, self.digest), everything, (*PUBLIC, *JOBS_PUBLIC))
 
     def network_parts(self) -> NetworkParts:

@@ -72,7 +72,7 @@ async def refuse_taken(store: Store, app_id: str) -> None:
 async def add(store: Store, definition: Definition | PodDefinition, deployment: str = "") -> App:
     app = create(definition, _now(), deployment)
     try:
-        await store.transaction(Put(key(app.id), CODEC.encode(app), expected=0), *await _remembered(store, app))
+        await store.transaction(Put(key(app.id), CODEC.encode(app), expected=0), _version_of(app))  # it has no other
     except Conflict as conflict:
         raise AppExists(app.id) from conflict
     return app
@@ -222,7 +222,11 @@ async def _remembered(store: Store, app: App) -> list[Put | Delete]:
     """What is to be written of this version beside it, and which is forgotten for it."""
     before = await store.range(_versions(app.id))
     forgotten: list[Put | Delete] = [Delete(entry.key) for entry in before[: max(0, len(before) + 1 - VERSIONS_KEPT)]]
-    return [Put(_versions(app.id) + app.version, CODEC.encode(app)), *forgotten]
+    return [_version_of(app), *forgotten]
+
+
+def _version_of(app: App) -> Put:
+    return Put(_versions(app.id) + app.version, CODEC.encode(app))
 
 
 def _versions(app_id: str) -> str:

@@ -5,6 +5,7 @@ What Marathon has no word for (addresses of nodes, process ids, why something wa
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import Collection, Iterable
 from typing import Annotated, Any, Literal
@@ -40,6 +41,7 @@ MARATHON_VERSION = "1.11.0"  # of the API: clients choose their calls by it
 ALIASES = ("/service/marathon", "/marathon")
 PUBLIC = ("/ping", *(alias + "/ping" for alias in ALIASES))
 MOST_AT_ONCE = 10_000
+LISTED_AT_ONCE = 20  # apps, before all else has its turn
 EMBEDDED_TASKS = {"app.tasks", "apps.tasks"}
 EMBEDDED_READINESS = {"app.readiness", "apps.readiness"}
 
@@ -178,7 +180,12 @@ class MarathonApi:
             and app_id in app.id
             and selects(app.definition.labels)
         ]
-        return {"apps": [self._embedding(app, embed, EMBEDDED_TASKS & set(embed)) for app in apps]}
+        answers = []
+        for number, app in enumerate(apps):
+            if number % LISTED_AT_ONCE == LISTED_AT_ONCE - 1:
+                await asyncio.sleep(0)
+            answers.append(self._embedding(app, embed, EMBEDDED_TASKS & set(embed)))
+        return {"apps": answers}
 
     async def show(self, app_id: str, embed: Embed = []) -> Json:  # noqa: B006 - FastAPI copies it
         return {"app": self._embedding(await existing(self._store, app_id), embed, with_tasks=True)}

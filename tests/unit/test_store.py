@@ -22,6 +22,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from master.store.base import Change, Compacted, Conflict, Delete, Entry, Put, Store, StoreError
+from master.store.remembered import Remembered
 from master.store.sqlite import SqliteStore
 
 ROOT = Path(__file__).parents[2]
@@ -35,7 +36,11 @@ async def open_sqlite(directory: Path) -> Store:
     return await SqliteStore.open(directory / "store.db", history=50)
 
 
-BACK_ENDS = {"sqlite": open_sqlite}
+async def open_remembered(directory: Path) -> Store:
+    return Remembered(await open_sqlite(directory), "a/b")
+
+
+BACK_ENDS = {"sqlite": open_sqlite, "remembered": open_remembered}
 
 
 @pytest.fixture(params=sorted(BACK_ENDS))
@@ -271,6 +276,30 @@ async def test_it_is_a_map_with_a_log(reopen: Open, transactions: list[list[Put 
             break
     assert replayed == {key: entry.value for key, entry in model.items()} | {"end": b""}
     await store.transaction(Delete("end"))
+    await store.close()
+
+
+# What is remembered
+
+
+async def test_what_is_remembered_is_as_it_is_in_the_store(tmp_path: Path) -> None:
+    """Also when it is written while it is read for the first time, and when the writer did not wait."""
+    below = await open_sqlite(tmp_path)
+    await below.transaction(*(Put(f"a/{number}", b"old") for number in range(20)))
+    store = Remembered(below, "a/")
+    writes = [store.transaction(Put(f"a/{number}", b"new")) for number in range(10)]
+    writes += [store.transaction(Delete(f"a/{number}")) for number in range(10, 15)]
+    reading = asyncio.create_task(store.range("a/"))
+    await asyncio.gather(*writes)
+    assert {entry.value for entry in await reading} <= {b"old", b"new"}
+    with pytest.raises(ValueError, match="lease"):
+        await store.transaction(Put("a/1", b"", lease="any"))
+    leaving = asyncio.create_task(store.transaction(Put("a/left", b"left"), Put("b", b"")))
+    await asyncio.sleep(0)
+    leaving.cancel()
+    await store.transaction(Put("b", b""))
+    assert await store.range("a/") == await below.range("a/")
+    assert await store.get("a/left") == await below.get("a/left") is not None
     await store.close()
 
 
