@@ -139,7 +139,7 @@ async def go_back(store: Store, app: App, why: str) -> App | None:
 
 async def conclude(store: Store, app: App, outcome: str) -> None:
     """What became of the deployment that is under way. No change when that is not `app`'s any more."""
-    with suppress(UnknownApp, Conflict):
+    with suppress(UnknownApp, Conflict, Damaged):
         entry, latest = await _entry(store, app.id, type(app.definition))
         if latest.deployment == app.deployment and not latest.outcome:
             concluded = dataclasses.replace(latest, outcome=outcome)

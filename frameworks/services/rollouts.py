@@ -20,6 +20,7 @@ from frameworks.services.catalog import UnknownApp
 from frameworks.services.events import ServiceEvents
 from frameworks.services.wanted import Run, settled, tried
 from master.store.base import Conflict, Store
+from model.codec import Damaged
 
 ENDED_KEPT = 1000
 CANCELLED = "another change took its place"
@@ -99,7 +100,7 @@ class Rollouts:
         try:
             if await catalog.go_back(self._store, app, late) is None:
                 await catalog.conclude(self._store, app, late)
-        except (UnknownApp, Conflict):
+        except (UnknownApp, Conflict, Damaged):
             return  # it was changed meanwhile: this is another deployment
 
     def _begin(self, app: App) -> None:
