@@ -5,8 +5,8 @@ in the sessions concerned; the session's writer turns the marks into one Change 
 one set of keys, however often its items change, and it always gets the newest. The keys of what is for all are noted
 once, and each session reads on from where it was.
 
-What is for the node alone may go before what is for all, which may be much and has time. So who waits for nodes to have
-all that is desired (`barrier`) waits for a Change with which a node is told everything.
+What is new for the node alone may go before what is for all, which may be much and has time, as what is gone has. So
+who waits for nodes to have all that is desired (`barrier`) waits for a Change with which a node is told everything.
 
 Messages of protobuf are put together by putting their bytes together. An item is encoded once, whoever gets it, and
 that when the first does: what becomes of it before then costs nothing.
@@ -19,6 +19,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from wire import control_pb2 as pb
 
@@ -129,11 +130,11 @@ class Desired:
 
     def put(self, node: str, item: pb.Item) -> None:
         self._own.setdefault(node, {})[item.key] = _Item(lambda: item)
-        self._mark(node, item.key)
+        self._mark(node, item.key, urgent=True)
 
     def remove(self, node: str, key: str) -> None:
         if self._own.get(node, {}).pop(key, None) is not None:
-            self._mark(node, key)
+            self._mark(node, key, urgent=False)
 
     def forget(self, node: str) -> None:
         """It will not come back."""
@@ -214,12 +215,14 @@ class Desired:
             item = shared.get(key)
             if item is None or item.skip == node:
                 item = own.get(key)
-            yield item.encoded() if item is not None else _message(pb.Change(remove=[key]))
+            yield item.encoded() if item is not None else _removal(key)
 
-    def _mark(self, node: str, key: str) -> None:
+    def _mark(self, node: str, key: str, *, urgent: bool) -> None:
         if (feed := self._feeds.get(node)) is not None:
             feed.own.add(key)
-            feed.hurry()
+            feed.wake.set()
+            if urgent:
+                feed.urgent.set()
 
     def _mark_all(self, key: str, skip: str | None) -> None:
         if skip is None:
@@ -240,6 +243,11 @@ class Desired:
         if feed.read < len(self._news):
             feed.dirty.update(self._news[feed.read :])
             feed.read = len(self._news)
+
+
+@lru_cache(1 << 12)  # all nodes are told at about the same time
+def _removal(key: str) -> bytes:
+    return _message(pb.Change(remove=[key]))
 
 
 def _message(change: pb.Change) -> bytes:

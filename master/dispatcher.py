@@ -345,7 +345,7 @@ class _Session:
     """What waits to be written to one agent. All of it is bounded: keys, one number a task, and a few messages about
     streams.
 
-    What the node alone is told goes at once. What all are told goes in turns, between which there is the more time the
+    What is new for the node alone goes at once. All else goes in turns, between which there is the more time the
     more nodes there are and the more there was to tell: with three nodes nobody notices, and with hundreds a thousand
     changes a second cost no more than a few."""
 
@@ -395,7 +395,7 @@ class _Session:
 
     async def _next(self, turn: float) -> None:
         """Until there is something to tell, and it is urgent or its turn."""
-        if not self.feed.dirty:
+        if not self.feed.dirty and not self.feed.own:
             await self.feed.wake.wait()
         if (wait_s := turn - time.monotonic()) > 0 and not self.feed.urgent.is_set():
             with contextlib.suppress(TimeoutError):
