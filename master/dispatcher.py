@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from functools import partial
@@ -353,6 +354,7 @@ class _Session:
     MESSAGES_S = 1000  # in all sessions together
     BYTES_S = 32 * 2**20
     LONGEST_TURN_S = 1.0  # who leaves its VIPs waits for this too
+    APART_S = 0.0003
     ACKS_S = 0.5
 
     def __init__(self, feed: Feed) -> None:
@@ -391,12 +393,14 @@ class _Session:
             if now >= turn:
                 cost = max(1 / self.MESSAGES_S, len(change or b"") / self.BYTES_S)
                 turn = now + min(self.LONGEST_TURN_S, cost * desired.sessions)
-            await self._next(turn)
+            await self._next(turn, desired.sessions)
 
-    async def _next(self, turn: float) -> None:
+    async def _next(self, turn: float, sessions: int) -> None:
         """Until there is something to tell, and it is urgent or its turn."""
         if not self.feed.dirty and not self.feed.own:
             await self.feed.wake.wait()
+            # All are woken by the same news, and are not to have their turns in one and the same moment.
+            turn = max(turn, time.monotonic() + random.uniform(0.0, sessions * self.APART_S))
         if (wait_s := turn - time.monotonic()) > 0 and not self.feed.urgent.is_set():
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(wait_s):
