@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import ssl
 from collections.abc import AsyncIterator, Sequence
@@ -94,6 +95,9 @@ NAME = "master"
 SETTINGS_FILE = "master.toml"
 TOKEN_FILE = "admin.digest"
 STORE_FILE = "store.db"
+# Of Python's collector of cycles. By default it looks at all objects whenever there are a quarter more, which is a pause
+# of 0.2 s when there are 5,000 tasks; and hardly anything that lives long here is in a cycle.
+GC_THRESHOLDS = 1_000, 10, 1_000
 STOP_DEADLINE_S = 2.0
 RENEWAL_INTERVAL_S = 3600.0
 OLDEST_TLS = ssl.TLSVersion.TLSv1_2  # of clients of the API; our own speak 1.3
@@ -240,12 +244,14 @@ class _Master:
 
     async def run(self) -> None:
         """Until cancelled."""
+        gc.set_threshold(*GC_THRESHOLDS)
         self.refuse_ports_in_use()
         loaded = (self.tasks, self.volumes, self.networks, self.nodes, self.blocks, self.addresses)
         for part in (*loaded, self.discovery, self.policies, self.dispatcher):
             await part.load()
         self.names.load()
         await self.jobs.load()
+        gc.freeze()
         host = str(self.settings.listen)
         enrolment = enrolment_app(self.authority, self.tokens.redeem)
         try:
