@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Iterable
 from typing import TypeAlias
 
 import grpc
@@ -150,11 +151,17 @@ class _Conversation:
                 case "change":
                     self._receive(message.change)
                 case "status_ack":
-                    self._reconciler.books.acknowledged(message.status_ack.task_id, message.status_ack.sequence)
+                    self._acknowledged((message.status_ack,))
+                case "status_acks":
+                    self._acknowledged(message.status_acks.acks)
                 case "open":
                     self._streams.open(self._stub, message.open)
                 case "close":
                     self._streams.end(message.close)
+
+    def _acknowledged(self, acks: Iterable[pb.StatusAck]) -> None:
+        for ack in acks:
+            self._reconciler.books.acknowledged(ack.task_id, ack.sequence)
 
     def _receive(self, change: pb.Change) -> None:
         if not change.full and (not self._received or change.revision != self._received + 1):

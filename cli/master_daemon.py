@@ -95,8 +95,8 @@ NAME = "master"
 SETTINGS_FILE = "master.toml"
 TOKEN_FILE = "admin.digest"
 STORE_FILE = "store.db"
-# Of Python's collector of cycles. By default it looks at all objects whenever there are a quarter more, which is a pause
-# of 0.2 s when there are 5,000 tasks; and hardly anything that lives long here is in a cycle.
+# Of Python's collector of cycles. By default it looks at all objects whenever there are a quarter more: with 5,000
+# tasks that is a pause of 0.2 s. Hardly anything that lives long here is in a cycle.
 GC_THRESHOLDS = 1_000, 10, 1_000
 STOP_DEADLINE_S = 2.0
 RENEWAL_INTERVAL_S = 3600.0

@@ -385,9 +385,9 @@ class _Session:
             messages, self._messages = self._messages, []
             if change is not None:
                 yield change
-            for task_id, sequence in acks.items():
-                ack = pb.StatusAck(task_id=task_id, sequence=sequence)
-                yield pb.MasterMessage(status_ack=ack).SerializeToString()
+            if acks:
+                together = [pb.StatusAck(task_id=task_id, sequence=sequence) for task_id, sequence in acks.items()]
+                yield pb.MasterMessage(status_acks=pb.StatusAcks(acks=together)).SerializeToString()
             for message in messages:
                 yield message.SerializeToString()
             if now >= turn:

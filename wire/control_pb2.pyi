@@ -110,6 +110,7 @@ class MasterMessage(_message.Message):
     STATUS_ACK_FIELD_NUMBER: _builtins.int
     OPEN_FIELD_NUMBER: _builtins.int
     CLOSE_FIELD_NUMBER: _builtins.int
+    STATUS_ACKS_FIELD_NUMBER: _builtins.int
     close: _builtins.str
     """Open.request: nobody is left to read or write"""
     @_builtins.property
@@ -118,6 +119,8 @@ class MasterMessage(_message.Message):
     def status_ack(self) -> Global___StatusAck: ...
     @_builtins.property
     def open(self) -> Global___Open: ...
+    @_builtins.property
+    def status_acks(self) -> Global___StatusAcks: ...
     def __init__(
         self,
         *,
@@ -125,12 +128,13 @@ class MasterMessage(_message.Message):
         status_ack: Global___StatusAck | None = ...,
         open: Global___Open | None = ...,
         close: _builtins.str = ...,
+        status_acks: Global___StatusAcks | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "change", b"change", "close", b"close", "open", b"open", "status_ack", b"status_ack"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "change", b"change", "close", b"close", "open", b"open", "status_ack", b"status_ack", "status_acks", b"status_acks"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "change", b"change", "close", b"close", "open", b"open", "status_ack", b"status_ack"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "change", b"change", "close", b"close", "open", b"open", "status_ack", b"status_ack", "status_acks", b"status_acks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["change", "status_ack", "open", "close"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["change", "status_ack", "open", "close", "status_acks"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -1403,6 +1407,26 @@ class StatusAck(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StatusAck: _TypeAlias = StatusAck  # noqa: Y015
+
+@_typing.final
+class StatusAcks(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACKS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def acks(self) -> _containers.RepeatedCompositeFieldContainer[Global___StatusAck]: ...
+    def __init__(
+        self,
+        *,
+        acks: _abc.Iterable[Global___StatusAck] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acks", b"acks"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StatusAcks: _TypeAlias = StatusAcks  # noqa: Y015
 
 @_typing.final
 class NetworkBlock(_message.Message):

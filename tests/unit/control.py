@@ -224,8 +224,8 @@ class Agent:
         match message.WhichOneof("body"):
             case "change":
                 self._apply(message.change)
-            case "status_ack":
-                self.acknowledged[message.status_ack.task_id] = message.status_ack.sequence
+            case "status_acks":
+                self.acknowledged |= {ack.task_id: ack.sequence for ack in message.status_acks.acks}
             case "open":
                 self.streams.open(self.stub, message.open)
             case "close":
