@@ -13,7 +13,8 @@ from rich.table import Table
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """`what` names the statistic too (`start_p50`). Less is better in every row: a `ratio` under 1 is in our favour."""
+    """`what` names the statistic too (`start_p50`). Less is better: a `ratio` under 1 is in our favour. But of what is
+    counted per second (`..._per_s`) more is."""
 
     what: str
     unit: str
