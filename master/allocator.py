@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -45,6 +45,7 @@ from model.volume import PersistentVolume
 
 OFFER_DEADLINE_S = 30.0
 OFFERED_TOGETHER_S = 0.01
+AT_ONCE = 32  # nodes or events, before all else has its turn
 REPEAT_S = 1.0  # an update whose acknowledgement could not be written down
 
 
@@ -130,7 +131,7 @@ class Allocator:
         while True:
             self._wake.clear()
             self._rescind_late()
-            self._offer()
+            await self._offer()
             await asyncio.sleep(OFFERED_TOGETHER_S)  # with hundreds of nodes something becomes free all the time
             try:
                 # Not wait_for: in Python 3.11 that swallows a cancellation which comes together with the event.
@@ -191,10 +192,16 @@ class Allocator:
             del self.accepting[hold]
             self.wake()
 
-    def _offer(self) -> None:
+    async def _offer(self) -> None:
+        views = self._nodes.all()
+        for first in range(0, len(views), AT_ONCE):
+            self._offer_nodes([view.node.id for view in views[first : first + AT_ONCE]])
+            await asyncio.sleep(0)
+
+    def _offer_nodes(self, node_ids: Iterable[str]) -> None:
         now = time.monotonic()
         held, networks = self._held(), frozenset(network.name for network in self._networks.all())
-        for view in self._nodes.all():
+        for view in filter(None, map(self._nodes.get, node_ids)):
             takers = [s for s in self._subscribers if s.wants(view.node.id, now)] if _takes_tasks(view) else []
             if not takers:
                 continue
@@ -284,7 +291,9 @@ class FrameworkSubscription:
             self.note(record.spec.id)
         while True:
             self._inbox.wake.clear()
-            for event in self._fetch():
+            for number, event in enumerate(self._fetch()):
+                if number % AT_ONCE == AT_ONCE - 1:
+                    await asyncio.sleep(0)
                 yield event
             await self._inbox.wake.wait()
 

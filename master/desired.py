@@ -152,6 +152,16 @@ class Desired:
         if (shared := self._shared.pop(key, None)) is not None:
             self._mark_all(key, shared.skip)
 
+    async def encode(self, feed: Feed) -> None:
+        """What all are to be told, before it is this node's turn: an item may take a while, and all else has its turn
+        after each."""
+        self._catch_up(feed)
+        for key in list(feed.dirty):
+            item = self._shared.get(key)
+            if item is not None and not isinstance(item.content, bytes):
+                item.encoded()
+                await asyncio.sleep(0)
+
     def next_change(self, feed: Feed, *, only_own: bool = False) -> bytes | None:
         """What the node must be told now, a whole message to it; None when there is nothing. With `only_own` what is
         for all has to wait."""

@@ -379,6 +379,8 @@ class _Session:
         """What the agent has to be told, as it comes, until the feed is closed."""
         turn = 0.0
         while not self.feed.closed:
+            if turn <= time.monotonic():
+                await desired.encode(self.feed)
             now = time.monotonic()
             change = desired.next_change(self.feed, only_own=now < turn)
             acks, self._acks = self._acks, {}
