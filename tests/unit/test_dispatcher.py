@@ -10,6 +10,8 @@ from pathlib import Path
 import grpc
 import pytest
 
+from master.desired import Desired
+from master.dispatcher import _Session
 from model.node import NodeState
 from model.pod import Pod
 from model.task import TaskState, TaskStatus
@@ -20,6 +22,7 @@ from wire import control_pb2 as pb
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("one_loop")]
 SHORT_S = 0.2
+DEADLINE_S = 10.0
 
 
 def connected(parts: Master, name: str) -> bool:
@@ -192,6 +195,59 @@ async def test_a_reader_who_never_reads_costs_no_more_than_its_keys(tmp_path: Pa
             parts.desired.share(pb.Item(key="vip/last"))
         await until(lambda: not connected(parts, "n1"))
         assert "n1" not in parts.desired._feeds
+
+
+async def test_what_is_for_all_goes_in_turns_and_what_is_new_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("master.dispatcher._Session.MESSAGES_S", 4)
+    desired = Desired()
+    session = _Session(desired.open("n1"))
+    messages = session.messages(desired)
+
+    async def told() -> list[str]:
+        async with asyncio.timeout(DEADLINE_S):
+            change = pb.MasterMessage.FromString(await anext(messages)).change
+        return [item.key for item in change.put] + [f"-{key}" for key in change.remove]
+
+    assert await told() == []
+    began = time.monotonic()
+    desired.share(pb.Item(key="vip/1"))
+    waiting = asyncio.create_task(told())
+    await asyncio.sleep(0.02)
+    assert not waiting.done()
+    desired.put("n1", pb.Item(key="task/1"))
+    assert await waiting == ["task/1"]
+    desired.remove("n1", "task/1")
+    assert sorted(await told()) == ["-task/1", "vip/1"] and time.monotonic() - began > 0.2
+    session.feed.close()
+
+
+async def test_what_an_agent_says_meanwhile_is_written_down_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with cluster(tmp_path) as (parts, dial), dial("n1") as agent:
+        await agent.join()
+        await parts.tasks.add("n1", [task(name) for name in "abc"])
+        observe, written, free = parts.tasks.observe, [], asyncio.Event()
+
+        async def slow(node_id: str, *statuses: TaskStatus) -> None:
+            written.append({status.task_id: status.state for status in statuses})
+            await free.wait()
+            await observe(node_id, *statuses)
+
+        monkeypatch.setattr(parts.tasks, "observe", slow)
+        await agent.status("a", TaskState.ACCEPTED, 1)
+        await until(lambda: written == [{"a": TaskState.ACCEPTED}])
+        for sequence, state in enumerate((TaskState.STARTING, TaskState.RUNNING), 2):
+            for name in "abc":
+                await agent.status(name, state, sequence)
+        seen = parts.dispatcher._sessions["n1"].seen
+        await until(lambda: {each.state for each in seen._statuses.values()} == {TaskState.RUNNING})
+        free.set()
+        await agent.until(lambda agent: agent.acknowledged == dict.fromkeys("abc", 3))
+        assert written[1:] == [dict.fromkeys("abc", TaskState.RUNNING)]
+        assert {parts.record(name).status.state for name in "abc"} == {TaskState.RUNNING}
 
 
 async def test_take_out_wait_then_stop(tmp_path: Path) -> None:
