@@ -119,14 +119,15 @@ class Launcher:
         for refusal in plan.refusals:
             refusals.setdefault(refusal.node, []).append(refusal)
         launches = []
-        for offer in offers:
-            if offer.id in placements:
-                launches.append(asyncio.create_task(self._launch(offer, placements[offer.id], asked)))
-                await asyncio.sleep(0)  # all else has its turn
-            else:
-                why = reason(refusals.get(offer.node.id, ()))
-                self._subscription.decline(offer.id, why or "no service waits for resources")
-        return None if all(await asyncio.gather(*launches)) else RETRY_S
+        async with asyncio.TaskGroup() as group:
+            for offer in offers:
+                if offer.id in placements:
+                    launches.append(group.create_task(self._launch(offer, placements[offer.id], asked)))
+                    await asyncio.sleep(0)  # all else has its turn
+                else:
+                    why = reason(refusals.get(offer.node.id, ()))
+                    self._subscription.decline(offer.id, why or "no service waits for resources")
+        return None if all(launch.result() for launch in launches) else RETRY_S
 
     def _places(self, demands: Sequence[Demand]) -> Places:
         """Where instances are of the versions that apps have now, and beside a canary, of both. Of a task it was noted
