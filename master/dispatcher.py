@@ -351,7 +351,7 @@ class _Session:
     changes a second cost no more than a few."""
 
     MAX_MESSAGES = 256
-    MESSAGES_S = 200  # in all sessions together
+    MESSAGES_S = 2000  # in all sessions together
     BYTES_S = 16 * 2**20
     LONGEST_TURN_S = 1.0  # who leaves its VIPs waits for this too
     APART_S = 0.0003
