@@ -171,6 +171,7 @@ def test_who_stays_connected_for_longer_than_that_is_cut_off(cluster: Cluster) -
         began = time.monotonic()
         cluster.remove("/echo")
         eventually(lambda: not cluster.tasks(), "it ends")
+        eventually(stayer.is_cut_off, "who is connected hears of it")
         count, wrong, at = stayer.leave()
         assert wrong and count > 0
         assert at - began > 2
@@ -195,6 +196,9 @@ class Stayer:
         assert process.stdout is not None
         self._process = process
         self.at = process.stdout.readline().strip()
+
+    def is_cut_off(self) -> bool:
+        return self._process.poll() is not None
 
     def leave(self) -> tuple[int, str, float]:
         """How often it was answered, what went wrong, and when it was over."""
