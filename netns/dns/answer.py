@@ -23,6 +23,7 @@ from dnslib import (
     A,
     DNSError,
     DNSHeader,
+    DNSLabel,
     DNSRecord,
 )
 
@@ -70,6 +71,8 @@ def parse(packet: bytes) -> Query:
     try:
         record = DNSRecord.parse(packet)
         name = str(record.q.qname).lower().removesuffix(".") if record.questions else ""
+        if "\\" in name:  # octets that are no letters: not all of them can be written into an answer again
+            DNSLabel(name)
     except (DNSError, ValueError, IndexError, UnicodeError, RecursionError) as error:
         raise Malformed(str(error)) from error
     if record.header.qr:

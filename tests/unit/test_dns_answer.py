@@ -112,7 +112,10 @@ def test_what_nobody_answers(packet: bytes, code: int) -> None:
     assert (said.header.rcode, said.rr) == (code, [])
 
 
-@pytest.mark.parametrize("packet", [b"", b"\0" * 11, question(APP)[:20], question(APP, qr=1)])
+STRANGE = question(APP).replace(b"web", b"w\x80b", 1)
+
+
+@pytest.mark.parametrize("packet", [b"", b"\0" * 11, question(APP)[:20], question(APP, qr=1), STRANGE])
 def test_what_is_no_question_gets_no_answer(packet: bytes) -> None:
     with pytest.raises(answer.Malformed):
         answer.parse(packet)
