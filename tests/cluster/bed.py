@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import socket
 import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -176,17 +177,27 @@ class Cluster:
     def await_served(self, app: str, tasks: Tasks, nodes: Sequence[str] = ()) -> tuple[str, int]:
         """The address and port of the app's VIP, once all of the tasks, and no others, answer there on every node (or
         on these). That a task runs does not mean that it listens already."""
-        eventually(lambda: self.backends(app) == tasks.keys(), f"{app} is served by {len(tasks)} tasks")
-        vip = self.vip(app)
+        vip = self.await_listening(app, tasks, nodes)
         target = vip["address"], vip["port"]
         for node in nodes or self.names:
-            eventually(partial(self._all_answer, node, vip), f"all backends listen for {node}")
             eventually(partial(self._answered_by, node, target, tasks), f"{node} reaches all backends at {target}")
         return target
 
-    def _all_answer(self, node: str, vip: Json) -> bool:
+    def await_listening(self, app: str, tasks: Tasks, nodes: Sequence[str] = ()) -> Json:
+        """The app's VIP, once it has all of the tasks, and no others, and each node (or these) reaches them."""
+        eventually(lambda: self.backends(app) == tasks.keys(), f"{app} is served by {len(tasks)} tasks")
+        vip = self.vip(app)
+        for node in nodes or self.names:
+            eventually(partial(self._all_listen, node, vip), f"all backends listen for {node}")
+        return vip
+
+    def await_vips(self) -> None:
+        """All nodes have all of them."""
+        eventually(lambda: not any(vip["behind"] for vip in self.get("/api/v1/vips")["vips"]), "all nodes have them")
+
+    def _all_listen(self, node: str, vip: Json) -> bool:
         targets = [(backend["address"], backend["port"]) for backend in vip["backends"]]
-        return all(self.lab.within(node, partial(ask, target)) for target in targets)
+        return all(self.lab.within(node, partial(listens, target)) for target in targets)
 
     def _answered_by(self, node: str, target: tuple[str, int], tasks: Tasks) -> bool:
         """With so many tries, that one of the tasks is missed by chance happens once in thousands of times."""
@@ -287,6 +298,14 @@ def ask(target: tuple[str, int]) -> str:
         return ""
     finally:
         connection.close()
+
+
+def listens(target: tuple[str, int]) -> bool:
+    try:
+        socket.create_connection(target, ANSWER_DEADLINE_S).close()
+    except OSError:
+        return False
+    return True
 
 
 def same(before: Tasks, after: Tasks) -> bool:

@@ -39,7 +39,8 @@ def nodes() -> Iterator[Cluster]:
         for name in ("shop", "inner"):
             tasks = cluster.await_running(f"/{name}", len(BACK_ENDS))
             assert {task["node"] for task in tasks.values()} == BACK_ENDS.keys()
-            eventually(lambda name=name: len(cluster.backends(f"/{name}")) == 3, f"{name} is served")  # type: ignore[misc]
+            cluster.await_listening(f"/{name}", tasks)
+        cluster.await_vips()
         yield cluster
 
 

@@ -141,7 +141,7 @@ def served(nodes: Cluster) -> dict[str, dict[str, Json]]:
         eventually(partial(_served, nodes, kind), f"{kind} is served")
         found[kind] = {each: task for each, task in nodes.tasks().items() if each in nodes.backends(f"/{kind}")}
         assert {task["node"] for task in found[kind].values()} == BACK_ENDS.keys()
-    eventually(lambda: not any(vip["behind"] for vip in nodes.get("/api/v1/vips")["vips"]), "all nodes have them")
+    nodes.await_vips()
     for task in found["site"].values():
         (other,) = BACK_ENDS.keys() - {task["node"]}
         via = str(nodes.lab.node(task["node"]).address)

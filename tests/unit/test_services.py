@@ -272,9 +272,10 @@ async def test_what_happens_is_told_in_marathons_words(store: SqliteStore) -> No
 
 async def test_a_master_that_starts_tells_of_nothing_that_was_before(store: SqliteStore) -> None:
     cluster = Cluster(node("a"))
-    async with services(store, cluster):
+    async with services(store, cluster) as first:
         await catalog.add(store, definition())
         await runs(cluster, "/web", 1)
+        await until(lambda: not first.deploying())
     async with services(store, cluster) as again:
         await until(lambda: bool(again.runs("/web")))
         assert [event["eventType"] for event in await told(again)] == []
