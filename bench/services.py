@@ -169,15 +169,15 @@ class _Bench:
             self._telling(f"{DEPLOYED} tasks deployed"),
             _probing(self._admin, lambda: f"/v2/apps{random.choice(names)}", RATE) as times,
         ):
-            _until(lambda: self._client.get(f"/v2/apps{app}")["app"]["tasksRunning"] == DEPLOYED)
-        self._client.delete(f"/v2/apps{app}?force=true")
+            _until(lambda: self._client.get("/v2/deployments") == [])
+        self._client.delete(f"/v2/apps{app}", force="true")
         _until(lambda: self._tasks() == TASKS, LOOK_S)
         return times
 
     def _remove_all(self) -> None:
         with self._telling(f"{TASKS} tasks ended"):
             for number in range(APPS):
-                self._client.delete(f"/v2/apps/app-{number}?force=true")
+                self._client.delete(f"/v2/apps/app-{number}", force="true")
             _until(lambda: self._tasks() == 0, LOOK_S)
 
     def _tasks(self) -> int:

@@ -24,6 +24,7 @@ from functools import lru_cache
 from wire import control_pb2 as pb
 
 NEWS_KEPT = 10_000
+APART_S = 10e-6  # sessions that are woken by the same news, for each that there is
 Make = Callable[[], pb.Item]
 
 
@@ -240,8 +241,9 @@ class Desired:
         for feed in self._feeds.values() if skip is not None else ():
             if feed.node != skip:
                 feed.dirty.add(key)
-        for feed in self._asleep:
-            feed.wake.set()
+        apart_s = APART_S * self.sessions
+        for number, feed in enumerate(self._asleep):  # all else has its turn in between
+            asyncio.get_running_loop().call_later(number * apart_s, feed.wake.set)
         self._asleep.clear()
         if len(self._news) > NEWS_KEPT:
             for feed in self._feeds.values():

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from functools import partial
@@ -27,6 +26,7 @@ from master.nodes import Nodes, NodeView
 from master.store.base import StoreError
 from master.streams import Streams
 from master.tasks import TaskRecord, Tasks, active
+from master.turns import Turns
 from master.volumes import VolumeRecord, Volumes
 from model.network import Network, Vtep
 from model.node import Node, NodeState
@@ -61,6 +61,7 @@ class Dispatcher:
         self._desired = desired
         self.streams = Streams(self._tell)
         self._sessions: dict[str, _Session] = {}
+        self._turns = Turns()
         self._works: dict[str, asyncio.Task[object]] = {}
         self._leaving: dict[str, None] = {}  # tasks, until their drain begins
         self._draining: set[str] = set()  # then
@@ -96,7 +97,7 @@ class Dispatcher:
         structlog.contextvars.bind_contextvars(node=node_id)
         statuses = await self._hello(node_id, request_iterator, context)
         # From "connected", above, to the block below that takes it back, nothing waits, so nothing can be cancelled.
-        session = self._sessions[node_id] = _Session(self._desired.open(node_id))
+        session = self._sessions[node_id] = _Session(self._desired.open(node_id), self._turns)
         receiving = asyncio.create_task(self._receive(session, request_iterator))
         try:
             for status in statuses:
@@ -232,7 +233,9 @@ class Dispatcher:
         """What the agent says of its tasks is written down together with what it says meanwhile."""
         try:
             while True:
-                statuses = await session.seen.take(OBSERVED_TOGETHER)
+                await session.seen.some()
+                await self._turns.next()
+                statuses = session.seen.take(OBSERVED_TOGETHER)
                 await self._tasks.observe(session.feed.node, *statuses)
                 for status in statuses:
                     session.acknowledge(status)
@@ -346,19 +349,19 @@ class _Session:
     """What waits to be written to one agent. All of it is bounded: keys, one number a task, and a few messages about
     streams.
 
-    What is new for the node alone goes at once. All else goes in turns, between which there is the more time the
-    more nodes there are and the more there was to tell: with three nodes nobody notices, and with hundreds a thousand
-    changes a second cost no more than a few."""
+    What is new for the node alone goes at once. All else goes in turns. The time between two grows with the square of
+    the number of nodes, as each change is told to all, and more nodes have more changes: with three nobody notices, and
+    with hundreds a thousand changes a second cost no more than a few."""
 
     MAX_MESSAGES = 256
-    MESSAGES_S = 2000  # in all sessions together
+    TURN_S = 25e-6  # for each pair of nodes
     BYTES_S = 16 * 2**20
     LONGEST_TURN_S = 1.0  # who leaves its VIPs waits for this too
-    APART_S = 0.0003
     ACKS_S = 0.5
 
-    def __init__(self, feed: Feed) -> None:
+    def __init__(self, feed: Feed, turns: Turns) -> None:
         self.feed = feed
+        self._turns = turns
         self.seen = _Seen()
         self._acks: dict[str, int] = {}
         self._messages: list[pb.MasterMessage] = []
@@ -379,6 +382,7 @@ class _Session:
         """What the agent has to be told, as it comes, until the feed is closed."""
         turn = 0.0
         while not self.feed.closed:
+            await self._turns.next()
             if turn <= time.monotonic():
                 await desired.encode(self.feed)
             now = time.monotonic()
@@ -393,16 +397,14 @@ class _Session:
             for message in messages:
                 yield message.SerializeToString()
             if now >= turn:
-                cost = max(1 / self.MESSAGES_S, len(change or b"") / self.BYTES_S)
-                turn = now + min(self.LONGEST_TURN_S, cost * desired.sessions)
-            await self._next(turn, desired.sessions)
+                cost_s = max(self.TURN_S * desired.sessions, len(change or b"") / self.BYTES_S)
+                turn = now + min(self.LONGEST_TURN_S, cost_s * desired.sessions)
+            await self._next(turn)
 
-    async def _next(self, turn: float, sessions: int) -> None:
+    async def _next(self, turn: float) -> None:
         """Until there is something to tell, and it is urgent or its turn."""
         if not self.feed.dirty and not self.feed.own:
             await self.feed.wake.wait()
-            # All are woken by the same news, and are not to have their turns in one and the same moment.
-            turn = max(turn, time.monotonic() + random.uniform(0.0, sessions * self.APART_S))
         if (wait_s := turn - time.monotonic()) > 0 and not self.feed.urgent.is_set():
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(wait_s):
@@ -424,12 +426,15 @@ class _Seen:
         self._none.clear()
         self._more.set()
 
-    async def take(self, most: int) -> list[TaskStatus]:
-        """The next ones. What was taken before is written down."""
+    async def some(self) -> None:
+        """Until there are some. What was taken before is written down."""
         if not self._statuses:
             self._none.set()
             self._more.clear()
             await self._more.wait()
+
+    def take(self, most: int) -> list[TaskStatus]:
+        """The next ones."""
         return [self._statuses.pop(task_id) for task_id in list(self._statuses)[:most]]
 
     async def settled(self) -> None:

@@ -19,24 +19,43 @@ from model.volume import WORKSPACE, VolumeKind
 
 Json = dict[str, Any]
 NO_CONTAINER = Container()
+SHOWN_KEPT = 10_000
 
 
-def app_json(app: App, services: Services, with_tasks: bool = False) -> Json:
+class Shown:
+    """What is answered of tasks, kept until they change: of a thousand, few have when they are asked for again."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[Run, Json]] = {}
+
+    def task_json(self, run: Run) -> Json:
+        """Nobody may change it."""
+        known = self._known.get(run.id)
+        if known is None or known[0] is not run:
+            if len(self._known) >= SHOWN_KEPT:
+                self._known.clear()
+            known = self._known[run.id] = run, task_json(run)
+        return known[1]
+
+
+def app_json(app: App, services: Services, shown: Shown | None = None) -> Json:
+    """With its tasks, if they are to be `shown`."""
     app, runs = services.sized(app), services.runs(app.id)
-    running = [run for run in runs if run.running]
+    statuses = [run.view.status for run in runs]
+    running = [status for status in statuses if status.state is TaskState.RUNNING]
     answer: Json = definition_json(app) | {
         "version": app.version,
         "versionInfo": version_info(app),
-        "tasksStaged": sum(run.view.status.state < TaskState.RUNNING for run in runs),
+        "tasksStaged": sum(status.state < TaskState.RUNNING for status in statuses),
         "tasksRunning": len(running),
-        "tasksHealthy": sum(run.view.status.healthy is True for run in running),
-        "tasksUnhealthy": sum(run.view.status.healthy is False for run in running),
+        "tasksHealthy": sum(status.healthy is True for status in running),
+        "tasksUnhealthy": sum(status.healthy is False for status in running),
         "deployments": [] if app.outcome else [{"id": app.deployment}],
     }
-    if with_tasks:
-        answer["tasks"] = [task_json(run) for run in runs]
+    if shown is not None:
+        answer["tasks"] = [shown.task_json(run) for run in runs]
     failure = services.last_failure(app.id)
-    if with_tasks and failure is not None:
+    if shown is not None and failure is not None:
         answer["lastTaskFailure"] = failure_json(failure)
     return answer
 

@@ -51,6 +51,7 @@ from model.volume import persistent
 
 RETRY_S = 1.0  # after the master could not write a kill down
 LONGEST_REST_S = 0.2
+KILLED_AT_ONCE = 16  # tasks, before all else has its turn
 log = structlog.get_logger()
 
 
@@ -284,8 +285,9 @@ class Services:
                     self.events.given_up(run.view, ill)
                 else:
                     self._launcher.waiting.left.update(persistent(run.view.spec.volumes))
-            await asyncio.gather(*map(self.kill, too_many))
-            await asyncio.sleep(0)  # all else has its turn
+            for first in range(0, max(1, len(too_many)), KILLED_AT_ONCE):
+                await asyncio.gather(*map(self.kill, too_many[first : first + KILLED_AT_ONCE]))
+                await asyncio.sleep(0)  # all else has its turn
 
     async def _kill_expunged(self) -> float | None:
         """What has been away for too long. Returns when to come back, in seconds. Raises StoreError."""

@@ -15,7 +15,7 @@ from pydantic import BeforeValidator
 from starlette.responses import PlainTextResponse
 
 from frameworks.services import catalog, schema
-from frameworks.services.answers import app_json, definition_json, task_json, version_info
+from frameworks.services.answers import Shown, app_json, definition_json, task_json, version_info
 from frameworks.services.app import FRAMEWORK, App
 from frameworks.services.catalog import AppExists, Locked, UnknownApp
 from frameworks.services.changes import Changes, client_of, deployed, refusal, refuse_locked
@@ -80,6 +80,7 @@ class MarathonApi:
         self._store = store
         self._services = services
         self._changes = Changes(store, services)
+        self._shown = Shown()
 
     def router(self) -> APIRouter:
         router = APIRouter(tags=["services"])
@@ -191,7 +192,7 @@ class MarathonApi:
         return {"app": self._embedding(await existing(self._store, app_id), embed, with_tasks=True)}
 
     def _embedding(self, app: App, embed: list[str], with_tasks: object) -> Json:
-        answer = app_json(app, self._services, bool(with_tasks))
+        answer = app_json(app, self._services, self._shown if with_tasks else None)
         if EMBEDDED_READINESS.intersection(embed):
             runs = self._services.runs(app.id)
             answer["readinessCheckResults"] = [result for run in runs for result in readiness_results(run.view)]
@@ -283,7 +284,7 @@ class MarathonApi:
         if preferred(accept, JSON, TEXT) == TEXT:
             return PlainTextResponse(endpoints(found))
         chosen = (run for _, runs in found for run in runs if not statuses or _status(run) in statuses)
-        return {"tasks": [task_json(run) for run in chosen]}
+        return {"tasks": [self._shown.task_json(run) for run in chosen]}
 
     # `wipe` destroys what a task's persistent volumes hold. `scale` changes the app: while that is locked, it needs
     # `force`.

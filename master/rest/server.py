@@ -114,7 +114,7 @@ class _Endings:
         self._stopping.set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        begun = False
+        begun, asked = False, False
 
         async def sent(message: Message) -> None:
             nonlocal begun
@@ -122,6 +122,11 @@ class _Endings:
             await send(message)
 
         async def received() -> Message:
+            nonlocal asked
+            if not asked:
+                message = await receive()
+                asked = not message.get("more_body", False)
+                return message
             waiting = asyncio.ensure_future(receive())
             stopping = asyncio.ensure_future(self._stopping.wait())
             try:

@@ -27,7 +27,7 @@ from master.store.schema import Grant, Outcome, Revoke, Transaction, Write
 
 QUEUE = 1024  # writes; callers wait when it is full
 GROUP = 256  # writes in one commit: bounds how long the first of them waits
-TOLD_AT_ONCE = 4  # callers
+TOLD_AT_ONCE = 2  # callers
 PAGE = 256  # revisions a watcher reads at once
 BUSY_DEADLINE_S = 5.0  # a backup program may hold the file this long
 RETRY_S = 1.0  # between attempts to delete what belongs to a lease that ran out

@@ -60,7 +60,9 @@ operations = st.lists(
 
 
 @given(operations, st.dictionaries(st.sampled_from(KEYS), st.sampled_from(NODES)))
-def test_whoever_applies_the_changes_has_what_is_desired(steps: list[tuple[Any, ...]], skips: dict[str, str]) -> None:
+async def test_whoever_applies_the_changes_has_what_is_desired(
+    steps: list[tuple[Any, ...]], skips: dict[str, str]
+) -> None:
     """`own` and `shared` are the model: plain dictionaries. Keys of own and shared items never coincide."""
     desired = Desired()
     own: dict[str, dict[str, pb.Item]] = {node: {} for node in NODES}
@@ -91,7 +93,7 @@ def test_whoever_applies_the_changes_has_what_is_desired(steps: list[tuple[Any, 
         assert desired.next_change(agent.feed) is None
 
 
-def test_a_slow_node_costs_one_set_of_keys() -> None:
+async def test_a_slow_node_costs_one_set_of_keys() -> None:
     desired = Desired()
     slow = Applier(desired, "n1")
     slow.fetch()

@@ -12,6 +12,7 @@ import pytest
 
 from master.desired import Desired
 from master.dispatcher import _Session
+from master.turns import Turns
 from model.node import NodeState
 from model.pod import Pod
 from model.task import TaskState, TaskStatus
@@ -200,9 +201,9 @@ async def test_a_reader_who_never_reads_costs_no_more_than_its_keys(tmp_path: Pa
 async def test_what_is_for_all_goes_in_turns_and_what_is_new_at_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("master.dispatcher._Session.MESSAGES_S", 4)
+    monkeypatch.setattr("master.dispatcher._Session.TURN_S", 0.25)
     desired = Desired()
-    session = _Session(desired.open("n1"))
+    session = _Session(desired.open("n1"), Turns())
     messages = session.messages(desired)
 
     async def told() -> list[str]:

@@ -13,7 +13,7 @@ from hypothesis import given
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from frameworks.services import artifacts, confinement, health, networking, old_forms, ports, values, volumes
-from frameworks.services.answers import app_json
+from frameworks.services.answers import Shown, app_json
 from frameworks.services.app import CODEC, create, new_task, new_tasks
 from frameworks.services.definition import Container, Definition
 from frameworks.services.fields import ANSWERED
@@ -176,7 +176,7 @@ def answered(definition: Definition) -> Json:
         runs=lambda app_id: [run],
         last_failure=lambda app_id: TaskFailure(TaskView(spec, "n1", status), app.version, 3.0),
     )
-    return app_json(app, services, with_tasks=True)
+    return app_json(app, services, Shown())
 
 
 @pytest.mark.parametrize("name", WRITTEN)
