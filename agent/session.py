@@ -23,7 +23,7 @@ from agent.streams import Streams
 from agent.volumes import VolumeRemovals
 from model.network import Block
 from model.node import Node
-from model.task import TaskStatus, Usage
+from model.task import TaskState, TaskStatus, Usage
 from pki.credentials import CredentialError
 from wire import control_pb2 as pb
 from wire import control_pb2_grpc, convert, networks
@@ -33,6 +33,8 @@ log = structlog.get_logger()
 BACKOFF_FIRST_S = 0.2
 BACKOFF_MOST_S = 5.0
 RETRY_AFTER_S = 2.0  # what the kernel refused
+PASSING = {TaskState.ACCEPTED, TaskState.PREPARING, TaskState.STARTING, TaskState.KILLING}
+PASSING_S = 0.1
 
 Call: TypeAlias = "grpc.aio.StreamStreamCall[pb.AgentMessage, pb.MasterMessage]"
 
@@ -51,6 +53,7 @@ class Session:
         self._network = network
         self._ready = ready
         self._news: set[str] = set()  # ids of tasks that the master must hear of
+        self._passing: set[str] = set()  # and of those that can wait a moment
         self._usages: dict[str, Usage] = {}  # of tasks that run, by id
         self._wake = asyncio.Event()
 
@@ -60,8 +63,19 @@ class Session:
         self._wake.set()
 
     def report(self, status: TaskStatus) -> None:
-        """The master must hear of it, now or when it can be reached again."""
+        """The master must hear of it, now or when it can be reached again. What tasks only pass through it hears of
+        when they stay there: most come to run sooner, and it has one thing to write down instead of three."""
+        if status.state in PASSING:
+            if not self._passing:
+                asyncio.get_running_loop().call_later(PASSING_S, self._stayed)
+            self._passing.add(status.task_id)
+            return
         self._news.add(status.task_id)
+        self._wake.set()
+
+    def _stayed(self) -> None:
+        self._news |= self._passing
+        self._passing.clear()
         self._wake.set()
 
     def wake(self) -> None:

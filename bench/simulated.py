@@ -3,8 +3,9 @@ certificate of its own, and fake what is behind it.
 
 A task goes through the states that a real agent tells, after such times as its sandbox takes, and gets addresses of its
 node's blocks. `sleep N` is over after N seconds; everything else runs until it is killed. What a node is told besides
-tasks it acknowledges as applied. Observations wait in one place by task, so that a slow writer tells the newest, and
-every five seconds each node tells what its tasks take, as `agent/session.py` does.
+tasks it acknowledges as applied. Observations wait in one place by task, so that a slow writer tells the newest, what
+tasks pass through waits a moment, and every five seconds each node tells what its tasks take, as `agent/session.py`
+does.
 
 As a program: reads one line of JSON (`Cluster`), says `connected` when every node has its desired state, and stays
 until its standard input ends.
@@ -28,6 +29,7 @@ from typing import TypeAlias
 
 import grpc
 
+from agent.session import PASSING, PASSING_S
 from model.network import Block, paired
 from model.node import Node
 from model.resources import Resources
@@ -75,6 +77,7 @@ class Agent:
     tasks: dict[str, Task] = field(default_factory=dict)
     ready: asyncio.Event = field(default_factory=asyncio.Event)
     _news: set[str] = field(default_factory=set)
+    _passing: set[str] = field(default_factory=set)
     _applied: int = 0
     _free: list[tuple[str, ...]] = field(default_factory=list)  # addresses
     _usage: pb.UsageReport | None = None
@@ -150,7 +153,17 @@ class Agent:
             case TaskState.FINISHED | TaskState.KILLED if task.addresses:
                 self._free.insert(0, task.addresses)
                 status.exit_code = 0
+        if status.state in PASSING:
+            if not self._passing:
+                asyncio.get_running_loop().call_later(PASSING_S, self._stayed)
+            self._passing.add(status.task_id)
+            return
         self._news.add(status.task_id)
+        self._wake.set()
+
+    def _stayed(self) -> None:
+        self._news |= self._passing
+        self._passing.clear()
         self._wake.set()
 
     def _forget(self, task_id: str) -> None:
@@ -175,6 +188,7 @@ class Agent:
             await self._wake.wait()
 
     async def _measure(self) -> None:
+        await asyncio.sleep(random.uniform(0, USAGE_S))  # they were not all started in one moment
         looks = 0
         while True:
             await asyncio.sleep(USAGE_S)

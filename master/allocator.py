@@ -45,7 +45,7 @@ from model.volume import PersistentVolume
 
 OFFER_DEADLINE_S = 30.0
 OFFERED_TOGETHER_S = 0.01
-AT_ONCE = 32  # nodes or events, before all else has its turn
+AT_ONCE = 16  # nodes or events, before all else has its turn
 REPEAT_S = 1.0  # an update whose acknowledgement could not be written down
 
 

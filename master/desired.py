@@ -19,25 +19,27 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 
 from wire import control_pb2 as pb
 
 NEWS_KEPT = 10_000
 APART_S = 10e-6  # sessions that are woken by the same news, for each that there is
-Make = Callable[[], pb.Item]
+Fill = Callable[[pb.Item], None]
 
 
 @dataclass(slots=True, eq=False)
 class _Item:
-    """`content` is how to make it, and once that was done a message with it. `skip` is a node that does not get it."""
+    """`content` is how to write it, and once that was done a message with it. `skip` is a node that does not get it."""
 
-    content: Make | bytes
+    content: Fill | bytes
     skip: str | None = None
 
     def encoded(self) -> bytes:
         if not isinstance(self.content, bytes):
-            self.content = _message(pb.Change(put=[self.content()]))
+            message = pb.MasterMessage()
+            self.content(message.change.put.add())
+            self.content = message.SerializeToString()
         return self.content
 
 
@@ -130,7 +132,7 @@ class Desired:
             del self._feeds[feed.node]
 
     def put(self, node: str, item: pb.Item) -> None:
-        self._own.setdefault(node, {})[item.key] = _Item(lambda: item)
+        self._own.setdefault(node, {})[item.key] = _Item(partial(_copy, item))
         self._mark(node, item.key, urgent=True)
 
     def remove(self, node: str, key: str) -> None:
@@ -142,11 +144,11 @@ class Desired:
         self._own.pop(node, None)
 
     def share(self, item: pb.Item, skip: str | None = None) -> None:
-        self.share_made(item.key, lambda: item, skip)
+        self.share_made(item.key, partial(_copy, item), skip)
 
-    def share_made(self, key: str, make: Make, skip: str | None = None) -> None:
-        """An item that is made when somebody has to be told of it."""
-        self._shared[key] = _Item(make, skip)
+    def share_made(self, key: str, fill: Fill, skip: str | None = None) -> None:
+        """An item that is written, with its key, when somebody has to be told of it."""
+        self._shared[key] = _Item(fill, skip)
         self._mark_all(key, skip)
 
     def unshare(self, key: str) -> None:
@@ -255,6 +257,10 @@ class Desired:
         if feed.read < len(self._news):
             feed.dirty.update(self._news[feed.read :])
             feed.read = len(self._news)
+
+
+def _copy(item: pb.Item, to: pb.Item) -> None:
+    to.CopyFrom(item)
 
 
 @lru_cache(1 << 12)  # all nodes are told at about the same time

@@ -27,7 +27,7 @@ from model.node import NodeState
 from model.task import Port, Protocol, TaskState
 from model.vip import Backend, Vip, VipLabel, is_vip_label, parse_label, parse_options, vip_key
 from wire import control_pb2 as pb
-from wire.networks import vip_to_wire
+from wire.networks import backend_part, vip_to_wire
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +42,10 @@ class VipRef:
 
 @dataclass(frozen=True, slots=True)
 class _Member:
-    """What a task is to a VIP: a backend for each version of IP by which it can be reached now, and what it says of how
-    the VIP chooses."""
+    """What a task is to a VIP: a backend for each version of IP by which it can be reached now, each with its part of
+    the message to nodes, and what it says of how the VIP chooses."""
 
-    backends: tuple[Backend, ...]
+    backends: tuple[tuple[Backend, bytes], ...]
     options: tuple[int, bool, bool]
 
 
@@ -84,7 +84,10 @@ class Discovery:
 
     def table(self) -> list[Vip]:
         shared = ((ref, address) for ref, addresses in self._table.items() for address in addresses)
-        return sorted((self._vip(ref, address) for ref, address in shared), key=lambda vip: vip.key)
+        return sorted((self._whole(ref, address) for ref, address in shared), key=lambda vip: vip.key)
+
+    def _whole(self, ref: VipRef, address: Address) -> Vip:
+        return self._vip(ref, address, tuple(backend for backend, _ in self._backends(ref, address)))
 
     def problem(self, label: VipLabel) -> str:
         """Why nobody can have it; empty when one can."""
@@ -179,7 +182,7 @@ class Discovery:
                 self._desired.unshare(f"vip/{vip_key(address, ref.port, ref.protocol)}")
         for address in addresses:
             key = f"vip/{vip_key(address, ref.port, ref.protocol)}"
-            self._desired.share_made(key, partial(self._item, key, ref, address))
+            self._desired.share_made(key, partial(self._fill, key, ref, address))
 
     def _addresses(self, ref: VipRef) -> tuple[Address, ...]:
         """Of a name, the first address is there always, and one of another version with the first backend that has it:
@@ -190,27 +193,39 @@ class Discovery:
         if not self._names.complete(ref.name):
             self._names.give(ref.name, self._heir(ref.name), self._given, partial(self._republish, ref.name))
         first, *others = self._names.get(ref.name) or (None,)
-        versions = {backend.address.version for member in members.values() for backend in member.backends}
+        versions = {backend.address.version for member in members.values() for backend, _ in member.backends}
         return (first, *(each for each in others if each.version in versions)) if first is not None else ()
 
-    def _item(self, key: str, ref: VipRef, address: Address) -> pb.Item:
-        return pb.Item(key=key, vip=vip_to_wire(self._vip(ref, address)))
+    def _fill(self, key: str, ref: VipRef, address: Address, item: pb.Item) -> None:
+        parts = b"".join(part for _, part in self._backends(ref, address))
+        item.key = key
+        item.vip.MergeFromString(vip_to_wire(self._vip(ref, address, ())).SerializeToString() + parts)
 
-    def _vip(self, ref: VipRef, address: Address) -> Vip:
-        members = self._members[ref].values()
-        backends = [each for member in members for each in member.backends if each.address.version == address.version]
-        near = [backend for backend in backends if backend.node not in self._away]
-        options = _together(member.options for member in members)
-        return Vip(address, ref.port, ref.protocol, ref.name, tuple(sorted(near or backends, key=_task)), *options)
+    def _vip(self, ref: VipRef, address: Address, backends: tuple[Backend, ...]) -> Vip:
+        options = _together(member.options for member in self._members[ref].values())
+        return Vip(address, ref.port, ref.protocol, ref.name, backends, *options)
+
+    def _backends(self, ref: VipRef, address: Address) -> list[tuple[Backend, bytes]]:
+        """In order, each with its part of the message."""
+        version = address.version
+        all_of_it = [
+            each
+            for member in self._members[ref].values()
+            for each in member.backends
+            if each[0].address.version == version
+        ]
+        near = [each for each in all_of_it if each[0].node not in self._away] if self._away else all_of_it
+        return sorted(near or all_of_it, key=_task)
 
     def _republish(self, name: str) -> None:
         for ref in tuple(self._named.get(name, ())):
             self._publish(ref)
 
     def _member(self, record: TaskRecord, port: Port) -> _Member:
-        return _Member(tuple(self._backends(record, port)), parse_options(dict(port.labels)))
+        backends = tuple((backend, backend_part(backend)) for backend in self._backends_of(record, port))
+        return _Member(backends, parse_options(dict(port.labels)))
 
-    def _backends(self, record: TaskRecord, port: Port) -> Iterator[Backend]:
+    def _backends_of(self, record: TaskRecord, port: Port) -> Iterator[Backend]:
         for version in (4, 6) if serving(record) else ():
             if (address := self._address(record, version)) is not None:
                 outside = self._outside(record, port, version)
@@ -230,8 +245,8 @@ class Discovery:
         return first_of(record, version)
 
 
-def _task(backend: Backend) -> str:
-    return backend.task_id
+def _task(backend: tuple[Backend, bytes]) -> str:
+    return backend[0].task_id
 
 
 def _together(options: Iterable[tuple[int, bool, bool]]) -> tuple[int, bool, bool]:

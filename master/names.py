@@ -96,7 +96,7 @@ class Names:
                 self._desired.unshare(f"name/{task_id}")
             else:
                 self._shared[task_id] = task
-                self._desired.share_made(f"name/{task_id}", partial(_item, task))
+                self._desired.share_made(f"name/{task_id}", partial(_fill, task))
 
     def _serve(self, record: TaskRecord) -> _Serving:
         where = self._where.get(record.node)
@@ -112,5 +112,6 @@ def _app(record: TaskRecord) -> App:
     return record.spec.framework, record.spec.owner
 
 
-def _item(task: NamedTask) -> pb.Item:
-    return pb.Item(key=f"name/{task.id}", name=named_task_to_wire(task))
+def _fill(task: NamedTask, item: pb.Item) -> None:
+    item.key = f"name/{task.id}"
+    item.name.CopyFrom(named_task_to_wire(task))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import lru_cache
 from ipaddress import ip_address, ip_network
 
 from model.names import NamedTask
@@ -154,7 +153,12 @@ def vip_to_wire(vip: Vip) -> pb.Vip:
     )
 
 
-@lru_cache(1 << 14)  # a VIP is told again with each of its backends that comes or goes
+def backend_part(backend: Backend) -> bytes:
+    """Of a VIP. Messages of protobuf are put together by putting their bytes together: when a VIP is told again, with
+    one that has come or gone, the others need not be encoded again."""
+    return pb.Vip(backends=[_backend_to_wire(backend)]).SerializeToString()
+
+
 def _backend_to_wire(backend: Backend) -> pb.Backend:
     return pb.Backend(
         task_id=backend.task_id,

@@ -50,7 +50,7 @@ from model.task import MESOS_STATES, TaskStatus, newer
 from model.volume import persistent
 
 RETRY_S = 1.0  # after the master could not write a kill down
-LONGEST_REST_S = 0.2
+REST, LONGEST_REST_S = 3.0, 0.2  # times as long as what was done
 KILLED_AT_ONCE = 16  # tasks, before all else has its turn
 log = structlog.get_logger()
 
@@ -258,13 +258,14 @@ class Services:
                 pauses += [await self._kill_expunged()]
                 await self._destroy_remains()
                 self._picture.count(touched)
+                await asyncio.sleep(0)
                 pauses += [await self._launcher.launch(), await self._conclude(touched)]
             except StoreError as error:
                 log.error("keep services", error=str(error))
                 await asyncio.sleep(RETRY_S)
                 self._picture.touched |= touched
-            # In a large cluster something changes all the time: half of it is for all else.
-            await asyncio.sleep(min(time.monotonic() - began, LONGEST_REST_S))
+            # In a large cluster something changes all the time: most of it is for all else.
+            await asyncio.sleep(min(REST * (time.monotonic() - began), LONGEST_REST_S))
             if self._picture.touched:  # by this pass: what it did is to be looked at
                 continue
             try:

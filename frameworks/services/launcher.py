@@ -32,7 +32,7 @@ from model.volume import PersistentVolume, persistent
 
 GATHER_S = 0.05  # offers of several nodes arrive one by one; to spread, wait this long for the others
 RETRY_S = 1.0  # after the master could not write a launch down
-LAUNCHES = 256  # in one pass, so that a large app does not hold up the kills
+LAUNCHES = 512  # in one pass, so that a large app does not hold up the kills
 PLACED_AT_ONCE = 64  # instances, while all else waits
 log = structlog.get_logger()
 

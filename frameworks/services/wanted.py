@@ -146,9 +146,10 @@ def settled(app: App, runs: Iterable[Run]) -> bool:
 
 def tried(app: App, runs: Iterable[Run]) -> bool:
     """The app's canary serves, beside as many others as there should be: somebody is to say what becomes of it."""
-    serving = [instance for instance in instances(runs) if _serves(instance)]
-    new = sum(all(current(app, run) for run in instance) for instance in serving)
-    return app.canary is not None and new == _share(app) and len(serving) == app.instances
+    known = [instance for instance in instances(runs) if not _is_inactive(instance)]
+    new = sum(all(current(app, run) for run in instance) for instance in known)
+    complete = new == _share(app) and len(known) == app.instances and all(map(_serves, known))
+    return app.canary is not None and complete
 
 
 def instances(runs: Iterable[Run]) -> list[list[Run]]:

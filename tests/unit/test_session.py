@@ -358,3 +358,20 @@ async def test_what_tasks_take_is_told_and_told_again_to_another_master(bed: Bed
             await until(lambda: seen(parts) == [4, 2])
     finally:
         await running.__aexit__(None, None, None)
+
+
+async def test_what_a_task_passes_through_is_told_when_it_stays_there(
+    bed: Bed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.session.PASSING_S", 0.3)
+    seen: list[TaskState] = []
+    async with bed.master() as (parts, target):
+        parts.tasks.listen(lambda before, after: seen.append(after.status.state) if after else None)
+        async with bed.agent("n1", target).running():
+            spec = replace(task("a", vip="/web:80"), argv=("stubborn",), kill_grace_s=1.0)
+            await parts.tasks.add("n1", [spec])
+            await until(lambda: state(parts, "a") is TaskState.RUNNING)
+            assert set(seen) == {TaskState.ASSIGNED, TaskState.RUNNING}
+            await parts.tasks.mark("a")
+            await until(lambda: state(parts, "a") is TaskState.KILLING)
+            await until(lambda: state(parts, "a") is TaskState.KILLED)
