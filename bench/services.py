@@ -10,6 +10,9 @@ to `GET /v2/apps` when there are 1,000 apps, `get_app` one to `GET /v2/apps/ID` 
 job runs 10,000 are asked for while no node takes tasks; then all nodes do, and `job_runs` is their number divided by
 the time until the last has succeeded, as all of them have to. The peers are what is promised.
 
+At last the master is ended, and started again with 10,000 apps that have no tasks: `start_10000_apps` is until it
+answers with all of them, `rss_10000_apps` what it takes then. The peer is a master without any.
+
 What the processes needed of the CPUs goes to standard error.
 """
 
@@ -44,8 +47,9 @@ DEPLOYED, DEPLOYMENTS, RATE = 1000, 3, 50
 RUNS, RUN_S, CLIENTS = 10_000, 1, 4
 PROMISED_RUNNING_S, PROMISED_LIST_MS, PROMISED_GET_MS, PROMISED_RSS_MIB = 10.0, 300.0, 20.0, 400.0
 PROMISED_RUNS_S, PROMISED_PAUSE_MS = 300.0, 250.0
-RUN_DEADLINE_S = 400
-DEADLINE_S, POLL_S, LOOK_S = 120.0, 0.2, 2.0
+MANY, TOGETHER = 10_000, 500
+RUN_DEADLINE_S = 550
+DEADLINE_S, POLL_S, LOOK_S, START_POLL_S = 120.0, 0.2, 2.0, 0.05
 TEPUI = (sys.executable, "-m", "cli.main")
 TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -60,34 +64,56 @@ async def measure(directory: Path) -> Report:
 
 def _measure(directory: Path) -> Report:
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
-    with _master(directory) as (master, made, admin), _nodes(directory, made) as nodes:
-        bench = _Bench(admin, {"master": master.pid, "nodes": nodes.pid})
-        return Report("services", (*bench.services(), *bench.jobs()))
+    made = _init(directory / "master")
+    admin = Admin(**json.loads(Path(made["admin"]).read_text()))
+    with _master(directory, admin, 0) as (master, start_s):
+        empty = start_s, _rss_mib(master)
+        with _nodes(directory, made) as nodes:
+            bench = _Bench(admin, master, nodes)
+            rows = [*bench.services(), *bench.jobs()]
+        bench.fill(MANY)
+    with _master(directory, admin, MANY) as (master, start_s):
+        rows += [
+            Row("start_10000_apps_s", "s", start_s, empty[0], "without apps"),
+            Row("rss_10000_apps_mib", "MiB", _rss_mib(master), empty[1], "without apps"),
+        ]
+    return Report("services", tuple(rows))
+
+
+def _init(state: Path) -> dict[str, str]:
+    init = [*TEPUI, "master", "init", "--address", "127.0.0.1", "--uses", str(NODES), "--state", str(state), "--json"]
+    made: dict[str, str] = json.loads(subprocess.run(init, cwd=ROOT, stdout=subprocess.PIPE, check=True).stdout)
+    return made
 
 
 @contextmanager
-def _master(directory: Path) -> Iterator[tuple[subprocess.Popen[bytes], dict[str, str], Admin]]:
-    state = str(directory / "master")
-    init = [*TEPUI, "master", "init", "--address", "127.0.0.1", "--uses", str(NODES), "--state", state, "--json"]
-    made = json.loads(subprocess.run(init, cwd=ROOT, stdout=subprocess.PIPE, check=True).stdout)
-    admin = Admin(**json.loads(Path(made["admin"]).read_text()))
+def _master(directory: Path, admin: Admin, apps: int) -> Iterator[tuple[subprocess.Popen[bytes], float]]:
+    """With the seconds until it told of all its apps."""
+    began = time.monotonic()
     with (
-        (directory / "master.log").open("wb") as log,
-        subprocess.Popen([*TEPUI, "master", "run", "--state", state], cwd=ROOT, stderr=log) as process,
+        (directory / "master.log").open("ab") as log,
+        subprocess.Popen(
+            [*TEPUI, "master", "run", "--state", str(directory / "master")], cwd=ROOT, stderr=log
+        ) as process,
     ):
         try:
-            _until(lambda: _answers(admin))
-            yield process, made, admin
+            _until(lambda: _has(admin, apps), START_POLL_S)
+            yield process, time.monotonic() - began
         finally:
             process.terminate()
 
 
-def _answers(admin: Admin) -> bool:
+def _has(admin: Admin, apps: int) -> bool:
     try:
-        Client(admin).get("/v2/info")
+        return len(Client(admin).get("/v2/apps")["apps"]) >= apps
     except Problem:
         return False
-    return True
+
+
+def _rss_mib(process: subprocess.Popen[bytes]) -> float:
+    lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+    (line,) = (line for line in lines if line.startswith("VmRSS"))
+    return int(line.split()[1]) / 1024
 
 
 @contextmanager
@@ -109,12 +135,11 @@ def _nodes(directory: Path, made: dict[str, str]) -> Iterator[subprocess.Popen[s
 
 
 class _Bench:
-    """`pids` are the processes whose use of the CPUs is of interest."""
-
-    def __init__(self, admin: Admin, pids: dict[str, int]) -> None:
+    def __init__(self, admin: Admin, master: subprocess.Popen[bytes], nodes: subprocess.Popen[str]) -> None:
         self._admin = admin
         self._client = Client(admin)
-        self._pids = pids
+        self._master = master
+        self._pids = {"master": master.pid, "nodes": nodes.pid}
 
     def services(self) -> list[Row]:
         running: list[float] = []
@@ -125,12 +150,12 @@ class _Bench:
             with _probing(self._admin, lambda: "/v2/info", RATE) as times:
                 running.append(self._start_all())
             pauses.append(max(times))
-        rss = [self._rss_mib()]
+        rss = [_rss_mib(self._master)]
         for number in range(LISTED - APPS):
             self._client.post("/v2/apps", _app(f"/idle/app-{number}", 0))
         lists = [_timed(lambda: self._client.get("/v2/apps")) for _ in range(LISTS)]
         gets = [each for number in range(DEPLOYMENTS) for each in self._deploy(f"/large-{number}")]
-        rss.append(self._rss_mib())
+        rss.append(_rss_mib(self._master))
         self._remove_all()
         return [
             Row("all_running_5000_s", "s", statistics.median(running), PROMISED_RUNNING_S, "promised"),
@@ -151,6 +176,13 @@ class _Bench:
             self._each_node(lambda client, path: client.delete(path))
             _until(lambda: self._succeeded("sleepers") == RUNS)
         return [Row("job_runs_per_s", "/s", RUNS / (time.monotonic() - began), PROMISED_RUNS_S, "promised")]
+
+    def fill(self, apps: int) -> None:
+        """There are so many apps then, most without tasks."""
+        missing = apps - len(self._client.get("/v2/apps")["apps"])
+        for first in range(0, missing, TOGETHER):
+            names = [f"/more/app-{number}" for number in range(first, min(missing, first + TOGETHER))]
+            self._client.put("/v2/apps", [_app(name, 0) for name in names])
 
     def _start_all(self) -> float:
         """Seconds until all tasks run."""
@@ -199,11 +231,6 @@ class _Bench:
         if summary["failureCount"]:
             raise RuntimeError(f"{summary['failureCount']} runs failed")
         return int(summary["successCount"])
-
-    def _rss_mib(self) -> float:
-        lines = Path(f"/proc/{self._pids['master']}/status").read_text().splitlines()
-        (line,) = (line for line in lines if line.startswith("VmRSS"))
-        return int(line.split()[1]) / 1024
 
     @contextmanager
     def _telling(self, what: str) -> Iterator[None]:

@@ -79,6 +79,25 @@ class _Inbox:
     wake: asyncio.Event = field(default_factory=asyncio.Event)
 
 
+class _Holds:
+    """What is on offer or just being accepted, by node."""
+
+    def __init__(self) -> None:
+        self._offers: dict[str, dict[str, Offer]] = {}
+
+    def add(self, offer: Offer) -> None:
+        self._offers.setdefault(offer.node.id, {})[offer.id] = offer
+
+    def drop(self, offer: Offer) -> None:
+        of_node = self._offers[offer.node.id]
+        del of_node[offer.id]
+        if not of_node:
+            del self._offers[offer.node.id]
+
+    def on(self, node_id: str) -> Resources:
+        return sum((offer.resources for offer in self._offers.get(node_id, {}).values()), Resources())
+
+
 class Allocator:
     def __init__(
         self,
@@ -95,6 +114,7 @@ class Allocator:
         self.blocks = blocks
         self.addresses = addresses
         self.discovery = discovery
+        self.holds = _Holds()
         self.accepting: dict[str, Offer] = {}  # their tasks are on the way to the store
         self.arriving: dict[str, Sequence[TaskSpec]] = {}  # these tasks
         self._nodes = nodes
@@ -114,7 +134,7 @@ class Allocator:
         """A second subscription under one name takes the first one's place, and the first one's offers are gone."""
         for earlier in [s for s in self._subscribers if s.framework == framework]:
             self._subscribers.remove(earlier)
-            earlier.outstanding.clear()
+            earlier.close_all()
         subscription = FrameworkSubscription(self, framework)
         self.in_turn(subscription)
         self._subscribers.append(subscription)
@@ -185,12 +205,20 @@ class Allocator:
             for offer in [o for o in subscriber.outstanding.values() if o.node.id == node_id]:
                 subscriber.rescind(offer.id)
         hold = self.new_id()
-        self.accepting[hold] = Offer(hold, view.node, amount, frozenset())
+        self.begin(Offer(hold, view.node, amount, frozenset()))
         try:
             yield
         finally:
-            del self.accepting[hold]
-            self.wake()
+            self.end(hold)
+
+    def begin(self, offer: Offer) -> None:
+        """It is being accepted, and goes on holding its resources until its tasks do."""
+        self.accepting[offer.id] = offer
+        self.holds.add(offer)
+
+    def end(self, offer_id: str) -> None:
+        self.holds.drop(self.accepting.pop(offer_id))
+        self.wake()
 
     async def _offer(self) -> None:
         views = self._nodes.all()
@@ -200,35 +228,28 @@ class Allocator:
 
     def _offer_nodes(self, node_ids: Iterable[str]) -> None:
         now = time.monotonic()
-        held, networks = self._held(), frozenset(network.name for network in self._networks.all())
+        networks = frozenset(network.name for network in self._networks.all())
         for view in filter(None, map(self._nodes.get, node_ids)):
             takers = [s for s in self._subscribers if s.wants(view.node.id, now)] if _takes_tasks(view) else []
             if not takers:
                 continue
-            free = view.node.resources - self.used(view.node.id) - held.get(view.node.id, Resources())
+            free = view.node.resources - self.used(view.node.id) - self.holds.on(view.node.id)
             if free.cpus <= 0 or free.mem <= 0:
                 continue
             taker = min(takers, key=lambda subscriber: subscriber.offered)
             room = self.blocks.room(view.node.id, self.arriving_on(view.node.id))
             taker.give(Offer(self.new_id(), view.node, free, networks, self.published(view.node.id), room))
 
-    def _held(self) -> dict[str, Resources]:
-        """What is on offer or just being accepted, by node."""
-        held: dict[str, Resources] = {}
-        for offer in (*self.accepting.values(), *(o for s in self._subscribers for o in s.outstanding.values())):
-            held[offer.node.id] = held.get(offer.node.id, Resources()) + offer.resources
-        return held
-
     def _rescind_late(self) -> None:
-        now = time.monotonic()
+        late = time.monotonic() - OFFER_DEADLINE_S
         for subscriber in self._subscribers:
-            for offer_id in [i for i, at in subscriber.offered_at.items() if at + OFFER_DEADLINE_S <= now]:
+            for offer_id, _ in list(itertools.takewhile(lambda each: each[1] <= late, subscriber.offered_at.items())):
                 subscriber.rescind(offer_id)
 
     def _next_expiry(self) -> float | None:
         now = time.monotonic()
         times = [refusal.until for s in self._subscribers for refusal in s.refusals.values() if refusal.until > now]
-        times += [at + OFFER_DEADLINE_S for s in self._subscribers for at in s.offered_at.values()]
+        times += [at + OFFER_DEADLINE_S for s in self._subscribers for at in itertools.islice(s.offered_at.values(), 1)]
         return max(0.0, min(times) - now) if times else None
 
     def _task_changed(self, before: TaskRecord | None, after: TaskRecord | None) -> None:
@@ -275,7 +296,7 @@ class FrameworkSubscription:
     def __init__(self, allocator: Allocator, framework: str) -> None:
         self.framework = framework
         self.outstanding: dict[str, Offer] = {}
-        self.offered_at: dict[str, float] = {}
+        self.offered_at: dict[str, float] = {}  # the oldest first
         self.offered = 0
         self.refusals: dict[str, Refusal] = {}  # by node
         self._allocator = allocator
@@ -316,8 +337,7 @@ class FrameworkSubscription:
         ):
             self._close(offer_id)
             before = self._allocator.arriving_on(offer.node.id)
-            # It goes on holding its resources until its tasks do.
-            self._allocator.accepting[offer_id] = offer
+            self._allocator.begin(offer)
             self._allocator.arriving[offer_id] = addressed
             try:
                 await self._allocator.blocks.ensure(offer.node.id, addressed, before)
@@ -325,8 +345,8 @@ class FrameworkSubscription:
             except NetworkFull as error:
                 raise ValueError(f"{offer_id}: {error}") from error
             finally:
-                del self._allocator.accepting[offer_id], self._allocator.arriving[offer_id]
-                self._allocator.wake()
+                del self._allocator.arriving[offer_id]
+                self._allocator.end(offer_id)
 
     def decline(self, offer_id: str, reason: str, filter_s: float = 5.0) -> None:
         offer = self.outstanding.get(offer_id)
@@ -392,6 +412,7 @@ class FrameworkSubscription:
 
     def give(self, offer: Offer) -> None:
         self.outstanding[offer.id] = offer
+        self._allocator.holds.add(offer)
         self.offered_at[offer.id] = time.monotonic()
         self.offered += 1
         self._inbox.offers.append(offer)
@@ -413,9 +434,14 @@ class FrameworkSubscription:
         self._inbox.nodes_changed = True
         self._inbox.wake.set()
 
+    def close_all(self) -> None:
+        for offer_id in tuple(self.outstanding):
+            self._close(offer_id)
+
     def _close(self, offer_id: str) -> None:
-        self.outstanding.pop(offer_id, None)
-        self.offered_at.pop(offer_id, None)
+        if (offer := self.outstanding.pop(offer_id, None)) is not None:
+            del self.offered_at[offer_id]
+            self._allocator.holds.drop(offer)
 
     def _fetch(self) -> list[Event]:
         """Everything that waits, tasks before offers: who places must know what it has."""

@@ -51,7 +51,7 @@ from model.volume import persistent
 
 RETRY_S = 1.0  # after the master could not write a kill down
 REST, LONGEST_REST_S = 3.0, 0.2  # times as long as what was done
-KILLED_AT_ONCE = 16  # tasks, before all else has its turn
+KILLED_AT_ONCE = 100  # tasks, before all else has its turn
 log = structlog.get_logger()
 
 
