@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Body, Query, Request, Response
-from pydantic import BeforeValidator
 from starlette.responses import PlainTextResponse
 
 from frameworks.jobs.answers import finished_json, history_json, run_json, schedule_json, spec_json, summary_json
@@ -18,6 +17,7 @@ from frameworks.jobs.own_view import own_view
 from frameworks.jobs.refusals import known_run, told
 from frameworks.jobs.run import Run
 from frameworks.jobs.schedule import ScheduleDefinition
+from master.rest.flag import Flag
 
 METRONOME_VERSION = "0.6.48"  # of the API: clients choose their calls by it
 # Where DC/OS has its Metronome, and where its proxies often put it.
@@ -25,8 +25,6 @@ ALIASES = ("/service/metronome", "/metronome")
 PUBLIC = tuple(alias + "/ping" for alias in ALIASES)
 
 Json = dict[str, Any]
-# Clients write `?stopCurrentJobRuns=true`, `=True` and without a value.
-Flag = Annotated[bool, Query(), BeforeValidator(lambda value: True if value == "" else value)]
 Embed = Annotated[list[Literal["activeRuns", "schedules", "history", "historySummary"]], Query()]
 
 

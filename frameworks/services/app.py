@@ -154,12 +154,10 @@ def promote(app: App, now: datetime) -> App:
     return replace(app, version=_next_version(app, now), deployment=new_deployment(), outcome="", canary=None)
 
 
-def take_back(app: App, earlier: App, why: str, now: datetime) -> App:
+def take_back(app: App, earlier: App, why: str, now: datetime, deployment: str = "") -> App:
     """To what it was. Tasks that are of then are right again as they are."""
-    version = _next_version(app, now)
-    return replace(
-        earlier, version=version, scaled=version, deployment=new_deployment(), outcome="", canary=None, undoes=why
-    )
+    version, deployment = _next_version(app, now), deployment or new_deployment()
+    return replace(earlier, version=version, scaled=version, deployment=deployment, outcome="", canary=None, undoes=why)
 
 
 def restart(app: App, now: datetime) -> App:

@@ -126,7 +126,7 @@ async def end_canary(store: Store, app_id: str, kind: Kind = Definition) -> App:
     return await _change(store, app_id, kind, _promoted, force=True)
 
 
-async def go_back(store: Store, app: App, why: str) -> App | None:
+async def go_back(store: Store, app: App, why: str, deployment: str = "") -> App | None:
     """To what it was before its last change; None when it is new. Raises Conflict when `app` is not the latest."""
     earlier = app.before or await _earlier(store, app)
     if earlier is None:
@@ -134,7 +134,7 @@ async def go_back(store: Store, app: App, why: str) -> App | None:
     entry, latest = await _entry(store, app.id, type(app.definition))
     if latest.version != app.version:
         raise Conflict(entry.key)
-    return await _put(store, entry, take_back(latest, earlier, why, _now()))
+    return await _put(store, entry, take_back(latest, earlier, why, _now(), deployment))
 
 
 async def conclude(store: Store, app: App, outcome: str) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from fastapi import Request, Response
 
-from frameworks.services import catalog, dependencies, networking
+from frameworks.services import catalog, dependencies, networking, options
 from frameworks.services.app import App, Group, new_deployment
 from frameworks.services.catalog import AppExists, Locked, UnknownApp
 from frameworks.services.definition import Definition, without_nulls
@@ -62,6 +62,10 @@ class Changes:
         """So many instances of another definition, beside those that there are."""
         if before is None:
             raise ApiError(404, f"App '{definition.id}' does not exist: there is nothing beside which to try it")
+        if options.is_system(definition.labels):
+            raise ApiError(
+                422, "Object is not valid", {"/canary": ["a system service has no place for a second version"]}
+            )
         if not 1 <= instances < definition.instances:
             between = f"must be at least 1, and fewer than the {definition.instances} instances of the app"
             raise ApiError(422, "Object is not valid", {"/canary": [between]})

@@ -16,7 +16,7 @@ from typing import Any
 from fastapi import APIRouter, Response
 
 from frameworks.services import catalog, schema
-from frameworks.services.app import App, format_time
+from frameworks.services.app import SUCCEEDED, App, format_time, new_deployment
 from frameworks.services.catalog import UnknownApp
 from frameworks.services.changes import deployed
 from frameworks.services.definition import Definition
@@ -24,6 +24,7 @@ from frameworks.services.framework import Services
 from frameworks.services.pods.definition import PodDefinition
 from frameworks.services.wanted import current
 from master.rest.errors import ApiError
+from master.rest.flag import Flag
 from master.store.base import Conflict, Store
 
 Json = dict[str, Any]
@@ -65,18 +66,21 @@ class DeploymentsApi:
             if time.monotonic() > until:
                 raise ApiError(404, f"Deployment '{deployment}' does not exist")
             await asyncio.sleep(HEARD_OF_S / 20)  # it may be over in the store, and that not heard of yet
-        count = self._services.sized(ended.app).instances
-        serving = count if ended.state == "succeeded" else 0
+        apps = [self._services.sized(app) for app in ended.apps]
+        count = sum(app.instances for app in apps)
+        serving = count if ended.state == SUCCEEDED else 0
         nothing = {"deadline": None, "canary": None, "wanted": count, "serving": serving, "old": 0}
-        about = {"id": deployment, "app": ended.app.id, "apps": [ended.app.id], "since": ended.app.version}
+        about = {"id": deployment, "app": apps[0].id, "apps": [app.id for app in apps]}
+        about["since"] = min(app.version for app in apps)
         return {**about, **nothing, "state": ended.state, "waiting": [], "reason": ended.reason}
 
-    async def cancel(self, deployment: str, response: Response, force: bool = False) -> Json | Response:
+    async def cancel(self, deployment: str, response: Response, force: Flag = False) -> Json | Response:
         """With `force` the answer is empty, as clients expect; what is left is one version all the same."""
         apps = [app for app in await self._under_way() if app.deployment == deployment]
         if not apps:
             raise ApiError(404, f"Deployment '{deployment}' does not exist")
-        after = [await self._go_back(app) for app in apps]
+        going_back = new_deployment()
+        after = [await self._go_back(app, going_back) for app in apps]
         if force:
             return Response(status_code=202)
         return deployed(after[-1], response)
@@ -94,10 +98,11 @@ class DeploymentsApi:
         apps = [app for kind in (Definition, PodDefinition) for app in await catalog.read_all(self._store, kind)]
         return [app for app in apps if not app.outcome]
 
-    async def _go_back(self, app: App) -> App:
+    async def _go_back(self, app: App, deployment: str) -> App:
+        why = f"deployment {app.deployment} was cancelled"
         try:
-            back = await catalog.go_back(self._store, app, f"deployment {app.deployment} was cancelled")
-            return back or await catalog.remove(self._store, app.id, type(app.definition))
+            back = await catalog.go_back(self._store, app, why, deployment)
+            return back or await catalog.remove(self._store, app.id, type(app.definition), deployment=deployment)
         except (UnknownApp, Conflict) as error:
             raise ApiError(409, f"App '{app.id}' was changed at the same moment: read it again") from error
 

@@ -26,6 +26,7 @@ from frameworks.services.framework import Services
 from frameworks.services.pods.definition import PodDefinition
 from frameworks.services.pods.status import pod_json
 from master.rest.errors import ApiError
+from master.rest.flag import Flag
 from master.store.base import Store
 
 Json = dict[str, Any]
@@ -65,7 +66,7 @@ class GroupsApi:
         return await self._shown(_path(group), await self._as_of(_path(group), version))
 
     async def create(
-        self, body: Annotated[schema.GroupUpdateJson, Body()], response: Response, group: str = "", force: bool = False
+        self, body: Annotated[schema.GroupUpdateJson, Body()], response: Response, group: str = "", force: Flag = False
     ) -> Json:
         path = _path(group, body.get("id"))
         there = path in await catalog.groups(self._store) or await self._below(path)
@@ -80,8 +81,8 @@ class GroupsApi:
         body: Annotated[schema.GroupUpdateJson, Body()],
         response: Response,
         group: str = "",
-        force: bool = False,
-        dryRun: bool = False,
+        force: Flag = False,
+        dryRun: Flag = False,
     ) -> Json:
         """Of `apps` and `groups`, what is said is all that is left there; what is not said stays as it is. With a
         `version` all of its apps go back to what they were then."""
@@ -94,7 +95,7 @@ class GroupsApi:
             return {"steps": [{"actions": [*actions, *({"action": "ScaleApplication", "app": app} for app in wanted)]}]}
         return await self._apply(path, {**body, "id": path}, response, force)
 
-    async def delete(self, response: Response, group: str = "", force: bool = False) -> Json:
+    async def delete(self, response: Response, group: str = "", force: Flag = False) -> Json:
         path = _path(group)
         apps = await self._existing(path)
         for app in apps:

@@ -11,7 +11,6 @@ from collections.abc import Collection, Iterable
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Body, Header, Query, Request, Response
-from pydantic import BeforeValidator
 from starlette.responses import PlainTextResponse
 
 from frameworks.services import catalog, schema
@@ -34,6 +33,7 @@ from master.rest import cluster
 from master.rest.accept import preferred
 from master.rest.errors import ApiError
 from master.rest.event_stream import LastEventId, chosen, stream
+from master.rest.flag import Flag
 from master.store.base import Store
 
 MARATHON_VERSION = "1.11.0"  # of the API: clients choose their calls by it
@@ -46,8 +46,6 @@ EMBEDDED_TASKS = {"app.tasks", "apps.tasks"}
 EMBEDDED_READINESS = {"app.readiness", "apps.readiness"}
 
 Json = dict[str, Any]
-# Clients write `?scale=true`, `?scale=True` and `?scale`.
-Flag = Annotated[bool, Query(), BeforeValidator(lambda value: True if value == "" else value)]
 Embed = Annotated[list[str], Query()]
 Accept = Annotated[str, Header()]
 Status = Literal["running", "staging"]

@@ -29,9 +29,10 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """`state` is `succeeded`, `failed` or `cancelled`. `at` is in seconds since the epoch."""
+    """Of those of its apps that it is over for. `state` is `succeeded`, or what became of the first that did not:
+    `failed` or `cancelled`. `at` is in seconds since the epoch."""
 
-    app: App
+    apps: tuple[App, ...]
     state: str
     reason: str
     at: float
@@ -53,7 +54,7 @@ class Rollouts:
         """What the store has of an app, before and after."""
         if app is not None and previous is not None and app.deployment == previous.deployment:
             if app.outcome and not previous.outcome:
-                self._end(app, *(("succeeded", "") if app.outcome == SUCCEEDED else ("failed", app.outcome)))
+                self._end(app, *((SUCCEEDED, "") if app.outcome == SUCCEEDED else ("failed", app.outcome)))
             elif not app.outcome and app.id not in self._under_way:  # it was read at the start already
                 self._begin(app)
             return
@@ -71,7 +72,9 @@ class Rollouts:
         return app_id in self._under_way
 
     def ended(self, deployment: str) -> Ended | None:
-        return self._ended.get(deployment)
+        """None while it is under way for any of its apps."""
+        under_way = any(app.deployment == deployment for app in self._under_way.values())
+        return None if under_way else self._ended.get(deployment)
 
     async def settle(self, app: App, runs: list[Run]) -> None:
         """Of an app that may be as it was asked to be. Raises StoreError."""
@@ -109,10 +112,12 @@ class Rollouts:
 
     def _end(self, app: App, state: str, reason: str) -> None:
         self._under_way.pop(app.id, None)
-        self._ended[app.deployment] = Ended(app, state, reason, time.time())
+        known = self._ended.pop(app.deployment, None) or Ended((), SUCCEEDED, "", 0.0)
+        worst = (state, reason) if known.state == SUCCEEDED else (known.state, known.reason)
+        self._ended[app.deployment] = Ended((*known.apps, app), *worst, time.time())
         while len(self._ended) > ENDED_KEPT:
             del self._ended[next(iter(self._ended))]
-        self._events.deployment("deployment_success" if state == "succeeded" else "deployment_failed", app)
+        self._events.deployment("deployment_success" if state == SUCCEEDED else "deployment_failed", app)
 
 
 def stage(app: App, runs: list[Run]) -> str:

@@ -596,3 +596,53 @@ async def test_there_are_not_more_instances_than_addresses(client: httpx2.AsyncC
     answer = await client.put("/v2/apps/group/web", json={"instances": 3})
     assert answer.status_code == 422 and answer.json()["details"][0]["path"] == "/instances"
     assert "one for each of the 3 instances, not 2" in answer.json()["details"][0]["errors"][0]
+
+
+async def both(client: httpx2.AsyncClient, cluster: Cluster) -> str:
+    """The deployment of a change of two apps, of which nothing has come to run yet."""
+    for name in ("/a", "/b"):
+        assert (await client.post("/v2/apps", json=WEB | {"id": name, "container": {}})).is_success
+    await until(lambda: len(cluster.tasks) == 4 and not cluster.deploying())
+    cluster.automatic = False
+    change = await client.put("/v2/apps", json=[{"id": "/a", "instances": 3}, {"id": "/b", "instances": 3}])
+    await until(lambda: len(cluster.tasks) == 6)
+    return str(change.json()["deploymentId"])
+
+
+async def test_a_deployment_of_several_apps_is_over_when_it_is_for_all(
+    client: httpx2.AsyncClient, cluster: Cluster
+) -> None:
+    path = f"/api/v1/deployments/{await both(client, cluster)}"
+    for name, state in (("/a", "running"), ("/b", "succeeded")):
+        (new,) = (task for task in cluster.active(name) if task.status.state < TaskState.RUNNING)
+        cluster.advance(new.spec.id, TaskState.RUNNING)
+        await until(lambda name=name: len(cluster.running(name)) == 3)  # type: ignore[misc]
+        await until(lambda left=2 if name == "/a" else 1: cluster.deploying() < left)  # type: ignore[misc]
+        assert (await client.get(path)).json()["state"] == state
+    over = (await client.get(path)).json()
+    assert (over["apps"], over["wanted"], over["serving"]) == (["/a", "/b"], 6, 6)
+
+
+async def test_several_apps_go_back_in_one_deployment(client: httpx2.AsyncClient, cluster: Cluster) -> None:
+    cancelled = await both(client, cluster)
+    back = (await client.delete(f"/v2/deployments/{cancelled}")).json()["deploymentId"]
+    apps = [(await client.get(f"/v2/apps/{name}")).json()["app"] for name in "ab"]
+    assert [(app["instances"], app["deployments"]) for app in apps] == [(2, [{"id": back}])] * 2
+    seen = (await client.get(f"/api/v1/deployments/{cancelled}")).json()
+    assert (seen["state"], seen["apps"]) == ("failed", ["/a", "/b"])
+
+
+async def test_flags_without_a_value(client: httpx2.AsyncClient, cluster: Cluster) -> None:
+    cluster.automatic = False
+    assert (await client.post("/v2/groups", json={"id": "/g", "apps": [WEB | {"id": "/g/web"}]})).is_success
+    dry = await client.put("/v2/groups/g?dryRun&force", json={"apps": []})
+    assert dry.status_code == 200 and (await client.get("/v2/apps/g/web")).is_success
+    (deployment,) = (await client.get("/v2/deployments")).json()
+    assert (await client.delete(f"/v2/deployments/{deployment['id']}?force")).status_code == 202
+
+
+async def test_a_system_service_has_no_canary(client: httpx2.AsyncClient, cluster: Cluster) -> None:
+    assert (await client.post("/v2/apps", json=WEB | {"labels": {"tepui/system": "true"}})).is_success
+    await settled(cluster, 2)
+    refused = await client.put("/v2/apps/group/web?canary=1", json={"mem": 32})
+    assert refused.status_code == 422 and "a system service has no place" in refused.text

@@ -20,6 +20,7 @@ from frameworks.services.vips import refuse_bad
 from frameworks.services.wanted import Run, instances
 from master.rest import cluster
 from master.rest.errors import ApiError
+from master.rest.flag import Flag
 from master.store.base import Store
 
 Json = dict[str, Any]
@@ -76,7 +77,7 @@ class PodsApi:
         return pod_json(await self._existing(pod_id))
 
     async def update(
-        self, pod_id: str, definition: PodDefinition, request: Request, response: Response, force: bool = False
+        self, pod_id: str, definition: PodDefinition, request: Request, response: Response, force: Flag = False
     ) -> Json:
         path = "/" + pod_id
         if definition.id != path:
@@ -90,7 +91,7 @@ class PodsApi:
         self._services.events.asked(pod, request.url.path, client_of(request), is_new=False)
         return _deployed(pod, response)
 
-    async def delete(self, pod_id: str, request: Request, response: Response, force: bool = False) -> Json:
+    async def delete(self, pod_id: str, request: Request, response: Response, force: Flag = False) -> Json:
         path = "/" + pod_id
         try:
             pod = await catalog.remove(self._store, path, PodDefinition, force)
