@@ -131,8 +131,12 @@ def read_ended(client: Client, deployment: str) -> Deployment:
 
 
 def over(found: Deployment) -> bool:
-    """A canary that serves is what was asked for; it stays until somebody says what becomes of it."""
-    return found["state"] != RUNNING or (found["canary"] is not None and found["serving"] >= found["canary"])
+    """A canary that serves in the place of others is what was asked for; it stays until somebody says what becomes of
+    it."""
+    if found["state"] != RUNNING:
+        return True
+    canary, beside = found["canary"], found["wanted"] - found["old"]
+    return canary is not None and min(found["serving"], beside) >= canary
 
 
 def failure(found: Deployment) -> str:
