@@ -15,7 +15,7 @@ from pydantic import AfterValidator, BaseModel, Field, field_validator, model_va
 from frameworks.services import confinement, networking, volumes
 from frameworks.services.artifacts import Artifacts, DockerImage, Reference, Secrets, fetches, pull_problems
 from frameworks.services.constraints import MOST, Constraint, problem_of
-from frameworks.services.definition import Labels, without_nulls
+from frameworks.services.definition import PlainLabels, without_nulls
 from frameworks.services.fields import STRICT, Whole, invalid, invalid_at
 from frameworks.services.networking import ADDRESS, NetworkRefs
 from frameworks.services.values import Amount, Environment, Gpus, Seconds, Text, User
@@ -235,7 +235,7 @@ class Definition(Strict):
     id: JobId
     description: Annotated[str, Field(max_length=10_000)] | None = None
     dependencies: Annotated[list[Dependency], Field(max_length=DEPENDENCIES_MOST)] = []
-    labels: Labels = {}
+    labels: PlainLabels = {}
     run: RunSpec
 
     @model_validator(mode="before")

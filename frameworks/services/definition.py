@@ -84,8 +84,18 @@ def _sound_labels(labels: dict[str, str]) -> dict[str, str]:
     return labels
 
 
+def _plain_labels(labels: dict[str, str]) -> dict[str, str]:
+    for key in labels:
+        if key.startswith(options.PREFIX):
+            raise invalid(
+                f"label {key}: the prefix {options.PREFIX} says something of services and pods, and nothing here"
+            )
+    return labels
+
+
 AppId = Annotated[str, AfterValidator(_app_id)]
 Labels = Annotated[dict[str, str], AfterValidator(_sound_labels)]
+PlainLabels = Annotated[dict[str, str], AfterValidator(_plain_labels)]
 
 
 class Strict(BaseModel):

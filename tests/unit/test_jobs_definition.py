@@ -151,6 +151,11 @@ def test_dependencies_are_named_once() -> None:
     assert problems(Definition, body) == {"/dependencies": "a occurs more than once"}
 
 
+def test_labels_with_our_prefix_mean_nothing_of_a_job() -> None:
+    (problem,) = problems(Definition, {"id": "job", "run": RUN, "labels": {"tepui/deadline": "60"}}).items()
+    assert problem[0] == "/labels" and "tepui/deadline" in problem[1]
+
+
 def test_eq_is_read_as_is() -> None:
     constraint = {"attribute": "rack", "operator": "EQ", "value": "r1"}
     known = definition(placement={"constraints": [constraint]})

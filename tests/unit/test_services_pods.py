@@ -105,6 +105,7 @@ def test_what_a_definition_becomes() -> None:
             {"command": {"shell": "a"}, "overrideEntrypoint": False},
             "/containers(0)/exec",
         ),
+        ("containers.0.labels", {"tepui/system": "true"}, "/containers(0)/labels"),
         ("containers.0.image", {"kind": "APPC", "id": "nginx"}, "/containers(0)/image/kind"),
         ("containers.0.image", {"kind": "DOCKER", "id": "two words"}, "/containers(0)/image/id"),
         ("containers.0.image", {**IMAGE, "labels": {"version": "1"}}, "/containers(0)/image/labels"),

@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field, field_validator, model_validator
 
 from frameworks.services.artifacts import Artifacts, PullConfig, Reference, Secrets
 from frameworks.services.confinement import ResourceLimits, Seccomp
-from frameworks.services.definition import Labels
+from frameworks.services.definition import PlainLabels
 from frameworks.services.fields import STRICT, invalid
 from frameworks.services.pods.endpoints import Endpoint
 from frameworks.services.pods.health import HealthCheck
@@ -148,7 +148,7 @@ class Container(Strict):
     environment: Environment = {}
     user: User | None = None
     healthCheck: HealthCheck | None = None
-    labels: Annotated[Labels, Bounded] = {}
+    labels: Annotated[PlainLabels, Bounded] = {}
     lifecycle: Lifecycle = Lifecycle()
     linuxInfo: LinuxInfo = LinuxInfo()
     resourceLimits: ResourceLimits | None = None
