@@ -96,6 +96,7 @@ class Dispatcher:
         node_id = await agent_name(context)
         structlog.contextvars.bind_contextvars(node=node_id)
         statuses = await self._hello(node_id, request_iterator, context)
+        self.streams.forget(node_id)
         # From "connected", above, to the block below that takes it back, nothing waits, so nothing can be cancelled.
         session = self._sessions[node_id] = _Session(self._desired.open(node_id), self._turns)
         receiving = asyncio.create_task(self._receive(session, request_iterator))

@@ -74,7 +74,7 @@ class Stream:
             filling.cancel()
             closed.cancel()
             await asyncio.gather(filling, closed, return_exceptions=True)
-            self._break()
+            self.break_off()
 
     async def _fill(self, frames: AsyncIterator[pb.Frame]) -> None:
         async for frame in frames:
@@ -90,7 +90,7 @@ class Stream:
         finally:
             getting.cancel()
 
-    def _break(self) -> None:
+    def break_off(self) -> None:
         """The last frame is of interest only to a reader who has not seen the end."""
         self._broken = True
         self._incoming.put_nowait(pb.Frame(error=BROKEN))
@@ -119,6 +119,12 @@ class Streams:
             del self._open[asked.request]
             stream.close()
             self._tell(node, pb.MasterMessage(close=asked.request))
+
+    def forget(self, node: str) -> None:
+        """Its agent is another one now. A connection of the one before can outlive it in a process that it was about to
+        start, and nobody would hear of its end."""
+        for stream in [stream for stream in self._open.values() if stream.node == node]:
+            stream.break_off()
 
     async def join(self, node: str, request: str, frames: AsyncIterator[pb.Frame]) -> AsyncIterator[pb.Frame]:
         """The agent's call for `request`. Ends at once when nobody asked this node for it."""

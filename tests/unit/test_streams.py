@@ -11,6 +11,7 @@ import grpc.aio
 import pytest
 
 from agent.streams import CHUNK_BYTES, Refused, Serve, Stream, Streams
+from master import streams as master_streams
 from master.streams import StreamError
 from tests.unit.cluster import until
 from tests.unit.control import Dial, Master, cluster
@@ -153,3 +154,20 @@ async def test_calls_that_nobody_asked_this_node_for_end_at_once(tmp_path: Path)
                 call = other.stub.Stream(metadata=metadata, timeout=5)
                 assert await call.read() is grpc.aio.EOF
                 assert await call.code() is grpc.StatusCode.OK
+
+
+async def test_streams_to_an_agent_that_was_end_with_the_next_one() -> None:
+    streams = master_streams.Streams(lambda node, message: True)
+
+    async def opened() -> None:
+        async with streams.open("n1", pb.Open()):
+            pass
+
+    waiting = asyncio.create_task(opened())
+    await asyncio.sleep(0)
+    streams.forget("n2")
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    streams.forget("n1")
+    with pytest.raises(StreamError, match="broke"):
+        await waiting
